@@ -1,0 +1,138 @@
+"""Scoring a dataset class by class: anomaly maps, image scores, metrics, tables."""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from forward_utils import calculate_similarity_map
+from metrics import class_metrics, mean_row, metrics_eval
+from utils import on_terminal
+
+
+def adapted_predictor(model, anchors, img_size, domain):
+    """Scores of an adapted model: function (image [B, 3, H, W], class name) -> (maps [B, H, W], head [B])."""
+
+    def predict(image, class_name):
+        seg, det = model(image)
+        return score(seg, det, anchors[class_name], img_size, domain)
+
+    return predict
+
+
+def raw_clip_predictor(clip, anchors, img_size, domain):
+    """Scores of unadapted CLIP: patches of the last block, projected as CLS is, and CLS for the head."""
+
+    def predict(image, class_name):
+        depth = clip.default_levels[-1]
+        pooled, (tokens,) = clip.encode_image(image, [depth])
+        patches = F.normalize(clip.visual.ln_post(tokens[:, 1:]) @ clip.visual.proj, dim=-1)
+        return score([patches], F.normalize(pooled, dim=-1), anchors[class_name], img_size, domain)
+
+    return predict
+
+
+def score(patches, head, anchors, img_size, domain):
+    """Test map summed over the levels [B, img_size, img_size], and head score (head . abnormal + 1) / 2 [B]."""
+    maps = [calculate_similarity_map(level, anchors, img_size, test=True, domain=domain) for level in patches]
+    return torch.cat(maps, dim=1).sum(dim=1), (head @ anchors[:, 1] + 1) / 2
+
+
+@torch.no_grad()
+def predict_class(predict, dataset, class_name, *, batch_size, device, workers=0):
+    """Score every test image of one class.
+
+    Returns:
+        {"maps" [n, S, S] float32, "head" [n] float32, "masks" [n, S, S] uint8, "labels" [n], "files" [n]}
+    """
+    parts = {key: [] for key in ("maps", "head", "masks", "labels", "files")}
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
+        maps, head = predict(batch["image"].to(device), class_name)
+        parts["maps"].append(maps.float().cpu().numpy())
+        parts["head"].append(head.float().cpu().numpy())
+        parts["masks"].append(batch["mask"][:, 0].numpy().astype(np.uint8))
+        parts["labels"].append(np.asarray(batch["label"]))
+        parts["files"].extend(batch["file_name"])
+    return {key: value if key == "files" else np.concatenate(value) for key, value in parts.items()}
+
+
+def evaluate(predict, test_sets, domain, levels, *, batch_size, device, workers=0, on_class=None):
+    """Metrics of every class of a dataset.
+
+    Args:
+        predict: function (image, class name) -> (maps, head).
+        test_sets: {class name: dataset}.
+        levels: number of levels the maps sum over.
+        on_class: function (class name, predictions) called after each class, for pictures.
+
+    Returns:
+        {"classes": {name: metrics}, "mean": metrics, "upstream": [rows of upstream's table]}
+    """
+    classes, upstream = {}, []
+    for name, dataset in test_sets.items():
+        found = predict_class(predict, dataset, name, batch_size=batch_size, device=device, workers=workers)
+        maps, head = found["maps"], found["head"]
+        classes[name] = class_metrics(found["masks"], found["labels"], maps, head, domain, levels)
+        upstream.append(metrics_eval(found["masks"], found["labels"], maps, head, name, domain))
+        if on_class is not None:
+            on_class(name, found)
+    average = {key: float(np.mean([row[key] for row in upstream])) for key in upstream[0] if key != "class name"}
+    upstream.append({"class name": "Average"} | average)
+    return {"classes": classes, "mean": mean_row(list(classes.values())), "upstream": upstream}
+
+
+def format_table(rows):
+    """Upstream's table as aligned text: one line per class, percent with two decimals."""
+    columns = list(rows[0])
+    cells = [[f"{row[key]:.2f}" if key != "class name" else str(row[key]) for key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                     for line in [columns, *cells])  # fmt: skip
+
+
+def write_metrics(save_path, dataset, checkpoint, result, about):
+    """Merge one evaluation into `metrics.json` (full precision, undefined = null) and rewrite `metrics.csv`.
+
+    Args:
+        about: what the numbers depend on (image size, seed, settings of the checkpoint).
+
+    Raises:
+        ValueError: the folder's metrics.json is not readable; it is left as it is.
+    """
+    path = Path(save_path) / "metrics.json"
+    try:
+        everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): move it away, evaluation would overwrite it") from error
+    entry = about | {"classes": result["classes"], "mean": result["mean"]}
+    everything.setdefault(dataset, {})[checkpoint] = entry
+    write_text(path, json.dumps(everything, indent=1) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    metrics = list(result["mean"])
+    writer.writerow(["dataset", "checkpoint", "class", *metrics])
+    for name, checkpoints in everything.items():
+        for file, found in checkpoints.items():
+            for row_name, row in [*found["classes"].items(), ("mean", found["mean"])]:
+                writer.writerow([name, file, row_name, *(row.get(key) for key in metrics)])
+    write_text(path.with_suffix(".csv"), table.getvalue())
+
+
+def write_text(path, text):
+    """Replace a text file in one step, so that a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

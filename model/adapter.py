@@ -1,0 +1,115 @@
+"""AA-CLIP's adapted model: residual adapters in both towers of a frozen CLIP (arXiv 2503.06661)."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from model.adapter_modules import SimpleAdapter, SimpleProj, match_norm
+from model.blocks import run_blocks
+
+
+class AdaptedCLIP(nn.Module):
+    """A frozen CLIP with trainable text and image adapters; the constructor is upstream's.
+
+    Args:
+        clip_model: backbone from model.clip.create_model; not trained.
+        text_adapt_weight, image_adapt_weight: residual weight w in x <- w * adapted + (1 - w) * x.
+        text_adapt_until, image_adapt_until: number of first blocks that are followed by an adapter.
+        levels: numbers of vision blocks whose patches are compared with text; the quarters of the depth when None.
+        relu: LeakyReLU after the segmentation and detection projections.
+
+    Raises:
+        ValueError: more adapters than blocks.
+    """
+
+    def __init__(
+        self,
+        clip_model,
+        text_adapt_weight=0.1,
+        image_adapt_weight=0.1,
+        text_adapt_until=3,
+        image_adapt_until=6,
+        levels=None,
+        relu=False,
+    ):
+        super().__init__()
+        self.clipmodel = clip_model
+        self.text_adapt_weight, self.image_adapt_weight = text_adapt_weight, image_adapt_weight
+        self.text_adapt_until, self.image_adapt_until = text_adapt_until, image_adapt_until
+        self.levels = list(clip_model.default_levels if levels is None else levels)
+        for flag, wanted, tower in (
+            ("text_adapt_until", text_adapt_until, clip_model.transformer),
+            ("image_adapt_until", image_adapt_until, clip_model.visual.transformer),
+        ):
+            if not 0 <= wanted <= len(tower.resblocks):
+                raise ValueError(f"--{flag} {wanted}: the tower has {len(tower.resblocks)} blocks; choose at most that")
+        text_width, vision_width = clip_model.ln_final.weight.shape[0], clip_model.visual.proj.shape[0]
+        embed_width = clip_model.embed_dim
+        self.text_adapter = nn.ModuleList(
+            [SimpleAdapter(text_width, text_width) for _ in range(text_adapt_until)]
+            + [SimpleProj(text_width, embed_width, relu=True)]
+        )
+        self.image_adapter = nn.ModuleDict(
+            {
+                "layer_adapters": nn.ModuleList(
+                    SimpleAdapter(vision_width, vision_width) for _ in range(image_adapt_until)
+                ),
+                "seg_proj": nn.ModuleList(SimpleProj(vision_width, embed_width, relu) for _ in self.levels),
+                "det_proj": SimpleProj(vision_width, embed_width, relu),
+            }
+        )
+        for adapter in (self.text_adapter, self.image_adapter):
+            for parameter in adapter.parameters():
+                nn.init.xavier_uniform_(parameter)
+
+    def train(self, mode=True):
+        """Training mode for the adapters; the frozen CLIP stays in eval mode."""
+        super().train(mode)
+        self.clipmodel.eval()
+        return self
+
+    def after_text_block(self, i, x):
+        """Text tokens [P, T, W] after block i, with the block's adapter mixed in."""
+        if i >= self.text_adapt_until:
+            return x
+        return self._mix(self.text_adapter[i], x, self.text_adapt_weight)
+
+    def after_image_block(self, i, x):
+        """Vision tokens [B, N, C] after block i, with the block's adapter mixed in."""
+        if i >= self.image_adapt_until:
+            return x
+        return self._mix(self.image_adapter["layer_adapters"][i], x, self.image_adapt_weight)
+
+    @staticmethod
+    def _mix(adapter, x, weight):
+        return weight * match_norm(adapter(x), x) + (1 - weight) * x
+
+    def encode_text(self, text, adapt_text=True):
+        """Text features of token ids [P, T] -> [P, E], not normalised; plain CLIP's when `adapt_text` is off."""
+        if not adapt_text:
+            return self.clipmodel.encode_text(text)
+        return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, self.after_text_block))
+
+    def image_levels(self, image):
+        """Adapted vision tokens at every level: images [B, 3, H, W] -> list of [B, N, C]."""
+        visual = self.clipmodel.visual
+        x = visual.embed(image)
+        return run_blocks(visual.transformer.resblocks, x, self.levels, self.after_image_block, max(self.levels))[1]
+
+    def forward(self, image):
+        """Patch and image embeddings, compared with anchors by cosine.
+
+        Args:
+            image: [B, 3, H, W], normalised with CLIP's mean and standard deviation.
+
+        Returns:
+            (seg, det): list of [B, L, E] per level, and [B, E]; seg is unit length per patch, det the mean of
+            unit-length patches of the last level.
+        """
+        patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in self.image_levels(image)]  # CLS dropped
+        seg = [
+            F.normalize(project(x), dim=-1)
+            for project, x in zip(self.image_adapter["seg_proj"], patches, strict=True)
+        ]
+        det = F.normalize(self.image_adapter["det_proj"](patches[-1]), dim=-1).mean(dim=1)
+        return seg, det
+

@@ -1,0 +1,34 @@
+"""The two small modules AA-CLIP trains; names and state-dict keys are upstream's."""
+
+from torch import nn
+
+
+class SimpleAdapter(nn.Module):
+    """Linear without bias, then LeakyReLU: [..., c_in] -> [..., c_out]."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(c_in, c_out, bias=False), nn.LeakyReLU(0.01))
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class SimpleProj(nn.Module):
+    """Linear without bias, with LeakyReLU if `relu`: [..., c_in] -> [..., c_out].
+
+    The key is `fc.weight` without relu and `fc.0.weight` with it, as upstream's checkpoints have it.
+    """
+
+    def __init__(self, c_in, c_out, relu=True):
+        super().__init__()
+        linear = nn.Linear(c_in, c_out, bias=False)
+        self.fc = nn.Sequential(linear, nn.LeakyReLU(0.01)) if relu else linear
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def match_norm(y, x):
+    """y rescaled per token to the norm of x: y * |x| / |y|. Both [..., width]."""
+    return y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)

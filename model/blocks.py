@@ -1,0 +1,34 @@
+"""The one loop over transformer blocks that every use of a tower goes through."""
+
+from itertools import islice
+
+
+def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mask=None):
+    """Run residual blocks and collect the features at the requested levels.
+
+    Args:
+        blocks: sequence of batch-first residual attention blocks.
+        x: [B, N, width] input tokens.
+        levels: numbers of blocks (1-based) after which the tokens are collected.
+        after_block: function (i, x) -> x called after block i (0-based); this is where adaptation enters.
+        stop_after: number of blocks to run; all when None.
+        attn_mask: [N, N] additive attention mask, or None.
+
+    Returns:
+        (x, features): the last tokens [B, N, width] and one [B, N, width] tensor per entry of `levels`, in order.
+
+    Raises:
+        ValueError: a level lies outside the blocks that are run.
+    """
+    count = len(blocks) if stop_after is None else stop_after
+    outside = [level for level in levels if not 1 <= level <= count]
+    if outside:
+        raise ValueError(f"levels {outside} lie outside 1..{count}: choose levels the tower reaches")
+    collected = {}
+    for i, block in enumerate(islice(blocks, count)):
+        x = block(x, attn_mask=attn_mask)
+        if after_block is not None:
+            x = after_block(i, x)
+        if i + 1 in levels:
+            collected[i + 1] = x
+    return x, [collected[level] for level in levels]

@@ -1,0 +1,192 @@
+"""The frozen CLIP backbone: open_clip's modules under AA-CLIP's public interface."""
+
+import copy
+import logging
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from model.blocks import run_blocks
+from model.surgery import replace_attention
+from model.weights_file import find_weights, load_backbone_weights
+
+CONFIGS = Path(__file__).parent / "model_configs"
+open_clip.add_model_config(CONFIGS)
+CLIP_VOCABULARY = 49408  # byte pairs of OpenAI's tokenizer
+logger = logging.getLogger(__name__)
+
+
+class VisionTower(nn.Module):
+    """A CLIP ViT with the parts AA-CLIP reaches for: `ln_post`, `proj`, `DAPM_replace`."""
+
+    def __init__(self, visual):
+        """visual: open_clip VisionTransformer with a CLS token and CLS pooling."""
+        super().__init__()
+        self.conv1 = visual.conv1
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self.grid_size, self.patch_size, self.image_size = visual.grid_size, visual.patch_size, visual.image_size
+        self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
+        self.ln_post, self.proj = visual.ln_post, visual.proj
+
+    def DAPM_replace(self, DPAM_layer, across_batch=True):  # upstream's name and argument
+        """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
+        self.transformer.resblocks = replace_attention(self.transformer.resblocks, DPAM_layer - 1, across_batch)
+
+    def embed(self, image):
+        """Input tokens of the first block: images [B, 3, H, W] -> [B, N, C], CLS first.
+
+        Raises:
+            ValueError: the images are not of the size the positions were made for.
+        """
+        if tuple(image.shape[-2:]) != tuple(self.image_size):
+            raise ValueError(
+                f"images of {tuple(image.shape[-2:])} pixels in a backbone made for {tuple(self.image_size)}: "
+                "give create_model and the dataset the same --img_size"
+            )
+        x = self.conv1(image).flatten(2).transpose(1, 2)  # [B, L, C]
+        cls = self.class_embedding.expand(x.shape[0], 1, -1)
+        return self.ln_pre(torch.cat([cls, x], dim=1) + self.positional_embedding)
+
+
+class CLIP(nn.Module):
+    """Frozen CLIP; parameter names are OpenAI's and open_clip's."""
+
+    def __init__(self, model):
+        """model: open_clip.model.CLIP with a ViT image tower and end-of-text pooling."""
+        super().__init__()
+        self.visual = VisionTower(model.visual)
+        self.transformer = model.transformer
+        self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
+        self.ln_final, self.text_projection, self.logit_scale = model.ln_final, model.text_projection, model.logit_scale
+        self.register_buffer("attn_mask", model.attn_mask, persistent=False)
+        self.context_length, self.vocab_size = model.context_length, model.vocab_size
+
+    @property
+    def embed_dim(self):
+        """Width E of the shared image-text space."""
+        return self.visual.proj.shape[1]
+
+    @property
+    def default_levels(self):
+        """The four quarters of the vision depth: 6, 12, 18, 24 for 24 blocks."""
+        depth = len(self.visual.transformer.resblocks)
+        return [depth * quarter // 4 for quarter in (1, 2, 3, 4)]
+
+    def encode_image(self, image, out_layers=()):
+        """Pooled embedding and the tokens of some levels.
+
+        Args:
+            image: [B, 3, H, W], normalised with CLIP's mean and standard deviation.
+            out_layers: levels (1-based block counts) to return.
+
+        Returns:
+            (pooled [B, E], [tokens [B, N, C] per level]); tokens before `ln_post`, CLS first.
+        """
+        x = self.visual.embed(image)
+        x, tokens = run_blocks(self.visual.transformer.resblocks, x, tuple(out_layers))
+        return self.pool(x), tokens
+
+    def pool(self, tokens):
+        """The image embedding [B, E] of the last block's tokens [B, N, C]."""
+        return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+
+    def text_tokens_at_end(self, text, after_block=None):
+        """`ln_final` features at the end-of-text token: ids [P, T] -> [P, W].
+
+        Attention is causal, so the columns behind the longest prompt cannot change the result and are cut.
+        """
+        end = text.argmax(dim=-1)
+        text = text[:, : int(end.max()) + 1]
+        length = text.shape[1]
+        x = self.token_embedding(text) + self.positional_embedding[:length]
+        x, _ = run_blocks(
+            self.transformer.resblocks, x, after_block=after_block, attn_mask=self.attn_mask[:length, :length]
+        )
+        return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
+
+    def encode_text(self, text):
+        """Text embedding of token ids [P, T] -> [P, E], not normalised."""
+        return self.text_tokens_at_end(text) @ self.text_projection
+
+
+def create_model(
+    model_name,
+    img_size,
+    pretrained=None,
+    precision="fp32",
+    device="cpu",
+    cache_dir=None,
+    require_pretrained=False,
+    *,
+    quick_gelu=False,
+    clip_weights=None,
+):
+    """Build a frozen CLIP backbone and load its weights; the positional arguments are upstream's.
+
+    Args:
+        model_name: an open_clip ViT architecture, or ViT-Tiny-8-demo (shipped with weights).
+        img_size: image side in pixels; positions are resized (bicubic) to its patch grid.
+        pretrained: "openai" or another open_clip tag, a weight file, or None for random weights.
+        precision: "fp32", "fp16" or "bf16".
+        device: torch device of the result.
+        cache_dir: where open_clip keeps its downloads.
+        require_pretrained: raise instead of returning random weights when `pretrained` is None.
+        quick_gelu: build the activation OpenAI trained with. Kept oddity of AA-CLIP: off, although OpenAI's
+            weights are QuickGELU weights. Networks trained with GELU (the tiny demo CLIP) must leave it off.
+        clip_weights: weight file; before the environment's AACLIP_CLIP_WEIGHTS, and both before every other place.
+
+    Raises:
+        ValueError: unknown or unsupported architecture, or an image size the patches do not tile.
+        FileNotFoundError: no weights were found; the message says where it looked.
+        RuntimeError: the weight file is damaged or belongs to another architecture.
+    """
+    model = _build(model_name, img_size, quick_gelu)
+    if pretrained is None and require_pretrained:
+        raise ValueError("require_pretrained without `pretrained`: pass pretrained='openai', a tag or a file")
+    if pretrained is not None:
+        path = find_weights(model_name, pretrained, clip_weights, cache_dir)
+        load_backbone_weights(model, path, model_name)
+        logger.info("backbone %s from %s", model_name, path.name)
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if precision not in dtypes:
+        raise ValueError(f"precision {precision!r}: choose one of {sorted(dtypes)}")
+    return CLIP(model).to(device=device, dtype=dtypes[precision]).requires_grad_(False).eval()
+
+
+def _build(model_name, img_size, quick_gelu):
+    """An open_clip CLIP of random weights, checked to be one this project can adapt."""
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        raise ValueError(f"--model_name {model_name}: unknown to open_clip; try ViT-L-14-336 or ViT-Tiny-8-demo")
+    patch = config.get("vision_cfg", {}).get("patch_size")
+    foreign = sorted(set(config) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
+    text = config.get("text_cfg", {})
+    if not patch or foreign or text.get("vocab_size") != CLIP_VOCABULARY or "hf_model_name" in text:
+        raise ValueError(f"--model_name {model_name}: needs a ViT image tower and CLIP's own text tower and vocabulary")
+    if img_size < patch:
+        raise ValueError(f"--img_size {img_size} is smaller than one {patch}-pixel patch of {model_name}")
+    model = open_clip.CLIP(
+        config["embed_dim"],
+        vision_cfg=config["vision_cfg"] | {"image_size": img_size},
+        text_cfg=text,
+        quick_gelu=quick_gelu or config.get("quick_gelu", False),
+    )
+    visual = getattr(model, "visual", None)
+    plain_vit = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+    if not plain_vit or getattr(model, "text_pool_type", None) != "argmax" or visual.final_ln_after_pool:
+        raise ValueError(f"--model_name {model_name}: needs CLS pooling and end-of-text pooling, as OpenAI's ViTs have")
+    return model
+
+
+def surgery_copy(clip, surgery_until_layer, across_batch=True):
+    """The surgery model of `clip` with shared weights: blocks before the surgery are the very same modules."""
+    surgery, visual = copy.copy(clip), copy.copy(clip.visual)
+    surgery._modules, visual._modules = dict(clip._modules), dict(clip.visual._modules)
+    surgery.visual, visual.transformer = visual, copy.copy(visual.transformer)
+    visual.transformer._modules = dict(visual.transformer._modules)
+    visual.DAPM_replace(surgery_until_layer, across_batch)
+    return surgery

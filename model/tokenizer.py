@@ -1,0 +1,32 @@
+"""CLIP's byte-pair tokenizer under AA-CLIP's public name."""
+
+import open_clip
+import torch
+
+
+def tokenize(texts, context_length=77, truncate=False):
+    """Token ids of one text or a list of texts.
+
+    Args:
+        texts: str or list of str.
+        context_length: tokens per text T; start and end tokens included, zero padded.
+        truncate: cut longer texts instead of refusing them.
+
+    Returns:
+        int64 [P, T].
+
+    Raises:
+        ValueError: a text needs more than `context_length` tokens and `truncate` is off.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    tokenizer = open_clip.get_tokenizer("ViT-L-14")
+    tokens = tokenizer(texts, context_length=context_length)
+    if not truncate:
+        for text in texts:
+            needed = len(tokenizer.encode(text)) + 2  # start and end token
+            if needed > context_length:
+                raise ValueError(
+                    f"{text!r} needs {needed} tokens, the text tower takes {context_length}: "
+                    "shorten the class's real name, or pass truncate=True"
+                )
+    return tokens.to(torch.int64)

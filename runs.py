@@ -1,0 +1,155 @@
+"""A run's life around the training loop: open its folder, resume it, write its checkpoints, read it for testing."""
+
+from typing import NamedTuple
+
+import torch
+
+from checkpoints import load_checkpoint, load_module, restore_rng, rng_state, save_checkpoint, versions
+from options import changed_oddities, settings
+from utils import choose_device, get_logger, lock_run, setup_seed
+
+MAY_DIFFER = {  # flags that may change between a run's start and its resume, because they do not change its numbers
+    "save_path", "device", "workers", "data_root", "clip_weights", "text_epoch", "image_epoch", "dataset_config",
+    "real_names", "criterion", "corrected", "typed",
+}  # fmt: skip
+ADAPTER_FLAGS = (
+    "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until"
+)  # fmt: skip
+NETWORK_FLAGS = ("img_size", "quick_gelu")  # may differ at test time; the log says so
+
+
+class Record(NamedTuple):
+    """What every checkpoint of a run carries beside its weights."""
+
+    settings: dict
+    versions: dict
+
+
+def open_run(args, log_name):
+    """Seed everything, choose the device, lock the run folder and start its log.
+
+    Returns:
+        (device, logger, lock)
+    """
+    setup_seed(args.seed)  # before CUDA starts
+    lock = lock_run(args.save_path)
+    logger = get_logger(args.save_path, log_name)
+    device = choose_device(args.device)
+    logger.info("flags: " + ", ".join(f"{key}={value}" for key, value in sorted(settings(args).items())))
+    corrections = changed_oddities(settings(args))
+    kind = f"corrections on: {corrections}" if corrections else "none corrected, as in AA-CLIP"
+    logger.info(f"oddities of AA-CLIP (README): {kind}; device {device}")
+    return device, logger, lock
+
+
+def record_of(args):
+    """The record of a run started with these flags."""
+    return Record(settings(args), versions())
+
+
+def save_stage(path, epoch, modules, optimizer_key, optimizer, scheduler=None, record=None):
+    """Write one stage's checkpoint with upstream's keys, and what a resume needs beside them.
+
+    Args:
+        path: file, or several files of the same content.
+        epoch: epochs done.
+        modules: {key: module}, for instance {"text_adapter": ...}.
+        optimizer_key: "text_optimizer" or "image_optimizer".
+    """
+    content = {"epoch": epoch} | {key: module.state_dict() for key, module in modules.items()}
+    content |= {optimizer_key: optimizer.state_dict(), "rng": rng_state()}
+    if scheduler is not None:
+        content["scheduler"] = scheduler.state_dict()
+    if record is not None:
+        content |= record._asdict()
+    for file in path if isinstance(path, list) else [path]:
+        save_checkpoint(file, content)
+
+
+def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logger):
+    """Continue a stage from its checkpoint, if there is one.
+
+    Files of AA-CLIP have no RNG, scheduler or settings: their weights and optimiser are continued, and the log says so.
+
+    Returns:
+        epochs done so far, 0 without a file.
+
+    Raises:
+        RuntimeError: damaged file, other adapter settings, or a run with other flags.
+    """
+    if not path.is_file():
+        return 0
+    content = load_checkpoint(path, keys=["epoch", *modules, optimizer_key])
+    check_same_run(content.get("settings"), args, path)
+    for key, module in modules.items():
+        load_module(module, content[key], path)
+    optimizer.load_state_dict(content[optimizer_key])
+    if "rng" in content:
+        restore_rng(content["rng"])
+    else:
+        logger.warning(f"{path.name} carries no RNG state (a file of AA-CLIP): the run goes on, but not bit for bit")
+    if scheduler is not None and "scheduler" in content:
+        scheduler.load_state_dict(content["scheduler"])
+    logger.info(f"{path.name}: {content['epoch']} epochs done, continuing from there")
+    return content["epoch"]
+
+
+def check_same_run(stored, args, path):
+    """Refuse to continue a run with flags that change its numbers.
+
+    Raises:
+        RuntimeError: names every flag that differs with both values.
+    """
+    current = settings(args)
+    differing = [
+        f"--{key} was {value!r}, is {current[key]!r}"
+        for key, value in (stored or {}).items()
+        if key in current and key not in MAY_DIFFER and value != current[key]
+    ]
+    if differing:
+        raise RuntimeError(
+            f"{path} belongs to a run with other settings: {'; '.join(differing)}. "
+            "Continue with its flags, or start a new run with another --save_path"
+        )
+
+
+def adopt_settings(args, stored, path, logger):
+    """Set the model flags the user did not type to the ones a checkpoint was trained with.
+
+    Raises:
+        RuntimeError: a typed adapter flag contradicts the checkpoint.
+    """
+    for flag in (*ADAPTER_FLAGS, *NETWORK_FLAGS):
+        if not stored or flag not in stored or stored[flag] == getattr(args, flag):
+            continue
+        trained, given = stored[flag], getattr(args, flag)
+        if flag not in args.typed:
+            setattr(args, flag, trained)
+        elif flag in ADAPTER_FLAGS:
+            raise RuntimeError(
+                f"checkpoint {path} was made with other adapter settings: --{flag} was {trained!r}, is {given!r}. "
+                "Leave the flag away to use the checkpoint's"
+            )
+        else:
+            logger.warning(f"trained with --{flag} {trained}, tested with {given}, as typed")
+    corrections = changed_oddities(stored or {})
+    if corrections:
+        logger.info(f"trained with corrections of AA-CLIP's oddities: {corrections}")
+
+
+def milestones_in_steps(milestones, steps):
+    """LR milestones as batches: values all below 1 are fractions of the run's `steps`.
+
+    Raises:
+        ValueError: fractions and steps are mixed, or a value is not positive.
+    """
+    if all(0 < value < 1 for value in milestones):
+        return [max(1, round(value * steps)) for value in milestones]
+    if all(value >= 1 and value == int(value) for value in milestones):
+        return [int(value) for value in milestones]
+    raise ValueError(f"--milestones {milestones}: give whole steps (16000 32000) or fractions of the run (0.5 0.8)")
+
+
+def adam(module, lr):
+    """AA-CLIP's optimiser over a module's parameters."""
+    return torch.optim.Adam(module.parameters(), lr=lr, betas=(0.5, 0.999))

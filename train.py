@@ -1,0 +1,147 @@
+"""Train the AA-CLIP baseline: stage 1 adapts the text tower, stage 2 the image tower (arXiv 2503.06661)."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+import options
+from dataset import EpochSampler, get_dataset, load_dataset_config, load_real_names
+from engine import image_stage_loss, text_stage_loss, train_stage
+from forward_utils import anchors_of_batch, frozen_patches, get_adapted_text_embedding
+from model.adapter import AdaptedCLIP
+from model.clip import create_model, surgery_copy
+from runs import adam, milestones_in_steps, open_run, record_of, resume_stage, save_stage
+from utils import close_logger, setup_seed
+
+
+def train_text_adapter(
+    adapted_model, clip_surgery, text_norm_weight, train_loader, optimizer, device, start_epoch, save_path, text_epoch,
+    dataset_name, img_size, logger, *, text_loss_levels="last", text_cls_weight=0.0, record=None,
+):  # fmt: skip
+    """Stage 1: train `adapted_model.text_adapter` on frozen patches; upstream's arguments.
+
+    Args:
+        clip_surgery: the surgery model whose patches are segmented.
+        train_loader: iterable of batches {"image", "mask", "label", "class_name"}.
+        img_size: side of the images and masks in pixels.
+        text_loss_levels, text_cls_weight: corrections of oddities, see engine.text_stage_loss.
+        record: runs.Record written into `text_adapter.pth`.
+
+    Returns:
+        `adapted_model`.
+    """
+    model = adapted_model
+    levels = model.levels if text_loss_levels == "all" else model.levels[-1:]
+    step_loss = partial(
+        text_stage_loss,
+        patches_of=lambda image: frozen_patches(model.clipmodel, clip_surgery, image, levels),
+        anchors_of=lambda class_names: anchors_of_batch(model, dataset_name, class_names, device),
+        norm_weight=text_norm_weight,
+        cls_weight=text_cls_weight,
+    )
+
+    def save(epoch):
+        modules = {"text_adapter": model.text_adapter}
+        save_stage(Path(save_path) / "text_adapter.pth", epoch, modules, "text_optimizer", optimizer, record=record)
+
+    train_stage("text", step_loss, train_loader, optimizer, device, start_epoch=start_epoch, epochs=text_epoch,
+                logger=logger, save=save)  # fmt: skip
+    return model
+
+
+def train_image_adapter(
+    model, text_embeddings, train_loader, optimizer, scheduler, device, start_epoch, save_path, image_epoch, img_size,
+    logger, *, head_temperature=1.0, record=None,
+):  # fmt: skip
+    """Stage 2: train `model.image_adapter` against fixed anchors; upstream's arguments.
+
+    Args:
+        text_embeddings: {class name: anchors [E, 2]}, not trained.
+        scheduler: stepped after every batch.
+        head_temperature: correction of an oddity, see engine.image_stage_loss.
+        record: runs.Record written into `image_adapter.pth` and `image_adapter_{n}.pth`.
+
+    Returns:
+        `model`.
+    """
+    step_loss = partial(
+        image_stage_loss,
+        encode=lambda batch: model(batch["image"]),
+        anchors_of=lambda class_names: torch.stack([text_embeddings[name] for name in class_names]),
+        head_temperature=head_temperature,
+    )
+
+    def save(epoch):
+        files = [Path(save_path) / f"image_adapter_{epoch}.pth", Path(save_path) / "image_adapter.pth"]
+        modules = {"image_adapter": model.image_adapter}
+        save_stage(files, epoch, modules, "image_optimizer", optimizer, scheduler, record)
+
+    train_stage("image", step_loss, train_loader, optimizer, device, start_epoch=start_epoch, epochs=image_epoch,
+                logger=logger, save=save, scheduler=scheduler)  # fmt: skip
+    return model
+
+
+def build_parser():
+    """The flags of this script: AA-CLIP's, the run's and the corrections."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_model_flags(parser)
+    options.add_data_flags(parser, dataset="VisA", shot=32)
+    options.add_training_flags(parser)
+    options.add_oddity_flags(parser)
+    options.add_run_flags(parser, save_path="ckpt/baseline")
+    return parser
+
+
+def main(argv=None):
+    args = options.parse(build_parser(), argv)
+    device, logger, lock = open_run(args, "train.log")
+    if args.dataset_config:
+        load_dataset_config(args.dataset_config)
+    if args.real_names:
+        load_real_names(args.real_names)
+
+    clip = create_model(args.model_name, args.img_size, pretrained="openai", device=device, require_pretrained=True,
+                        quick_gelu=args.quick_gelu, clip_weights=args.clip_weights)  # fmt: skip
+    clip_surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
+    setup_seed(args.seed)  # the adapters' first values do not depend on the backbone
+    model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
+                        args.image_adapt_until, relu=args.relu).to(device)  # fmt: skip
+
+    sets = get_dataset(args.dataset, args.img_size, args.training_mode, args.shot, "train", logger,
+                       data_root=args.data_root, seed=args.seed)  # fmt: skip
+    text_loader, image_loader = (
+        DataLoader(images, batch_size, sampler=EpochSampler(len(images), args.seed), num_workers=args.workers)
+        for images, batch_size in zip(sets, (args.text_batch_size, args.image_batch_size), strict=True)
+    )
+    save_path, record = Path(args.save_path), record_of(args)
+
+    if args.text_epoch > 0:
+        optimizer = adam(model.text_adapter, args.text_lr)
+        done = resume_stage(save_path / "text_adapter.pth", {"text_adapter": model.text_adapter}, "text_optimizer",
+                            optimizer, None, args, logger)  # fmt: skip
+        train_text_adapter(model, clip_surgery, args.text_norm_weight, text_loader, optimizer, device, done, save_path,
+                           args.text_epoch, args.dataset, args.img_size, logger,
+                           text_loss_levels=args.text_loss_levels, text_cls_weight=args.text_cls_weight,
+                           record=record)  # fmt: skip
+    with torch.no_grad():
+        source = model if args.text_epoch > 0 else clip
+        text_embeddings = get_adapted_text_embedding(source, args.dataset, device)
+
+    optimizer = adam(model.image_adapter, args.image_lr)
+    milestones = milestones_in_steps(args.milestones, args.image_epoch * len(image_loader))
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
+    done = resume_stage(save_path / "image_adapter.pth", {"image_adapter": model.image_adapter}, "image_optimizer",
+                        optimizer, scheduler, args, logger)  # fmt: skip
+    train_image_adapter(model, text_embeddings, image_loader, optimizer, scheduler, device, done, save_path,
+                        args.image_epoch, args.img_size, logger, head_temperature=args.head_temperature,
+                        record=record)  # fmt: skip
+    logger.info(f"done: checkpoints in {save_path}")
+    close_logger(logger)
+    lock.release()
+
+
+if __name__ == "__main__":
+    main()
