@@ -12,16 +12,17 @@ from losses import calculate_seg_loss, orthogonality_loss
 from utils import on_terminal
 
 
-def text_stage_loss(batch, patches_of, anchors_of, *, norm_weight, cls_weight=0.0):
+def text_stage_loss(batch, patches_of, anchors_of, loss_levels, *, norm_weight, cls_weight=0.0):
     """Stage 1: teach the text tower anchors that segment frozen patches.
 
-    Kept oddity of AA-CLIP: its loss is overwritten in the level loop, so only the last level trains. Here
-    `patches_of` returns the levels that count (`--text_loss_levels all` gives all of them).
+    Kept oddity of AA-CLIP: its loss is overwritten in the level loop, so `loss_levels` is the last level alone;
+    `--text_loss_levels all` gives all of them.
 
     Args:
         batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device.
-        patches_of: image -> (list of patches [B, L, E], cls [B, E]).
-        anchors_of: class names -> anchors [B, E, 2].
+        patches_of: image -> ({level: patches [B, L, E]}, cls [B, E]).
+        anchors_of: (class names, patches) -> anchors [B, E, 2].
+        loss_levels: the levels that are segmented.
         norm_weight: weight of the anchors' orthogonality.
         cls_weight: weight of the image-level loss of the paper's Eq. 4; AA-CLIP's code has none (0).
 
@@ -29,9 +30,9 @@ def text_stage_loss(batch, patches_of, anchors_of, *, norm_weight, cls_weight=0.
         {term: scalar}; the loss is their sum.
     """
     patches, cls = patches_of(batch["image"])
-    anchors = anchors_of(batch["class_name"])
+    anchors = anchors_of(batch["class_name"], patches)
     terms = {
-        "segmentation": segmentation(patches, anchors, batch["mask"]),
+        "segmentation": segmentation([patches[level] for level in loss_levels], anchors, batch["mask"]),
         "orthogonality": norm_weight * orthogonality_loss(anchors),
     }
     if cls_weight:

@@ -101,10 +101,10 @@ def frozen_patches(clip, surgery, image, levels):
         surgery: the surgery model, whose patches are used. Leading blocks that are the very same modules in both
             (`model.clip.surgery_copy`) run once.
         image: [B, 3, H, W].
-        levels: levels to return.
+        levels: ascending levels to return.
 
     Returns:
-        (patches, cls): list of [B, L, E] = normalize(ln_post(patch) @ proj) + cls, and cls [B, E] of unit length.
+        (patches, cls): {level: [B, L, E] = normalize(ln_post(patch) @ proj) + cls}, and cls [B, E] of unit length.
     """
     plain, local = list(clip.visual.transformer.resblocks), list(surgery.visual.transformer.resblocks)
     same_input = clip.visual.conv1 is surgery.visual.conv1
@@ -117,7 +117,7 @@ def frozen_patches(clip, surgery, image, levels):
     tokens = early + (run_blocks(local[shared:], start, late, stop_after=max(late))[1] if late else [])
     visual = surgery.visual
     patches = [F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1) + cls[:, None] for x in tokens]
-    return patches, cls
+    return dict(zip(levels, patches, strict=True)), cls
 
 
 @lru_cache(maxsize=64)

@@ -38,7 +38,8 @@ def train_text_adapter(
     step_loss = partial(
         text_stage_loss,
         patches_of=lambda image: frozen_patches(model.clipmodel, clip_surgery, image, levels),
-        anchors_of=lambda class_names: anchors_of_batch(model, dataset_name, class_names, device),
+        anchors_of=lambda class_names, patches: anchors_of_batch(model, dataset_name, class_names, device),
+        loss_levels=levels,
         norm_weight=text_norm_weight,
         cls_weight=text_cls_weight,
     )
