@@ -1,0 +1,112 @@
+"""Images, masks and what they show: `get_dataset` is the way in, `constants` the registries of known datasets.
+
+Where a dataset's rows come from, first match first: `--dataset_config`'s jsonl; dataset/metadata/<name>/; a jsonl in
+the dataset's own folder; a scan of that folder in its published layout (`dataset.prepare`).
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from dataset.anomaly_dataset import Augmentation, BaseDataset, BaseSingleClassDataset
+from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES
+from dataset.custom import load_dataset_config, load_real_names, register_dataset
+from dataset.few_shot import select
+from dataset.jsonl import Sample, check_rows, read_rows
+from dataset.paths import DataFolder, resolve_data_root
+from dataset.prepare import scan
+from dataset.randomness import EpochSampler
+
+__all__ = [
+    "CLASS_NAMES", "DATA_PATH", "DOMAINS", "BaseDataset", "BaseSingleClassDataset", "EpochSampler", "get_dataset",
+    "load_dataset_config", "load_real_names", "register_dataset",
+]  # fmt: skip
+
+METADATA_FOLDER = Path(__file__).parent / "metadata"
+
+
+def get_dataset(
+    dataset_name: str,
+    img_size: int,
+    training_mode: str,
+    shot: int,
+    split: str,
+    logger: logging.Logger | None = None,
+    *,
+    data_root: str | os.PathLike | None = None,
+    meta_path: str | os.PathLike | None = None,
+    seed: int = 111,
+) -> tuple[BaseDataset, BaseDataset] | dict[str, BaseSingleClassDataset]:
+    """Datasets for training or testing; every row of their metadata is checked here.
+
+    split "train": (text set, image set), the same samples; the text set varies geometry, the image set colour too.
+    split "test": {class: its samples}, in the order of CLASS_NAMES, all of them whatever `shot` is.
+    `training_mode` "few_shot" takes `shot` images per class (0 = all) from <shot>-shot.jsonl, or chosen by `seed`;
+    "full_shot" takes all. `data_root` defaults to $AACLIP_DATA, else ./data; `meta_path` names a full-shot file to
+    read instead of the registered one. `seed` also keys the augmentation.
+
+    Raises ValueError for an unknown name, mode, split or bad metadata, and FileNotFoundError for a missing root,
+    dataset folder or file; messages say what to do.
+    """
+    for option, value, known in (
+        ("training_mode", training_mode, ("few_shot", "full_shot")),
+        ("split", split, ("train", "test")),
+    ):
+        if value not in known:
+            raise ValueError(f"{option} is {value!r}: expected {' or '.join(known)}")
+    logger = logger or logging.getLogger(__name__)
+    root = resolve_data_root(data_root)
+    if split == "test":
+        return _test_sets(_load_samples(dataset_name, root, 0, seed, meta_path, logger), dataset_name, img_size, logger)
+    shot = 0 if training_mode == "full_shot" else shot
+    samples = _load_samples(dataset_name, root, shot, seed, meta_path, logger)
+    return tuple(
+        BaseDataset(samples, img_size, Augmentation(stage, colour, seed), logger)
+        for stage, colour in (("text", False), ("image", True))
+    )
+
+
+def _test_sets(samples: list[Sample], dataset_name: str, img_size: int, logger: logging.Logger):
+    by_class = {
+        class_name: [sample for sample in samples if sample.class_name == class_name]
+        for class_name in CLASS_NAMES[dataset_name]
+    }
+    return {
+        class_name: BaseSingleClassDataset(own, img_size, class_name, logger)
+        for class_name, own in by_class.items()
+        if own
+    }
+
+
+def _load_samples(
+    dataset_name: str,
+    data_root: Path,
+    shot: int,
+    seed: int,
+    meta_path: str | os.PathLike | None,
+    logger: logging.Logger,
+) -> list[Sample]:
+    """Checked samples from the first source that has them; `shot` 0 means all."""
+    data = DataFolder(dataset_name, data_root)
+    named = meta_path or METADATA_FILES.get(dataset_name)
+    folders = [METADATA_FOLDER / dataset_name, data.folder]
+    few_shot = _first_file(folders, f"{shot}-shot.jsonl") if shot > 0 and not named else None
+    file = few_shot or named or _first_file(folders, "full-shot.jsonl")
+    if file:
+        source = str(file)
+        logger.info("%s: rows from %s", dataset_name, source)
+        rows = read_rows(file)
+    else:
+        source = f"scan of {data.folder}"
+        logger.info("%s: no full-shot.jsonl, rows from a %s", dataset_name, source)
+        found = scan(dataset_name, data.folder, logger)
+        rows = [(f"{source}, row {number}", row) for number, row in enumerate(found, start=1)]
+    samples = check_rows(rows, CLASS_NAMES[dataset_name], data, source, logger)
+    if few_shot or shot == 0:
+        return samples
+    logger.info("%s: %d-shot rows chosen with seed %d", dataset_name, shot, seed)
+    return select(samples, shot, seed)
+
+
+def _first_file(folders: list[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -1,0 +1,109 @@
+"""Images with masks as tensors: one Dataset for training (augmented, all classes) and testing (one class, as is)."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transform
+
+from dataset.augmentation import jitter_colour, move_together
+from dataset.image_files import read_image, read_mask
+from dataset.jsonl import Sample
+from dataset.randomness import keyed_generator
+
+
+class Augmentation(NamedTuple):
+    """How a training set varies its images: always geometry, and colour for stage 2.
+
+    `stage` and `seed` key the draws: the two stages see different variants of the same image.
+    """
+
+    stage: str
+    colour: bool
+    seed: int
+
+
+class BaseDataset(Dataset):
+    """Samples as dictionaries, ready for a default DataLoader.
+
+    `image` [3, S, S] float, resized bicubic, scaled to [0, 1], normalised with CLIP's mean and deviation;
+    `mask` [1, S, S] float 0/1, all zero for normal images; `label` int 0/1; `class_name` str; `file_name` str, relative
+    to the data root. Colour is varied on the decoded image, geometry on the normalised tensor stacked with the mask.
+
+    What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch and before
+    the loader's workers start (persistent workers keep the epoch they were started with).
+    Reading raises ValueError for an image or mask that cannot be decoded or whose sizes differ.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        img_size: int,
+        augmentation: Augmentation | None = None,
+        logger: logging.Logger | None = None,
+    ):
+        if img_size < 1:
+            raise ValueError(f"img_size is {img_size}: expected a positive number of pixels")
+        self.samples = list(samples)
+        self.img_size = img_size
+        self.augmentation = augmentation
+        self.logger = logger or logging.getLogger(__name__)
+        self.epoch = 0
+        self._warned_of: set[str] = set()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is drawn; epochs count from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int | str]:
+        sample = self.samples[index]
+        picture = read_image(sample.image_path, sample.source)
+        mask = self._read_mask(sample, picture.size)  # [1, S, S]
+        generator = None
+        if self.augmentation:
+            position = index % len(self.samples)  # -1 and the last index are one sample
+            generator = keyed_generator(self.augmentation.seed, self.augmentation.stage, self.epoch, position)
+            if self.augmentation.colour:
+                picture = jitter_colour(picture, generator)
+        picture = transform.resize(picture, [self.img_size, self.img_size], InterpolationMode.BICUBIC)
+        image = transform.normalize(transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)  # [3, S, S]
+        if generator:
+            image, mask = move_together(image, mask, generator)
+        return {
+            "image": image,
+            "mask": mask,
+            "label": sample.label,
+            "class_name": sample.class_name,
+            "file_name": sample.file_name,
+        }
+
+    def _read_mask(self, sample: Sample, image_size: tuple[int, int]) -> torch.Tensor:
+        if sample.mask_path is None:
+            return torch.zeros(1, self.img_size, self.img_size)
+        anomalous = read_mask(sample.mask_path, image_size, sample.source)  # [height, width]
+        if not anomalous.any() and sample.source not in self._warned_of:
+            self._warned_of.add(sample.source)
+            self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, sample.mask_path)
+        mask = torch.from_numpy(anomalous.astype(np.float32))[None]
+        return transform.resize(mask, [self.img_size, self.img_size], InterpolationMode.NEAREST)
+
+
+class BaseSingleClassDataset(BaseDataset):
+    """The samples of one class, unaugmented, for testing. Raises ValueError if a sample is of another class."""
+
+    def __init__(
+        self, samples: Sequence[Sample], img_size: int, class_name: str, logger: logging.Logger | None = None
+    ):
+        strangers = sorted({sample.class_name for sample in samples} - {class_name})
+        if strangers:
+            raise ValueError(f"expected samples of class {class_name!r} only, got also {', '.join(strangers)}")
+        super().__init__(samples, img_size, logger=logger)
+        self.class_name = class_name

@@ -1,0 +1,57 @@
+"""AA-CLIP's training augmentation: colour jitter on the PIL image, then geometry on image and mask together."""
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transform
+
+JITTER_PROBABILITY = 0.7
+JITTER_STRENGTH = 0.5  # factors are drawn from [1 - strength, 1 + strength]
+GEOMETRY_PROBABILITY = 0.5
+MAX_ROTATION = 30.0  # degrees, both ways
+MAX_TRANSLATION = 0.15  # of the side, both ways
+
+
+def jitter_colour(image: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Brightness, contrast and saturation in this order, each applied with its own probability of 0.7."""
+    for adjust in (transform.adjust_brightness, transform.adjust_contrast, transform.adjust_saturation):
+        applied = _chance(JITTER_PROBABILITY, generator)
+        factor = _uniform(1 - JITTER_STRENGTH, 1 + JITTER_STRENGTH, generator)
+        if applied:
+            image = adjust(image, factor)
+    return image
+
+
+def move_together(image: torch.Tensor, mask: torch.Tensor, generator: torch.Generator):
+    """Rotate, translate and flip an image and its mask by the same amounts, each with probability 0.5.
+
+    `image` [3, S, S] is normalised already, so the fill of 0 is CLIP's mean colour; `mask` [1, S, S] is 0/1 and stays
+    so, because pixels are only ever moved (nearest). Returns (image, mask) of the same shapes.
+    """
+    stacked = torch.cat([image, mask])  # [4, S, S]
+    height, width = stacked.shape[-2:]
+    nearest = InterpolationMode.NEAREST
+    # All numbers are drawn, used or not: what one step does never shifts the draws of the next.
+    rotated, translated, flipped, flopped = (_chance(GEOMETRY_PROBABILITY, generator) for _ in range(4))
+    angle = _uniform(-MAX_ROTATION, MAX_ROTATION, generator)
+    across = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * width)
+    down = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * height)
+    if rotated:
+        stacked = transform.rotate(stacked, angle, interpolation=nearest, fill=0)
+    if translated:
+        stacked = transform.affine(
+            stacked, angle=0, translate=[across, down], scale=1.0, shear=[0.0, 0.0], interpolation=nearest, fill=0
+        )
+    if flipped:
+        stacked = transform.hflip(stacked)
+    if flopped:
+        stacked = transform.vflip(stacked)
+    return stacked[:3], stacked[3:]
+
+
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    return torch.rand((), generator=generator).item() < probability
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()

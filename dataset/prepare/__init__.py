@@ -1,0 +1,29 @@
+"""From a dataset's folder, as published, to metadata rows. Each layout is one function in `dataset.prepare.layouts`."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from dataset.constants import CLASS_NAMES
+from dataset.prepare.layouts import scan_bmad, scan_mvtec, scan_polyps, scan_visa
+
+# Every dataset not listed here, own ones included, is in MVTec's layout.
+_SCANNERS: dict[str, Callable[[Path, list[str], logging.Logger], list[dict]]] = {
+    "VisA": scan_visa,
+    "Brain": scan_bmad,
+    "Liver": scan_bmad,
+    "Retina": scan_bmad,
+    "Colon_clinicDB": scan_polyps,
+    "Colon_colonDB": scan_polyps,
+    "Colon_Kvasir": scan_polyps,
+    "Colon_cvc300": scan_polyps,
+}
+
+
+def scan(dataset_name: str, folder: Path, logger: logging.Logger) -> list[dict]:
+    """Rows of the dataset's test split, in the order of its classes; paths relative to `folder`.
+
+    Raises FileNotFoundError if the folder is not in the dataset's layout and ValueError for anomalous images without
+    a mask, naming the places looked at.
+    """
+    return _SCANNERS.get(dataset_name, scan_mvtec)(folder, CLASS_NAMES[dataset_name], logger)
