@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+GOLDEN = tests/parity/golden_seed7.npz
+
+.PHONY: demo test test-slow parity lint clean
+
+$(VENV)/demo.installed: requirements.txt requirements-demo.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -r requirements-demo.txt
+	touch $@
+
+$(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/demo.installed  ## install, render the demo world, train, evaluate, report under runs/demo/
+	$(BIN)/python -m scripts.demo --out runs/demo
+
+test: $(VENV)/dev.installed  ## install, run the quick tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.installed  ## the exhaustive sets
+	$(BIN)/python -m pytest -m slow
+
+parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 GB in the temporary folder, 6 GB of memory)
+	$(BIN)/python tests/parity/parity.py check --golden $(GOLDEN)
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf runs/demo .pytest_cache .ruff_cache

@@ -1,0 +1,92 @@
+"""The main job end to end on the embedded default: render, score raw CLIP, train, evaluate, report.
+
+    python -m scripts.demo --out runs/demo
+
+Leaves runs/demo/report.md, contact_sheet.png, the runs' folders with their logs, metrics and heatmaps. Steps that are
+done are not repeated; delete the folder to start again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+
+import dataset.demo
+import test
+import train
+from evaluation import write_text
+from visualization import safe_name, sheet, write_png
+
+MODEL = "ViT-Tiny-8-demo"
+TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
+COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+PICTURED = 2  # defective images per class on the contact sheet
+
+
+def evaluate(run, data, flags):
+    """Evaluate a run on every test set it has no metrics for yet."""
+    metrics = run / "metrics.json"
+    done = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+    for name in TEST_SETS:
+        if name not in done:
+            test.main([*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
+                       "--save_path", str(run), "--visualize"])  # fmt: skip
+
+
+def table(runs):
+    """Markdown table: one line per test set and run, percent."""
+    lines = ["| test set | run | " + " | ".join(COLUMNS) + " |", "|--|--|" + "--|" * len(COLUMNS)]
+    for name in TEST_SETS:
+        for title, run in runs.items():
+            (entry,) = json.loads((run / "metrics.json").read_text(encoding="utf-8"))[name].values()
+            values = [entry["mean"][key] for key in COLUMNS]
+            cells = " | ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
+            lines.append(f"| {name} | {title} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def contact_sheet(runs, dataset_name):
+    """Original, truth and each run's heatmap for some defective images of every class."""
+    first, *others = runs.values()
+    folder = Path("visualization") / safe_name(dataset_name)
+    rows = []
+    for class_folder in sorted((first / folder).iterdir()):
+        defective = [path.name for path in sorted(class_folder.glob("*.png")) if "__good__" not in path.name]
+        for name in defective[:: max(1, len(defective) // PICTURED)][:PICTURED]:
+            strips = [cv2.imread(str(run / folder / class_folder.name / name))[..., ::-1] for run in (first, *others)]
+            side = strips[0].shape[1] // 3
+            rows.append([strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])])
+    half = (len(rows) + 1) // 2
+    return sheet([[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="runs/demo", help="folder of the report, the data and the runs")
+    parser.add_argument("--seed", type=int, default=111, help="seed of training")
+    parser.add_argument("--data_seed", type=int, default=0, help="seed of the rendered images")
+    args = parser.parse_args(argv)
+    out, begin = Path(args.out), time.perf_counter()
+    data, runs = out / "data", {"raw CLIP": out / "raw_clip", "baseline": out / "baseline"}
+
+    print(f"[1/4] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
+    dataset.demo.main(["--out", str(data), "--seed", str(args.data_seed)])
+    print("[2/4] unadapted CLIP")
+    evaluate(runs["raw CLIP"], data, ["--raw_clip"])
+    print(f"[3/4] train the baseline on {TRAIN_SET}")
+    train.main(["--model_name", MODEL, "--dataset", TRAIN_SET, "--data_root", str(data), "--seed", str(args.seed),
+                "--save_path", str(runs["baseline"])])  # fmt: skip
+    print("[4/4] evaluate it on classes and defects it has not seen")
+    evaluate(runs["baseline"], data, [])
+
+    report = table(runs)
+    for name in TEST_SETS:
+        write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))
+    write_text(out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {args.seed}, percent\n\n{report}")
+    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}")
+
+
+if __name__ == "__main__":
+    main()
