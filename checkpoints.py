@@ -12,6 +12,11 @@ import numpy as np
 import open_clip
 import torch
 
+UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler, beside what the readers announce
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
+
 
 def save_checkpoint(path, content):
     """Write `content` so that `path` always holds a complete file, whenever the process is killed.
@@ -58,9 +63,11 @@ def load_checkpoint(path, keys=()):
             if damaged:
                 raise RuntimeError(f"bad checksum in {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
+        # torch's own text for a refused pickle advises to load it unsafely
+        reason = "its pickle is broken or holds code" if isinstance(error, pickle.UnpicklingError) else error
         raise RuntimeError(
-            f"checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}); "
+            f"checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({reason}); "
             "delete it to continue from the one before, or copy it again"
         ) from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]

@@ -49,13 +49,13 @@ def image_stage_loss(batch, encode, anchors_of, *, head_temperature=1.0):
     Args:
         batch: as in `text_stage_loss`.
         encode: batch -> (list of patches [B, L, E] per level, head embedding [B, E]).
-        anchors_of: class names -> anchors [B, E, 2].
+        anchors_of: (class names, image) -> anchors [B, E, 2].
 
     Returns:
         {term: scalar}; the loss is their sum.
     """
     patches, head = encode(batch)
-    anchors = anchors_of(batch["class_name"])
+    anchors = anchors_of(batch["class_name"], batch["image"])
     logits = head_temperature * torch.einsum("be,bec->bc", head, anchors)
     return {
         "classification": F.cross_entropy(logits, batch["label"]),

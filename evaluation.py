@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from forward_utils import calculate_similarity_map
+from forward_utils_cross_attention import text_context_groups
 from metrics import class_metrics, mean_row, metrics_eval
 from utils import on_terminal
 
@@ -40,10 +41,30 @@ def raw_clip_predictor(clip, anchors, img_size, domain):
     return predict
 
 
+def cross_attention_predictor(model, contexts, anchors_of, img_size, domain):
+    """Scores of a model whose images attend to prompts.
+
+    Args:
+        contexts: {class name: forward_utils_cross_attention.TextContext}.
+        anchors_of: (class names, image) -> anchors [B, E, 2].
+    """
+
+    def predict(image, class_name):
+        class_names = [class_name] * len(image)
+        seg, det = model(image, text_context_groups(contexts, class_names))
+        return score(seg, det, anchors_of(class_names, image), img_size, domain)
+
+    return predict
+
+
 def score(patches, head, anchors, img_size, domain):
-    """Test map summed over the levels [B, img_size, img_size], and head score (head . abnormal + 1) / 2 [B]."""
+    """Test map summed over the levels [B, img_size, img_size], and head score (head . abnormal + 1) / 2 [B].
+
+    Anchors are [E, 2] for all images, or [B, E, 2], one pair per image.
+    """
+    anchors = anchors.expand(len(head), -1, -1)
     maps = [calculate_similarity_map(level, anchors, img_size, test=True, domain=domain) for level in patches]
-    return torch.cat(maps, dim=1).sum(dim=1), (head @ anchors[:, 1] + 1) / 2
+    return torch.cat(maps, dim=1).sum(dim=1), (torch.einsum("be,be->b", head, anchors[..., 1]) + 1) / 2
 
 
 @torch.no_grad()

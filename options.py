@@ -20,13 +20,36 @@ def add_model_flags(parser):
     """Backbone and adapter flags; training and testing must agree on them."""
     group = parser.add_argument_group("model")
     group.add_argument("--model_name", default="ViT-L-14-336", help="open_clip ViT, or ViT-Tiny-8-demo (shipped)")
-    group.add_argument("--clip_weights", help="weight file (.pt, .safetensors); else AACLIP_CLIP_WEIGHTS, then download")
+    group.add_argument("--clip_weights", help="weight file (.pt, .safetensors); else AACLIP_CLIP_WEIGHTS")
     group.add_argument("--img_size", type=int, default=518, help="image side in pixels")
+    group.add_argument("--surgery_until_layer", type=int, default=20, help="last n-1 vision blocks: value-value")
     group.add_argument("--relu", action="store_true", help="LeakyReLU after the segmentation and detection projections")
     group.add_argument("--text_adapt_weight", type=float, default=0.1, help="residual weight of the text adapters")
     group.add_argument("--image_adapt_weight", type=float, default=0.1, help="residual weight of the image adapters")
     group.add_argument("--text_adapt_until", type=int, default=3, help="text blocks followed by an adapter")
     group.add_argument("--image_adapt_until", type=int, default=6, help="vision blocks followed by an adapter")
+
+
+def add_cross_attention_flags(parser):
+    """The cross-attention modules; training and testing must agree on them."""
+    group = parser.add_argument_group("cross-attention")
+    group.add_argument("--cross_attn_heads", type=int, default=8)
+    group.add_argument("--cross_attn_dropout", type=float, default=0.1, help="on attention weights, in training only")
+    group.add_argument("--text_cross_attn_weight", type=float, default=0.1, help="scale of text -> image; 0 = off")
+    group.add_argument("--image_cross_attn_weight", type=float, default=0.1, help="scale of image -> text; 0 = off")
+    group.add_argument("--context_scope", choices=["class", "batch"], default="class",
+                       help="stage 1: a class sees its own images of the batch, or the batch's mean")  # fmt: skip
+    group.add_argument("--text_context", choices=["none", "train_mean", "image"], default="none",
+                       help="image context of the anchors after stage 1")  # fmt: skip
+    group.add_argument("--no_norm_match", action="store_true", help="ablation: residual without norm matching")
+    group.add_argument("--no_normalize_context", action="store_true", help="ablation: text context of any length")
+
+
+def add_base_flags(parser):
+    """Starting from a baseline's checkpoints."""
+    group = parser.add_argument_group("start")
+    group.add_argument("--load_base_text_adapter", help="text_adapter.pth of a baseline run")
+    group.add_argument("--load_base_image_adapter", help="image_adapter.pth of a baseline run")
 
 
 def add_run_flags(parser, save_path):
@@ -48,32 +71,38 @@ def add_data_flags(parser, dataset, shot):
     group.add_argument("--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names")
 
 
-def add_oddity_flags(parser):
-    """AA-CLIP's oddities are the defaults; each flag corrects one of them, --corrected all."""
-    group = parser.add_argument_group("corrections of AA-CLIP's oddities (defaults are the untouched baseline)")
-    group.add_argument("--corrected", action="store_true", help="turn every correction on; single flags still win")
-    group.add_argument("--text_loss_levels", choices=["last", "all"], default="last", help="levels in stage 1's loss")
+def add_network_oddity_flags(parser):
+    """The oddities that live in the frozen network, and so in testing too."""
+    group = parser.add_argument_group("corrections of AA-CLIP's oddities in the network")
     group.add_argument("--quick_gelu", action=argparse.BooleanOptionalAction, default=False,
                        help="run OpenAI's QuickGELU weights with QuickGELU")  # fmt: skip
     group.add_argument("--surgery_attention", choices=["batch", "spatial"], default="batch",
                        help="axis of the surgery model's attention")  # fmt: skip
+
+
+def add_oddity_flags(parser):
+    """AA-CLIP's oddities are the defaults; each flag corrects one of them, --corrected all."""
+    add_network_oddity_flags(parser)
+    group = parser.add_argument_group("corrections of AA-CLIP's oddities (defaults are the untouched baseline)")
+    group.add_argument("--corrected", action="store_true", help="turn every correction on; single flags still win")
+    group.add_argument("--text_loss_levels", choices=["last", "all"], default="last", help="levels in stage 1's loss")
     group.add_argument("--head_temperature", type=float, default=1.0, help="factor on stage 2's image logits")
     group.add_argument("--milestones", type=float, nargs="+", default=[16000.0, 32000.0],
                        help="image LR steps: batches, or fractions of the run when all are below 1")  # fmt: skip
-    group.add_argument("--text_cls_weight", type=float, default=0.0, help="weight of stage 1's image loss (paper Eq. 4)")
+    group.add_argument("--text_cls_weight", type=float, default=0.0, help="weight of stage 1's image loss (Eq. 4)")
 
 
 def add_training_flags(parser):
     """The two stages' schedule."""
     group = parser.add_argument_group("training")
-    group.add_argument("--surgery_until_layer", type=int, default=20, help="last n-1 vision blocks: value-value attention")
-    group.add_argument("--training_mode", choices=["few_shot", "full_shot"], default="few_shot")
-    group.add_argument("--text_batch_size", type=int, default=16)
-    group.add_argument("--image_batch_size", type=int, default=2)
+    group.add_argument("--training_mode", choices=["few_shot", "full_shot"], default="few_shot",
+                       help="--shot images per class, or all")  # fmt: skip
+    group.add_argument("--text_batch_size", type=int, default=16, help="images per step of stage 1")
+    group.add_argument("--image_batch_size", type=int, default=2, help="images per step of stage 2")
     group.add_argument("--text_epoch", type=int, default=5, help="0: anchors come from plain CLIP")
-    group.add_argument("--image_epoch", type=int, default=20)
-    group.add_argument("--text_lr", type=float, default=1e-5)
-    group.add_argument("--image_lr", type=float, default=5e-4)
+    group.add_argument("--image_epoch", type=int, default=20, help="passes of stage 2")
+    group.add_argument("--text_lr", type=float, default=1e-5, help="learning rate of stage 1")
+    group.add_argument("--image_lr", type=float, default=5e-4, help="learning rate of stage 2")
     group.add_argument("--text_norm_weight", type=float, default=0.1, help="weight of the anchors' orthogonality loss")
     group.add_argument("--criterion", nargs="*", default=["dice_loss", "focal_loss"],
                        help="accepted for AA-CLIP's command lines; never read, there or here")  # fmt: skip

@@ -1,10 +1,15 @@
 """A run's life around the training loop: open its folder, resume it, write its checkpoints, read it for testing."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import DataLoader
 
 from checkpoints import load_checkpoint, load_module, restore_rng, rng_state, save_checkpoint, versions
+from dataset import BaseDataset, EpochSampler, get_dataset, load_dataset_config, load_real_names
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.clip import create_model
 from options import changed_oddities, settings
 from utils import choose_device, get_logger, lock_run, setup_seed
 
@@ -13,9 +18,12 @@ MAY_DIFFER = {  # flags that may change between a run's start and its resume, be
     "real_names", "criterion", "corrected", "typed",
 }  # fmt: skip
 ADAPTER_FLAGS = (
-    "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until"
+    "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
+    "cross_attn_heads", "text_cross_attn_weight", "image_cross_attn_weight", "no_norm_match", "no_normalize_context",
 )  # fmt: skip
-NETWORK_FLAGS = ("img_size", "quick_gelu")  # may differ at test time; the log says so
+NETWORK_FLAGS = (  # may differ at test time; the log says so
+    "img_size", "quick_gelu", "text_context", "surgery_until_layer", "surgery_attention"
+)  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -40,6 +48,66 @@ def open_run(args, log_name):
     kind = f"corrections on: {corrections}" if corrections else "none corrected, as in AA-CLIP"
     logger.info(f"oddities of AA-CLIP (README): {kind}; device {device}")
     return device, logger, lock
+
+
+def declare_datasets(args):
+    """Register the user's own datasets and real names, before any name is looked up."""
+    if args.dataset_config:
+        load_dataset_config(args.dataset_config)
+    if args.real_names:
+        load_real_names(args.real_names)
+
+
+def create_backbone(args, device):
+    """The frozen CLIP the flags name, with its weights."""
+    return create_model(
+        args.model_name, args.img_size, pretrained="openai", device=device, require_pretrained=True,
+        quick_gelu=args.quick_gelu, clip_weights=args.clip_weights,
+    )  # fmt: skip
+
+
+def create_cross_attention_model(clip, args, device):
+    """The model the flags describe; its adapters start from the very values train.py gives them."""
+    setup_seed(args.seed)
+    return AdaptedCLIPWithCrossAttention(
+        clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until, args.image_adapt_until,
+        relu=args.relu, cross_attn_heads=args.cross_attn_heads, cross_attn_dropout=args.cross_attn_dropout,
+        text_cross_attn_weight=args.text_cross_attn_weight, image_cross_attn_weight=args.image_cross_attn_weight,
+        norm_match=not args.no_norm_match, normalize_context=not args.no_normalize_context,
+    ).to(device)  # fmt: skip
+
+
+def training_loaders(args, logger):
+    """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only."""
+    sets = get_dataset(args.dataset, args.img_size, args.training_mode, args.shot, "train", logger,
+                       data_root=args.data_root, seed=args.seed)  # fmt: skip
+    return tuple(
+        DataLoader(images, batch_size, sampler=EpochSampler(len(images), args.seed), num_workers=args.workers)
+        for images, batch_size in zip(sets, (args.text_batch_size, args.image_batch_size), strict=True)
+    )
+
+
+def unaugmented(dataset, batch_size):
+    """Batches of a training set's images as they are, in order."""
+    return DataLoader(BaseDataset(dataset.samples, dataset.img_size), batch_size)
+
+
+@contextmanager
+def only_training(model, modules):
+    """Training mode for `modules` ({key: module}) alone, and gradients for nothing else; evaluation mode afterwards."""
+    model.eval().requires_grad_(False)
+    for module in modules.values():
+        module.train().requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.eval().requires_grad_(False)
+
+
+def image_schedule(args, optimizer, epochs, steps_per_epoch):
+    """Stage 2's learning rate: halved at the milestones, counted in batches."""
+    milestones = milestones_in_steps(args.milestones, epochs * steps_per_epoch)
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
 
 
 def record_of(args):
@@ -150,6 +218,7 @@ def milestones_in_steps(milestones, steps):
     raise ValueError(f"--milestones {milestones}: give whole steps (16000 32000) or fractions of the run (0.5 0.8)")
 
 
-def adam(module, lr):
-    """AA-CLIP's optimiser over a module's parameters."""
-    return torch.optim.Adam(module.parameters(), lr=lr, betas=(0.5, 0.999))
+def adam(modules, lr):
+    """AA-CLIP's optimiser over the parameters of some modules."""
+    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999))

@@ -1,18 +1,27 @@
 """Evaluate a run (or unadapted CLIP) on a dataset: table, metrics.json, metrics.csv, pictures."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
 import options
-from checkpoints import load_checkpoint, load_module, numbered_checkpoints
-from dataset import DOMAINS, get_dataset, load_dataset_config, load_real_names
-from evaluation import adapted_predictor, evaluate, format_table, raw_clip_predictor, write_metrics
-from forward_utils import get_adapted_text_embedding
+from attention_pictures import draw_attention
+from checkpoints import load_checkpoint, load_module
+from dataset import DOMAINS, get_dataset
+from evaluation import (
+    adapted_predictor,
+    cross_attention_predictor,
+    evaluate,
+    format_table,
+    raw_clip_predictor,
+    write_metrics,
+)
+from forward_utils import frozen_patches, get_adapted_text_embedding
+from forward_utils_cross_attention import fixed_anchors, own_anchors, text_context_dictionary
 from model.adapter import AdaptedCLIP
-from model.clip import create_model
-from runs import adopt_settings, record_of
+from model.clip import surgery_copy
+from run_files import BASELINE, find_run
+from runs import adopt_settings, create_backbone, create_cross_attention_model, declare_datasets, record_of
 from utils import choose_device, close_logger, get_logger, setup_seed
 from visualization import visualize
 
@@ -21,72 +30,73 @@ def build_parser():
     """The flags of this script: AA-CLIP's and what chooses a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_model_flags(parser)
-    parser.add_argument("--quick_gelu", action=argparse.BooleanOptionalAction, default=False,
-                        help="run OpenAI's QuickGELU weights with QuickGELU (a correction, see train.py)")  # fmt: skip
+    options.add_cross_attention_flags(parser)
+    options.add_network_oddity_flags(parser)
     options.add_data_flags(parser, dataset="MVTec", shot=4)
     options.add_run_flags(parser, save_path="ckpt/baseline")
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--batch_size", type=int, default=32)
-    group.add_argument("--checkpoint", help="image adapter file; default the run's last")
-    group.add_argument("--all", action="store_true", help="evaluate every image_adapter_{n}.pth of the run, by number")
+    group.add_argument("--batch_size", type=int, default=32, help="images scored together; changes no number")
+    group.add_argument("--checkpoint", help="image checkpoint file; default the run's last")
+    group.add_argument("--all", action="store_true", help="evaluate every numbered image checkpoint of the run")
     group.add_argument("--raw_clip", action="store_true", help="evaluate the unadapted backbone instead of a run")
+    group.add_argument("--no_cross_attention", action="store_true", help="ablation: cross-attention off at test")
     group.add_argument("--visualize", action="store_true", help="write original, truth and heatmap as PNGs")
+    group.add_argument("--attention_of", nargs="+", default=[], metavar="IMAGE",
+                       help="draw both cross-attentions for these images (paths as in the metadata)")  # fmt: skip
+    group.add_argument("--attention_word", default="damaged", help="the prompt word whose attention is drawn")
     return parser
 
 
-def find_checkpoints(args):
-    """The image adapter files to evaluate.
-
-    Raises:
-        FileNotFoundError: the run has none.
-    """
-    folder = Path(args.save_path)
-    if args.checkpoint:
-        return [Path(args.checkpoint)]
-    numbered = [path for _, path in numbered_checkpoints(folder)]
-    if args.all and numbered:
-        return numbered
-    last = folder / "image_adapter.pth"
-    if last.is_file():
-        return [last]
-    if numbered:
-        return numbered[-1:]
-    raise FileNotFoundError(
-        f"no image_adapter.pth in {folder}: train with --save_path {folder}, or name the run's folder; "
-        "--raw_clip evaluates the unadapted backbone"
-    )
-
-
-def load_text_adapter(model, args, image_checkpoint, logger):
-    """Load the run's text adapter; False if the run has none (trained with --text_epoch 0)."""
-    path = image_checkpoint.parent / "text_adapter.pth"
+def load_text_side(model, kind, image_checkpoint, logger):
+    """Load the run's text checkpoint; False if the run has none (trained with --text_epoch 0)."""
+    path = image_checkpoint.parent / kind.text_file
     if not path.is_file():
         logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
         return False
-    content = load_checkpoint(path, keys=["text_adapter"])
-    load_module(model.text_adapter, content["text_adapter"], path)
+    content = load_checkpoint(path, keys=kind.text_keys)
+    for key in kind.text_keys:
+        load_module(getattr(model, key), content[key], path)
     logger.info(f"{path.name}: epoch {content.get('epoch')}")
     return True
+
+
+def stored_means(folder, device):
+    """Anchors averaged over training images, from the run's text_context_dict.pth; {} if it has none."""
+    path = folder / "text_context_dict.pth"
+    means = load_checkpoint(path).get("mean_anchors", {}) if path.is_file() else {}
+    return {name: anchors.to(device) for name, anchors in means.items()}
+
+
+def anchors_after_stage_1(model, args, folder, device):
+    """Function (class names, image) -> anchors [B, E, 2], as the run was trained (`--text_context`)."""
+    wanted = "none" if args.no_cross_attention else args.text_context
+    if wanted != "image":
+        means = stored_means(folder, device) if wanted == "train_mean" else {}
+        return fixed_anchors(model, args.dataset, means, device)
+    clip, first = model.clipmodel, model.levels[0]
+    surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
+
+    def first_patches(image):
+        # One image at a time: under AA-CLIP's surgery the batch's other images would leak into a test score.
+        return torch.cat([frozen_patches(clip, surgery, one, [first])[0][first] for one in image.split(1)])
+
+    return own_anchors(model, args.dataset, first_patches, device)
 
 
 def main(argv=None):
     args = options.parse(build_parser(), argv)
     setup_seed(args.seed)
-    files = [] if args.raw_clip else find_checkpoints(args)
-    stored = load_checkpoint(files[-1], keys=["image_adapter"]).get("settings") if files else None
+    kind, files = (BASELINE, []) if args.raw_clip else find_run(args.save_path, args.checkpoint, args.all)
+    stored = load_checkpoint(files[-1], keys=kind.image_keys).get("settings") if files else None
     logger = get_logger(args.save_path, "test.log")
     device = choose_device(args.device)
     adopt_settings(args, stored, files[-1] if files else None, logger)
-    if args.dataset_config:
-        load_dataset_config(args.dataset_config)
-    if args.real_names:
-        load_real_names(args.real_names)
+    declare_datasets(args)
     test_sets = get_dataset(args.dataset, args.img_size, "full_shot", args.shot, "test", logger,
                             data_root=args.data_root)  # fmt: skip
     domain = DOMAINS[args.dataset]
-    clip = create_model(args.model_name, args.img_size, pretrained="openai", device=device, require_pretrained=True,
-                        quick_gelu=args.quick_gelu, clip_weights=args.clip_weights)  # fmt: skip
-    about = {"model_name": args.model_name, "img_size": args.img_size, "domain": domain}
+    clip = create_backbone(args, device)
+    about = {"model_name": args.model_name, "img_size": args.img_size, "domain": domain, "kind": kind.name}
 
     def report(name, predict, levels, settings):
         def pictures(class_name, found):
@@ -107,18 +117,36 @@ def main(argv=None):
         predict = raw_clip_predictor(clip, anchors, args.img_size, domain)
         results = [report("raw_clip", predict, 1, record_of(args).settings)]
     else:
-        results = []
+        results = evaluate_run(kind, files, clip, args, device, logger, test_sets, report)
+    close_logger(logger)
+    return results
+
+
+def evaluate_run(kind, files, clip, args, device, logger, test_sets, report):
+    """Evaluate every checkpoint file of a run; the results of `report`."""
+    if kind is BASELINE:
         model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
                             args.image_adapt_until, relu=args.relu).to(device).eval()  # fmt: skip
-        adapted_text = load_text_adapter(model, args, files[-1], logger)
-        with torch.no_grad():
+    else:
+        model = create_cross_attention_model(clip, args, device).eval()
+    adapted_text = load_text_side(model, kind, files[-1], logger)
+    with torch.no_grad():
+        if kind is BASELINE:
             anchors = get_adapted_text_embedding(model if adapted_text else clip, args.dataset, device)
-        for file in files:
-            content = load_checkpoint(file, keys=["image_adapter"])
-            load_module(model.image_adapter, content["image_adapter"], file)
-            predict = adapted_predictor(model, anchors, args.img_size, domain)
-            results.append(report(file.name, predict, len(model.levels), content.get("settings")))
-    close_logger(logger)
+            predict = adapted_predictor(model, anchors, args.img_size, DOMAINS[args.dataset])
+        else:
+            contexts = {} if args.no_cross_attention else text_context_dictionary(model, args.dataset, device)
+            anchors_of = anchors_after_stage_1(model, args, files[-1].parent, device)
+            predict = cross_attention_predictor(model, contexts, anchors_of, args.img_size, DOMAINS[args.dataset])
+    results = []
+    for file in files:
+        content = load_checkpoint(file, keys=kind.image_keys)
+        for key in kind.image_keys:
+            load_module(getattr(model, key), content[key], file)
+        name = f"{file.name} without cross-attention" if args.no_cross_attention else file.name
+        results.append(report(name, predict, len(model.levels), content.get("settings")))
+    if args.attention_of and kind is not BASELINE:
+        draw_attention(model, predict, test_sets, contexts, args, device, logger)
     return results
 
 

@@ -5,15 +5,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 import options
-from dataset import EpochSampler, get_dataset, load_dataset_config, load_real_names
 from engine import image_stage_loss, text_stage_loss, train_stage
 from forward_utils import anchors_of_batch, frozen_patches, get_adapted_text_embedding
 from model.adapter import AdaptedCLIP
-from model.clip import create_model, surgery_copy
-from runs import adam, milestones_in_steps, open_run, record_of, resume_stage, save_stage
+from model.clip import surgery_copy
+from runs import (
+    adam,
+    create_backbone,
+    declare_datasets,
+    image_schedule,
+    open_run,
+    record_of,
+    resume_stage,
+    save_stage,
+    training_loaders,
+)
 from utils import close_logger, setup_seed
 
 
@@ -71,7 +79,7 @@ def train_image_adapter(
     step_loss = partial(
         image_stage_loss,
         encode=lambda batch: model(batch["image"]),
-        anchors_of=lambda class_names: torch.stack([text_embeddings[name] for name in class_names]),
+        anchors_of=lambda class_names, image: torch.stack([text_embeddings[name] for name in class_names]),
         head_temperature=head_temperature,
     )
 
@@ -99,30 +107,19 @@ def build_parser():
 def main(argv=None):
     args = options.parse(build_parser(), argv)
     device, logger, lock = open_run(args, "train.log")
-    if args.dataset_config:
-        load_dataset_config(args.dataset_config)
-    if args.real_names:
-        load_real_names(args.real_names)
-
-    clip = create_model(args.model_name, args.img_size, pretrained="openai", device=device, require_pretrained=True,
-                        quick_gelu=args.quick_gelu, clip_weights=args.clip_weights)  # fmt: skip
+    declare_datasets(args)
+    clip = create_backbone(args, device)
     clip_surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
     setup_seed(args.seed)  # the adapters' first values do not depend on the backbone
     model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
                         args.image_adapt_until, relu=args.relu).to(device)  # fmt: skip
-
-    sets = get_dataset(args.dataset, args.img_size, args.training_mode, args.shot, "train", logger,
-                       data_root=args.data_root, seed=args.seed)  # fmt: skip
-    text_loader, image_loader = (
-        DataLoader(images, batch_size, sampler=EpochSampler(len(images), args.seed), num_workers=args.workers)
-        for images, batch_size in zip(sets, (args.text_batch_size, args.image_batch_size), strict=True)
-    )
+    text_loader, image_loader = training_loaders(args, logger)
     save_path, record = Path(args.save_path), record_of(args)
 
     if args.text_epoch > 0:
-        optimizer = adam(model.text_adapter, args.text_lr)
-        done = resume_stage(save_path / "text_adapter.pth", {"text_adapter": model.text_adapter}, "text_optimizer",
-                            optimizer, None, args, logger)  # fmt: skip
+        modules = {"text_adapter": model.text_adapter}
+        optimizer = adam(modules, args.text_lr)
+        done = resume_stage(save_path / "text_adapter.pth", modules, "text_optimizer", optimizer, None, args, logger)
         train_text_adapter(model, clip_surgery, args.text_norm_weight, text_loader, optimizer, device, done, save_path,
                            args.text_epoch, args.dataset, args.img_size, logger,
                            text_loss_levels=args.text_loss_levels, text_cls_weight=args.text_cls_weight,
@@ -131,11 +128,10 @@ def main(argv=None):
         source = model if args.text_epoch > 0 else clip
         text_embeddings = get_adapted_text_embedding(source, args.dataset, device)
 
-    optimizer = adam(model.image_adapter, args.image_lr)
-    milestones = milestones_in_steps(args.milestones, args.image_epoch * len(image_loader))
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
-    done = resume_stage(save_path / "image_adapter.pth", {"image_adapter": model.image_adapter}, "image_optimizer",
-                        optimizer, scheduler, args, logger)  # fmt: skip
+    modules = {"image_adapter": model.image_adapter}
+    optimizer = adam(modules, args.image_lr)
+    scheduler = image_schedule(args, optimizer, args.image_epoch, len(image_loader))
+    done = resume_stage(save_path / "image_adapter.pth", modules, "image_optimizer", optimizer, scheduler, args, logger)
     train_image_adapter(model, text_embeddings, image_loader, optimizer, scheduler, device, done, save_path,
                         args.image_epoch, args.img_size, logger, head_temperature=args.head_temperature,
                         record=record)  # fmt: skip

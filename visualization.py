@@ -59,8 +59,16 @@ def write_png(path, picture):
 
 def safe_name(text):
     """A file name without separators or leading dots; distinct relative paths stay distinct."""
-    escaped = re.sub(r"[^A-Za-z0-9._-]", lambda found: f"~{ord(found[0]):x}~", str(text).replace("/", "__"))
+    ambiguous = r"[^A-Za-z0-9._/-]|_(?=[_/])|(?<=/)_"  # also underscores that would read as a separator
+    escaped = re.sub(ambiguous, lambda found: f"~{ord(found[0]):x}~", str(text)).replace("/", "__")
     return re.sub(r"^\.", "~2e~", escaped)
+
+
+def picture_names(file_names):
+    """PNG names of some images: without their endings, unless two images differ in nothing else."""
+    short = [safe_name(Path(name).with_suffix("")) for name in file_names]
+    whole = short if len(set(short)) == len(short) else [safe_name(name) for name in file_names]
+    return [f"{name}.png" for name in whole]
 
 
 def example_row(image, mask, scores, low, high):
@@ -85,10 +93,10 @@ def visualize(pixel_label, pixel_preds, file_names, save_path, dataset_name, cla
     preds = np.asarray(pixel_preds)
     masks = np.asarray(pixel_label).reshape(preds.shape)
     low, high = float(preds.min()), float(preds.max())
-    for i, name in enumerate(file_names):
+    for i, name in enumerate(picture_names(file_names)):
         if images is None:
             row = [outline(heatmap(preds[i], low, high), masks[i])]
         else:
             row = example_row(images[i], masks[i], preds[i], low, high)
-        write_png(folder / f"{safe_name(Path(name).with_suffix(''))}.png", sheet([row]))
+        write_png(folder / name, sheet([row]))
     return folder

@@ -89,11 +89,15 @@ class AdaptedCLIP(nn.Module):
             return self.clipmodel.encode_text(text)
         return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, self.after_text_block))
 
-    def image_levels(self, image):
-        """Adapted vision tokens at every level: images [B, 3, H, W] -> list of [B, N, C]."""
-        visual = self.clipmodel.visual
-        x = visual.embed(image)
-        return run_blocks(visual.transformer.resblocks, x, self.levels, self.after_image_block, max(self.levels))[1]
+    def image_levels(self, image, after_block=None):
+        """Adapted vision tokens at every level: images [B, 3, H, W] -> list of [B, N, C].
+
+        `after_block` replaces `after_image_block` as the place where adaptation enters.
+        """
+        visual, after_block = self.clipmodel.visual, after_block or self.after_image_block
+        return run_blocks(
+            visual.transformer.resblocks, visual.embed(image), self.levels, after_block, max(self.levels)
+        )[1]
 
     def forward(self, image):
         """Patch and image embeddings, compared with anchors by cosine.
@@ -105,7 +109,11 @@ class AdaptedCLIP(nn.Module):
             (seg, det): list of [B, L, E] per level, and [B, E]; seg is unit length per patch, det the mean of
             unit-length patches of the last level.
         """
-        patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in self.image_levels(image)]  # CLS dropped
+        return self.embed_levels(self.image_levels(image))
+
+    def embed_levels(self, tokens):
+        """Patch and image embeddings (seg, det), as `forward`, of vision tokens [B, N, C] per level."""
+        patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in tokens]  # CLS dropped
         seg = [
             F.normalize(project(x), dim=-1)
             for project, x in zip(self.image_adapter["seg_proj"], patches, strict=True)

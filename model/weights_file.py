@@ -17,9 +17,10 @@ LOCAL_FILES = {
     "ViT-Tiny-8-demo": HERE / "weights" / "ViT-Tiny-8-demo.safetensors",
 }
 WEIGHTS_VARIABLE = "AACLIP_CLIP_WEIGHTS"
-UNREADABLE = (
-    SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError
-)
+UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler, beside what the readers announce
+    SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 
 
@@ -75,7 +76,9 @@ def read_state_dict(path):
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise RuntimeError(f"{damaged} ({error}){remedy}") from error
+        # torch's own text for a refused pickle advises to load it unsafely
+        reason = "its pickle is broken or holds code" if isinstance(error, pickle.UnpicklingError) else error
+        raise RuntimeError(f"{damaged} ({reason}){remedy}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
