@@ -42,6 +42,13 @@ def save_checkpoint(path, content):
         os.close(folder)
 
 
+def reading_failure(error):
+    """Why a file cannot be read; of torch's text for a refused pickle only the cause, not its advice to trust it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return str(error).rpartition("WeightsUnpickler error:")[2].strip().split(". ")[0].partition("\n")[0]
+    return str(error) or type(error).__name__
+
+
 def load_checkpoint(path, keys=()):
     """Read a checkpoint to the CPU; tensors and plain values only (`weights_only=True`).
 
@@ -64,10 +71,9 @@ def load_checkpoint(path, keys=()):
                 raise RuntimeError(f"bad checksum in {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        # torch's own text for a refused pickle advises to load it unsafely
-        reason = "its pickle is broken or holds code" if isinstance(error, pickle.UnpicklingError) else error
+        reason, size = reading_failure(error), path.stat().st_size
         raise RuntimeError(
-            f"checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({reason}); "
+            f"checkpoint {path} ({size} bytes) is damaged or not a checkpoint ({reason}); "
             "delete it to continue from the one before, or copy it again"
         ) from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
@@ -101,7 +107,8 @@ def load_module(module, state, path):
 
 def versions():
     """Versions of the libraries that decide a run's numbers."""
-    return {"torch": torch.__version__, "open_clip": open_clip.__version__, "numpy": np.__version__}
+    # torch's version is an object of its own kind, which a safe load refuses
+    return {"torch": str(torch.__version__), "open_clip": open_clip.__version__, "numpy": np.__version__}
 
 
 def rng_state():

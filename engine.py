@@ -128,7 +128,7 @@ def train_stage(name, step_loss, loader, optimizer, device, *, start_epoch, epoc
 
 def non_finite_message(name, epoch, terms, batch):
     """What a user needs to find the cause of a loss that is NaN or infinite."""
-    values = ", ".join(f"{term} = {float(value)}" for term, value in terms.items())
+    values = ", ".join(f"{term} = {float(value.detach())}" for term, value in terms.items())
     files = ", ".join(map(str, batch.get("file_name", ["(the batch names no files)"])))
     return (
         f"stage {name!r}, epoch {epoch}: the loss is not finite ({values}) for {files}. Nothing was updated; "

@@ -159,5 +159,9 @@ def calculate_similarity_map(patch_features, epoch_text_feature, img_size, test=
     if domain not in BLUR:
         raise ValueError(f"domain {domain!r}: expected one of {sorted(BLUR)}")
     kernel, sigma = BLUR[domain]
+    if side <= kernel // 2:
+        raise ValueError(
+            f"{side} x {side} patches are too few for the {domain} blur of {kernel}: give a larger --img_size"
+        )
     score = (grid[:, 1:] + 1 - grid[:, :1]) / 2
     return upsample(gaussian_blur(score, kernel, sigma), img_size)

@@ -7,7 +7,7 @@ from torch import nn
 
 from checkpoints import load_checkpoint, load_module
 
-KOLMOGOROV_5_PERCENT = 1.358  # critical value of sqrt(n) * D
+CRITICAL = 2.225  # of sqrt(n) * D at 0.01 %: Kolmogorov-Smirnov, sqrt(-ln(alpha / 2) / 2)
 
 
 def load_base(model, text_file=None, image_file=None):
@@ -48,7 +48,7 @@ def summarise(origins, modules, own_file, done, logger):
         if looks_untrained(module):
             logger.warning(
                 f"{key}: {file} says it was trained, but its weights cannot be told from their random initialisation "
-                "(Kolmogorov-Smirnov test at 5 % against xavier_uniform): check that it is the right file"
+                "(Kolmogorov-Smirnov test against xavier_uniform): check that it is the right file"
             )
 
 
@@ -56,7 +56,7 @@ def looks_untrained(module):
     """Whether every weight matrix of a module still looks drawn from xavier_uniform.
 
     A matrix counts as trained once one entry leaves the initial interval or its distribution differs from the uniform
-    one (Kolmogorov-Smirnov at 5 %, Bonferroni-free: one trained matrix is enough to clear the module).
+    one (Kolmogorov-Smirnov at 0.01 %, so that a module of many matrices is not cleared by chance).
     """
     matrices = [child.weight for child in module.modules() if isinstance(child, nn.Linear)]
     return all(_is_uniform(matrix.detach().double().flatten(), *matrix.shape) for matrix in matrices)
@@ -70,4 +70,4 @@ def _is_uniform(values, fan_out, fan_in):
     count = len(values)
     steps = torch.arange(count + 1, dtype=torch.float64, device=values.device) / count
     distance = torch.maximum((steps[1:] - expected).abs().max(), (expected - steps[:-1]).abs().max())
-    return float(distance) * math.sqrt(count) < KOLMOGOROV_5_PERCENT
+    return float(distance) * math.sqrt(count) < CRITICAL

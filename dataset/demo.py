@@ -3,6 +3,7 @@
     <out>/<dataset>/<class>/train/good/000.png
                            /test/good/000.png, test/<defect>/000.png
                            /ground_truth/<defect>/000_mask.png        0 or 255
+                   /full-shot.jsonl, <k>-shot.jsonl                   the test split, and k of it per class
 
 A defective picture is the twin of an undamaged one: same pose, light, texture and noise. Its mask holds the pixels
 in which the two differ. The same seed gives the same bytes.
@@ -10,6 +11,7 @@ in which the two differ. The same seed gives the same bytes.
 
 import argparse
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.demo_photo import PHOTO_CLASSES, render_photo
+from dataset.few_shot import select
+from dataset.jsonl import write_rows
+from dataset.prepare import scan
 from dataset.rendering.defects import apply_defect
 from dataset.rendering.lighting import Camera, compose, expose, sample_light, shade
 from dataset.rendering.product_lines import PRODUCT_LINES, line_pose, line_streams
@@ -30,6 +35,7 @@ from dataset.rendering.twins import damage_twin
 
 STAMP = "rendered.json"
 RENDER_VERSION = 1  # raised when the same seed draws other pictures
+SHOTS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,18 @@ def write_dataset(name: str, root, classes: dict[str, tuple], renderer: Renderer
         if defect is not None:
             truth = folder / class_name / place.replace("test/", "ground_truth/", 1)
             _write_png(truth / f"{number:03d}_mask.png", mask)
+    write_metadata(name, folder, counts, seed)
     _write_stamp(folder, {**settings, "complete": True})
     return folder
+
+
+def write_metadata(name: str, folder: Path, counts: Counts, seed: int) -> None:
+    """Write full-shot.jsonl and the k-shot files the classes have pictures for into the dataset's folder."""
+    rows = scan(name, folder, logging.getLogger(__name__))
+    write_rows(rows, folder / "full-shot.jsonl")
+    for shot in SHOTS:
+        if (shot + 1) // 2 <= counts.test_good and shot // 2 <= counts.test_defective:
+            write_rows(select(rows, shot, seed), folder / f"{shot}-shot.jsonl")
 
 
 def _read_stamp(folder: Path) -> dict:

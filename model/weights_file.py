@@ -1,7 +1,6 @@
 """Finding, reading and strictly loading a CLIP weight file."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,16 +10,14 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from checkpoints import UNREADABLE, reading_failure
+
 HERE = Path(__file__).parent
 LOCAL_FILES = {
     "ViT-L-14-336": HERE / "ViT-L-14-336px.pt",  # where AA-CLIP keeps OpenAI's archive
     "ViT-Tiny-8-demo": HERE / "weights" / "ViT-Tiny-8-demo.safetensors",
 }
 WEIGHTS_VARIABLE = "AACLIP_CLIP_WEIGHTS"
-UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler, beside what the readers announce
-    SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, zipfile.BadZipFile, pickle.UnpicklingError,
-)  # fmt: skip
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 
 
@@ -75,10 +72,8 @@ def read_state_dict(path):
             state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        # torch's own text for a refused pickle advises to load it unsafely
-        reason = "its pickle is broken or holds code" if isinstance(error, pickle.UnpicklingError) else error
-        raise RuntimeError(f"{damaged} ({reason}){remedy}") from error
+    except (SafetensorError, *UNREADABLE) as error:
+        raise RuntimeError(f"{damaged} ({reading_failure(error)}){remedy}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):

@@ -1,0 +1,110 @@
+"""Arms of a study over seeds: train, test, keep every run's metrics as JSON, and write the table.
+
+    python -m scripts.study --study baseline --seeds 111 112 113
+
+One run per process; a run whose JSON lies in results/<study>/ is not repeated, so a study can be stopped, continued and
+extended. The table with its command is results/<study>/README.md.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from checkpoints import versions
+from evaluation import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "ViT-Tiny-8-demo"
+COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+CROSS = "train_cross_attention.py"
+STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
+    "baseline": {"raw_clip": (None, []), "baseline": ("train.py", [])},
+    "cross_attention": {
+        "baseline": ("train.py", []),
+        **{
+            f"{scope}_{anchors}": (CROSS, ["--context_scope", scope, "--text_context", anchors])
+            for scope in ("class", "batch")
+            for anchors in ("none", "train_mean", "image")
+        },
+    },
+}
+
+
+def run_arm(script, flags, seed, train_set, test_sets, data, folder):
+    """Train and test one arm with one seed; {"commands", "seconds", "metrics": {test set: metrics}, "versions"}."""
+    commands = []
+    common = ["--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
+    if script:
+        commands.append([script, "--dataset", train_set, *flags, *common])
+    for name in test_sets:
+        commands.append(["test.py", "--dataset", name, *common, *([] if script else ["--raw_clip"])])
+    begin = time.perf_counter()
+    for command in commands:
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    found = {name: next(iter(metrics[name].values())) for name in test_sets}
+    return {
+        "commands": [" ".join(["python", *command]) for command in commands],
+        "seconds": round(time.perf_counter() - begin, 1),
+        "metrics": {name: {"mean": entry["mean"], "classes": entry["classes"]} for name, entry in found.items()},
+        "versions": versions(),
+    }
+
+
+def table(study, results, test_sets):
+    """Markdown: mean over the seeds of every metric, with the seeds' smallest and largest value, in percent."""
+    lines = ["| test set | arm | seeds | " + " | ".join(COLUMNS) + " |", "|--|--|--|" + "--|" * len(COLUMNS)]
+    for name in test_sets:
+        for arm in STUDIES[study]:
+            runs = [result["metrics"][name]["mean"] for (own, _), result in sorted(results.items()) if own == arm]
+            if not runs:
+                continue
+            cells = []
+            for column in COLUMNS:
+                values = [100 * run[column] for run in runs]
+                spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}")
+            lines.append(f"| {name} | {arm} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", choices=sorted(STUDIES), required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
+    parser.add_argument("--train", default="DemoA", help="training set")
+    parser.add_argument("--test", nargs="+", default=["DemoB", "DemoPhoto", "DemoPhotoMed"], help="test sets")
+    parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
+    parser.add_argument("--out", help="folder of the JSON files and the table; default results/<study>")
+    args = parser.parse_args(argv)
+    out, data = Path(args.out or ROOT / "results" / args.study), Path(args.data).resolve()
+    subprocess.run([sys.executable, "-m", "dataset.demo", "--out", str(data)], cwd=ROOT, check=True)
+    for seed in args.seeds:
+        for arm, (script, flags) in STUDIES[args.study].items():
+            if script is None and seed != args.seeds[0]:
+                continue  # the unadapted backbone has no seed
+            file = out / f"{arm}_seed{seed}.json"
+            if file.is_file():
+                continue
+            print(f"{arm}, seed {seed}", flush=True)
+            folder = data.parent / f"{args.study}_{args.train}" / f"{arm}_seed{seed}"
+            result = run_arm(script, flags, seed, args.train, args.test, data, folder)
+            text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
+            write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
+    results = {}
+    for file in sorted(out.glob("*_seed*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        results[result["arm"], result["seed"]] = result
+    report = table(args.study, results, args.test)
+    command = f"python -m scripts.study --study {args.study} --seeds {' '.join(map(str, args.seeds))}"
+    write_text(out / "table.md", f"Trained on {args.train}; percent, mean over the seeds (smallest–largest).\n\n"
+               f"    {command}\n\n{report}\n")  # fmt: skip
+    print(report)
+
+
+if __name__ == "__main__":
+    main()

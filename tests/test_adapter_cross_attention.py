@@ -1,0 +1,203 @@
+"""Both attention modules and the model around them: model.adapter_cross_attention, forward_utils_cross_attention."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cross_attention_world import MODEL, WIDTH, write_world
+
+from forward_utils import anchors_of_batch, class_tokens, frozen_patches
+from forward_utils_cross_attention import (
+    anchors_of_each_image,
+    anchors_with_context,
+    batch_scope,
+    class_scope,
+    fixed_anchors,
+    mean_anchors,
+    text_context_dictionary,
+    text_context_groups,
+    text_context_of_class,
+)
+from model.adapter import AdaptedCLIP
+from model.adapter_cross_attention import (
+    AdaptedCLIPWithCrossAttention,
+    CrossAttentionModule,
+    ImageCrossAttentionModule,
+)
+from model.clip import create_model, surgery_copy
+
+NAMES = ["bottle", "screw", "bottle", "screw"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return create_model(MODEL, 32, "openai", clip_weights=write_world(tmp_path_factory.mktemp("cross")))
+
+
+def build(clip, **settings):
+    torch.manual_seed(3)
+    adapters = dict(text_adapt_until=2, image_adapt_until=2)
+    return AdaptedCLIPWithCrossAttention(clip, **adapters, **{"cross_attn_heads": 4} | settings).eval()
+
+
+@pytest.fixture
+def model(clip):
+    return build(clip)
+
+
+@pytest.fixture
+def patches(clip, images):
+    """First-level patches [4, 16, E] of the four images."""
+    return frozen_patches(clip, surgery_copy(clip, 3), images, [1])[0][1]
+
+
+def test_attention_equals_torchs_multi_head_attention():
+    torch.manual_seed(0)
+    ours, theirs = CrossAttentionModule(8, 2, 0.0), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    x, context = torch.randn(3, 5, 8), torch.randn(7, 8)
+    with torch.no_grad():
+        for linear in (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj):
+            linear.bias.normal_()
+        theirs.in_proj_weight.copy_(torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.q_proj.bias, ours.k_proj.bias, ours.v_proj.bias]))
+        theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+    wanted, weights = theirs(x, context.expand(3, -1, -1), context.expand(3, -1, -1))
+    torch.testing.assert_close(ours(x, context), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.attention_map(x, context), weights, rtol=1e-5, atol=1e-6)
+
+
+def test_modules_have_the_shared_key_names_biases_of_zero_and_xavier_weights():
+    module = ImageCrossAttentionModule(32, 16, 4)
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    assert shapes == {
+        "q_proj.weight": (16, 32), "q_proj.bias": (16,), "out_proj.weight": (32, 16), "out_proj.bias": (32,),
+        "k_proj.weight": (16, 16), "k_proj.bias": (16,), "v_proj.weight": (16, 16), "v_proj.bias": (16,),
+    }  # fmt: skip
+    assert all(not module.get_parameter(key).any() for key in shapes if key.endswith("bias"))
+    bound = (6 / (32 + 16)) ** 0.5
+    assert 0.9 * bound < module.q_proj.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("heads, dropout, word", [(3, 0.1, "cross_attn_heads 3"), (4, 1.0, "cross_attn_dropout 1.0")])
+def test_bad_sizes_are_refused_with_their_value(heads, dropout, word):
+    with pytest.raises(ValueError, match=word):
+        CrossAttentionModule(16, heads, dropout)
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation():
+    torch.manual_seed(0)
+    module, x, context = CrossAttentionModule(16, 4, 0.5), torch.randn(2, 3, 16), torch.randn(20, 16)
+    assert not torch.equal(module.train()(x, context), module(x, context))
+    assert torch.equal(module.eval()(x, context), module(x, context))
+
+
+def test_residual_is_scaled_and_matched_to_the_norm_of_every_token(clip, images, model):
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec", "cpu"), NAMES)
+    x = clip.visual.transformer.resblocks[0](clip.visual.embed(images))
+    seen = []
+    real = model.after_image_block
+    model.after_image_block = lambda i, x: seen.append(x) or real(i, x)
+    model(images, contexts)
+    added = seen[0] - x
+    torch.testing.assert_close(added.norm(dim=-1), 0.1 * x.norm(dim=-1), rtol=1e-4, atol=1e-5)
+    by_hand = model.image_cross_attn(x[1:2], contexts[1][1])
+    wanted = 0.1 * by_hand * x[1:2].norm(dim=-1, keepdim=True) / (by_hand.norm(dim=-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(added[1:2], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_weight_0_is_the_baseline_to_the_last_bit(clip, images, patches):
+    torch.manual_seed(3)
+    baseline = AdaptedCLIP(clip, text_adapt_until=2, image_adapt_until=2).eval()
+    crossed = build(clip, text_cross_attn_weight=0.0, image_cross_attn_weight=0.0).train()
+    contexts = text_context_groups(text_context_dictionary(crossed, "MVTec", "cpu"), NAMES)
+    for (seg, det), (wanted_seg, wanted_det) in [(crossed(images, contexts), baseline(images))]:
+        assert torch.equal(det, wanted_det) and all(map(torch.equal, seg, wanted_seg))
+    anchors = anchors_with_context(crossed, "MVTec", class_scope(patches, NAMES), "cpu")
+    wanted = anchors_of_batch(baseline, "MVTec", NAMES, "cpu")
+    assert torch.equal(torch.stack([anchors[name] for name in NAMES]), wanted)
+
+
+def test_without_contexts_the_model_is_the_baseline(images, model):
+    torch.manual_seed(3)
+    baseline = AdaptedCLIP(model.clipmodel, text_adapt_until=2, image_adapt_until=2)
+    assert torch.equal(model(images)[1], baseline(images)[1])
+    assert not torch.equal(
+        model(images)[1],
+        model(images, text_context_groups(text_context_dictionary(model, "MVTec", "cpu"), NAMES))[1],
+    )
+
+
+@pytest.mark.parametrize("size", [1, 6, 10])
+def test_a_batch_of_any_size_behaves_as_its_images_alone_and_permutes(images, model, size):
+    """The reference fork paired prompts and images wrongly at 6 and 10."""
+    batch = images.repeat(3, 1, 1, 1)[:size] + torch.arange(size)[:, None, None, None] * 0.1
+    names = [NAMES[i % 2] for i in range(size)]
+    contexts = text_context_dictionary(model, "MVTec", "cpu")
+    seg, det = model(batch, text_context_groups(contexts, names))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(1))
+    mixed = model(batch[order], text_context_groups(contexts, [names[i] for i in order]))
+    torch.testing.assert_close(mixed[1], det[order], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixed[0][0], seg[0][order], rtol=1e-5, atol=1e-6)
+    alone = model(batch[-1:], text_context_groups(contexts, names[-1:]))
+    torch.testing.assert_close(alone[1], det[-1:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 6, 10])
+def test_anchors_with_context_follow_their_images_through_a_permutation(model, patches, size):
+    own = patches.repeat(3, 1, 1)[:size] + torch.arange(size)[:, None, None] * 0.05
+    names = [NAMES[i % 2] for i in range(size)]
+    pairs = anchors_of_each_image(model, "MVTec", own, names, "cpu")
+    order = list(reversed(range(size)))
+    mixed = anchors_of_each_image(model, "MVTec", own[order], [names[i] for i in order], "cpu")
+    torch.testing.assert_close(mixed, pairs[order], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(pairs[0], pairs[-2 if size > 2 else 1], atol=1e-5)  # another image, other anchors
+
+
+def test_class_scope_joins_a_classs_patches_and_batch_scope_averages_all(patches):
+    joined, mean = class_scope(patches, NAMES), batch_scope(patches, NAMES)
+    assert torch.equal(joined["bottle"], torch.cat([patches[0], patches[2]]))
+    assert torch.equal(joined["screw"], torch.cat([patches[1], patches[3]]))
+    torch.testing.assert_close(mean["bottle"], patches.mean(0))
+    assert mean["bottle"] is mean["screw"]
+
+
+def test_anchors_of_a_class_ignore_images_of_other_classes(model, patches):
+    before = anchors_with_context(model, "MVTec", class_scope(patches, NAMES), "cpu")
+    changed = patches.clone()
+    changed[1] = -changed[1]
+    after = anchors_with_context(model, "MVTec", class_scope(changed, NAMES), "cpu")
+    torch.testing.assert_close(after["bottle"], before["bottle"], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(after["screw"], before["screw"], atol=1e-5)
+
+
+def test_text_context_holds_every_token_at_unit_length_and_hides_padding(model):
+    context = text_context_of_class(model, "MVTec", "screw", "cpu")
+    tokens = class_tokens("MVTec", "screw")[0]
+    assert context.tokens.shape == (16 * 77, WIDTH)
+    torch.testing.assert_close(context.tokens.norm(dim=-1), torch.ones(16 * 77), rtol=1e-5, atol=1e-5)
+    assert context.real.sum() == (tokens != 0).sum()
+    (rows, seen), = text_context_groups({"screw": context}, ["screw", "screw"])
+    assert rows == [0, 1] and len(seen) == context.real.sum()
+
+
+def test_text_context_is_block_0_and_its_adapter_without_cross_attention(model):
+    clip, tokens = model.clipmodel, class_tokens("MVTec", "bottle")[0]
+    x = clip.token_embedding(tokens) + clip.positional_embedding
+    x = model.after_text_block(0, clip.transformer.resblocks[0](x, attn_mask=clip.attn_mask))
+    wanted = F.normalize(x.flatten(0, 1), dim=-1)
+    torch.testing.assert_close(model.text_context(tokens), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_anchors_average_each_classs_images(model, patches):
+    loader = [{"image": i, "class_name": names} for i, names in ((slice(0, 2), NAMES[:2]), (slice(2, 4), NAMES[2:]))]
+    loader = [batch | {"image": patches[batch["image"]]} for batch in loader]
+    means = mean_anchors(model, "MVTec", loader, lambda image: image, "cpu")
+    each = anchors_of_each_image(model, "MVTec", patches, NAMES, "cpu")
+    torch.testing.assert_close(means["screw"], F.normalize(each[1] + each[3], dim=0))
+    anchors = fixed_anchors(model, "MVTec", means, "cpu")(["screw", "carpet"], None)
+    assert torch.equal(anchors[0], means["screw"])
+    torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"], "cpu"))
+
+
+def test_a_backbone_of_unequal_joint_and_text_width_is_refused(new_clip):
+    with pytest.raises(ValueError, match="joint width 16 .* text width 24"):
+        AdaptedCLIPWithCrossAttention(new_clip(), text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)

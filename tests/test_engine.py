@@ -1,0 +1,254 @@
+"""The training loop, the two stages' losses and AA-CLIP's oddities in them: engine.py, train.train_*_adapter."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from engine import segmentation, to_device, train_stage
+from forward_utils import anchors_of_batch, calculate_similarity_map, frozen_patches, get_adapted_text_embedding
+from losses import calculate_seg_loss, orthogonality_loss
+from model.clip import surgery_copy
+
+
+@pytest.fixture
+def surgery(clip):
+    return surgery_copy(clip, 3)
+
+
+def optimizer_of(module, lr=1e-3):
+    return torch.optim.Adam(module.parameters(), lr=lr, betas=(0.5, 0.999))
+
+
+@pytest.fixture
+def train_text(adapted, surgery, lines, tmp_path):
+    """Function (batches, epochs, **options) -> epoch losses of stage 1, read from upstream's log lines."""
+
+    def run(batches, epochs=1, lr=1e-3, norm_weight=0.1, **options):
+        logger, messages = lines
+        train.train_text_adapter(
+            adapted_model=adapted, clip_surgery=surgery, text_norm_weight=norm_weight, train_loader=batches,
+            optimizer=optimizer_of(adapted.text_adapter, lr), device="cpu", start_epoch=0, save_path=str(tmp_path),
+            text_epoch=epochs, dataset_name="MVTec", img_size=32, logger=logger, **options,
+        )  # fmt: skip
+        return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
+
+    return run
+
+
+@pytest.fixture
+def train_image(adapted, lines, tmp_path):
+    """The same for stage 2."""
+
+    def run(batches, epochs=1, lr=1e-3, milestones=(16000, 32000), **options):
+        logger, messages = lines
+        optimizer = optimizer_of(adapted.image_adapter, lr)
+        with torch.no_grad():
+            anchors = get_adapted_text_embedding(adapted, "MVTec", "cpu")
+        train.train_image_adapter(
+            model=adapted, text_embeddings=anchors, train_loader=batches, optimizer=optimizer,
+            scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.5), device="cpu",
+            start_epoch=0, save_path=str(tmp_path), image_epoch=epochs, img_size=32, logger=logger, **options,
+        )  # fmt: skip
+        return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
+
+    return run
+
+
+def segmentation_by_hand(patches, anchors, mask):
+    return float(calculate_seg_loss(calculate_similarity_map(patches, anchors, 32), mask))
+
+
+@torch.no_grad()
+def stage_1_parts(adapted, surgery, batch):
+    """(segmentation loss of each level, orthogonality, cls, anchors) of the untrained model."""
+    patches, cls = frozen_patches(adapted.clipmodel, surgery, batch["image"], [1, 2, 3, 4])
+    anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"], "cpu")
+    levels = [segmentation_by_hand(patches[level], anchors, batch["mask"]) for level in (1, 2, 3, 4)]
+    return levels, float(orthogonality_loss(anchors)), cls, anchors
+
+
+def test_only_the_last_level_trains_the_text_by_default_and_all_levels_with_the_correction(
+    adapted, surgery, batch, train_text
+):
+    levels, orthogonality, _, _ = stage_1_parts(adapted, surgery, batch)
+    assert train_text([batch], lr=0.0)[-1] == pytest.approx(levels[-1] + 0.1 * orthogonality, rel=1e-5)
+    corrected = train_text([batch], lr=0.0, text_loss_levels="all")[-1]
+    assert corrected == pytest.approx(sum(levels) + 0.1 * orthogonality, rel=1e-5)
+
+
+def test_stage_1_has_no_image_loss_by_default_and_a_weighted_one_with_the_correction(
+    adapted, surgery, batch, train_text
+):
+    _, _, cls, anchors = stage_1_parts(adapted, surgery, batch)
+    image_loss = float(F.cross_entropy(100 * torch.einsum("be,bec->bc", cls, anchors), batch["label"]))
+    plain = train_text([batch], lr=0.0)[-1]
+    assert train_text([batch], lr=0.0, text_cls_weight=0.5)[-1] - plain == pytest.approx(0.5 * image_loss, rel=1e-4)
+
+
+def test_the_text_norm_weight_scales_the_orthogonality(adapted, surgery, batch, train_text):
+    _, orthogonality, _, _ = stage_1_parts(adapted, surgery, batch)
+    light, heavy = (train_text([batch], lr=0.0, norm_weight=weight)[-1] for weight in (0.0, 10.0))
+    assert heavy - light == pytest.approx(10 * orthogonality, rel=1e-4)
+
+
+def test_stage_2_sums_all_levels_and_bare_cosine_logits_by_default_scaled_ones_with_the_correction(
+    adapted, batch, train_image
+):
+    with torch.no_grad():
+        seg, det = adapted(batch["image"])
+        anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"], "cpu")
+        levels = sum(segmentation_by_hand(level, anchors, batch["mask"]) for level in seg)
+        cosines = torch.einsum("be,bec->bc", det, anchors)
+    for temperature, options in ((1, {}), (100, {"head_temperature": 100.0})):
+        want = levels + float(F.cross_entropy(temperature * cosines, batch["label"]))
+        assert train_image([batch], lr=0.0, **options)[-1] == pytest.approx(want, rel=1e-5)
+
+
+def test_the_learning_rate_halves_at_milestones_counted_in_batches(batch, train_image, lines, tmp_path):
+    train_image([batch, batch], epochs=3, lr=1e-3, milestones=(2, 5))
+    rates = [re.search(r"lr (\S+),", line)[1] for line in lines[1] if line.startswith("stage image")]
+    assert rates == ["0.0005", "0.0005", "0.00025"]
+
+
+def test_the_log_has_upstreams_lines_in_upstreams_order(batch, train_text, train_image, lines):
+    train_text([batch, batch], epochs=2)
+    train_image([batch], epochs=1)
+    upstream = [line for line in lines[1] if line.startswith(("training", "loss"))]
+    assert [re.sub(r"loss: -?\d+\.\d+(e-?\d+)?$", "loss: x", line) for line in upstream] == [
+        "training text epoch 0:", "loss: x", "training text epoch 1:", "loss: x", "training image epoch 0:", "loss: x",
+    ]  # fmt: skip
+
+
+def test_the_logged_loss_is_the_mean_over_the_batches(batch, train_text):
+    other = batch | {"mask": 1 - batch["mask"]}
+    alone = train_text([batch], lr=0.0)[-1], train_text([other], lr=0.0)[-1]
+    assert alone[0] != pytest.approx(alone[1], rel=1e-3)
+    assert train_text([batch, other], lr=0.0)[-1] == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_both_stages_learn_one_batch(batch, train_text, train_image):
+    text = train_text([batch] * 4, epochs=4, lr=1e-2)
+    assert text[3] < text[0]
+    image = train_image([batch] * 4, epochs=4, lr=1e-2)[4:]
+    assert image[3] < image[0]
+
+
+def test_the_text_stage_changes_the_text_adapter_only_and_the_image_stage_the_image_adapter_only(
+    adapted, batch, train_text, train_image
+):
+    def changed(before):
+        now = adapted.state_dict()
+        return {name.split(".")[0] for name, value in before.items() if not torch.equal(value, now[name])}
+
+    for train_one, part in ((train_text, "text_adapter"), (train_image, "image_adapter")):
+        before = {name: value.clone() for name, value in adapted.state_dict().items()}
+        train_one([batch])
+        assert changed(before) == {part}
+    assert all(parameter.grad is None for parameter in adapted.clipmodel.parameters())
+
+
+def test_upstreams_batches_without_file_names_and_with_other_dtypes_train(batch, train_text, train_image):
+    del batch["file_name"]
+    batch |= {"mask": batch["mask"].to(torch.uint8), "label": batch["label"].float()}
+    assert math.isfinite(train_text([batch])[-1]) and math.isfinite(train_image([batch])[-1])
+
+
+def test_checkpoints_have_upstreams_names_and_keys(batch, train_text, train_image, tmp_path):
+    train_text([batch], epochs=2)
+    train_image([batch], epochs=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "image_adapter.pth", "image_adapter_1.pth", "image_adapter_2.pth", "text_adapter.pth"
+    ]  # fmt: skip
+    for name, keys, epoch in (("text_adapter.pth", {"epoch", "text_adapter", "text_optimizer"}, 2),
+                              ("image_adapter_1.pth", {"epoch", "image_adapter", "image_optimizer"}, 1),
+                              ("image_adapter.pth", {"epoch", "image_adapter", "image_optimizer"}, 2)):  # fmt: skip
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert keys <= set(content) and content["epoch"] == epoch
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_terms_and_files(
+    adapted, batch, train_image, train_text, tmp_path
+):
+    batch["image"] = batch["image"].clone()
+    batch["image"][0, 0, 0, 0] = float("nan")
+    for train_one, stage, module in ((train_text, "text", adapted.text_adapter),
+                                     (train_image, "image", adapted.image_adapter)):  # fmt: skip
+        before = [parameter.detach().clone() for parameter in module.parameters()]
+        with pytest.raises(FloatingPointError) as error:
+            train_one([batch])
+        text = str(error.value)
+        assert f"stage '{stage}', epoch 0" in text and "segmentation = nan" in text
+        assert "a.png, b.png, c.png, d.png" in text
+        assert all(torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=True))
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.fixture
+def loop(lines):
+    """Function (step_loss, loader, **options) that trains one weight; returns (weight, epochs saved)."""
+
+    def run(step_loss, loader, start_epoch=0, epochs=1, **options):
+        weight, saved = torch.nn.Parameter(torch.tensor(1.0)), []
+        train_stage("text", lambda batch: step_loss(weight, batch), loader, torch.optim.SGD([weight], lr=0.1), "cpu",
+                    start_epoch=start_epoch, epochs=epochs, logger=lines[0], save=saved.append, **options)  # fmt: skip
+        return weight.item(), saved
+
+    return run
+
+
+def test_an_infinite_term_stops_the_run_even_when_another_hides_it(loop, batch):
+    def terms(weight, batch):
+        return {"up": weight * float("inf"), "down": -weight * float("inf")}
+
+    with pytest.raises(FloatingPointError, match=r"up = inf, down = -inf"):
+        loop(terms, [batch])
+
+
+def test_gradients_do_not_pile_up_from_batch_to_batch(loop, batch):
+    weight, _ = loop(lambda weight, batch: {"line": 1.0 * weight}, [batch, batch])
+    assert weight == pytest.approx(0.8)
+
+
+def test_an_empty_loader_is_an_error_with_its_stage(loop):
+    with pytest.raises(ValueError, match="stage 'text': the loader gave no batch"):
+        loop(lambda weight, batch: {"line": weight}, [])
+
+
+def test_a_stage_starts_at_its_epoch_saves_after_each_and_tells_the_loader_which_it_is(loop, batch, lines):
+    class Loader(list):
+        def __init__(self, items):
+            super().__init__(items)
+            self.dataset, self.sampler, self.told = self, self, []
+
+        def set_epoch(self, epoch):
+            self.told.append(epoch)
+
+    loader = Loader([batch])
+    assert loop(lambda weight, batch: {"line": 1.0 * weight}, loader, start_epoch=2, epochs=4)[1] == [3, 4]
+    assert loader.told == [2, 2, 3, 3]  # dataset and sampler
+    assert [line for line in lines[1] if line.startswith("training")] == [f"training text epoch {n}:" for n in (2, 3)]
+    assert loop(lambda weight, batch: {"line": weight}, [], start_epoch=4, epochs=4)[1] == []
+
+
+def test_an_epochs_line_names_stage_terms_rate_and_time(loop, batch, lines):
+    loop(lambda weight, batch: {"first": weight * 2, "second": weight * 0.5}, [batch])
+    assert re.fullmatch(r"stage text epoch 1/1: first 2.0000, second 0.5000, lr 0.1, \d+\.\d s", lines[1][-1])
+
+
+def test_segmentation_adds_the_levels(batch):
+    generator = torch.Generator().manual_seed(1)
+    levels = [F.normalize(torch.randn(4, 16, 8, generator=generator), dim=-1) for _ in range(2)]
+    anchors = F.normalize(torch.randn(8, 2, generator=generator), dim=0).expand(4, 8, 2)
+    parts = [segmentation_by_hand(level, anchors, batch["mask"]) for level in levels]
+    assert float(segmentation(levels, anchors, batch["mask"])) == pytest.approx(sum(parts), rel=1e-6)
+
+
+def test_a_batch_goes_to_the_device_with_float_masks_and_integer_labels_and_the_callers_stays(batch):
+    batch["mask"] = batch["mask"].bool()
+    moved = to_device(batch, "cpu")
+    assert moved["mask"].dtype == torch.float32 and moved["label"].dtype == torch.int64
+    assert batch["mask"].dtype == torch.bool and moved["class_name"] is batch["class_name"]

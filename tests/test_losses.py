@@ -1,0 +1,63 @@
+"""Losses on two and four pixels, with the numbers of the paper's formulas worked out: losses.py."""
+
+from math import log
+
+import pytest
+import torch
+
+import forward_utils
+from losses import BinaryDiceLoss, FocalLoss, calculate_seg_loss, dice_loss, focal_loss, orthogonality_loss
+
+PROB = torch.tensor([[[[0.8, 0.4]], [[0.2, 0.6]]]])  # [1, 2, 1, 2]: (normal, abnormal) of two pixels
+MASK = torch.tensor([[[[0.0, 1.0]]]])
+
+
+def test_focal_loss_is_the_mean_of_minus_one_minus_pt_squared_log_pt():
+    pixels = []
+    for normal, abnormal, target in ((0.8, 0.2, 0), (0.4, 0.6, 1)):
+        low, high = 1e-5, 1 - 1e-5
+        pt = normal * (low if target else high) + abnormal * (high if target else low) + 1e-5
+        pixels.append(-((1 - pt) ** 2) * log(pt))
+    assert float(focal_loss(PROB, MASK)) == pytest.approx(sum(pixels) / 2, rel=1e-6)
+    assert float(focal_loss(PROB, MASK)) == pytest.approx((0.04 * -log(0.8) + 0.16 * -log(0.6)) / 2, rel=1e-3)
+
+
+def test_focal_loss_of_a_perfect_prediction_is_finite_and_almost_zero_and_of_the_opposite_finite():
+    perfect = torch.cat([1 - MASK, MASK], dim=1)
+    assert abs(float(focal_loss(perfect, MASK))) < 1e-9
+    assert float(focal_loss(1 - perfect, MASK)) == pytest.approx(-log(2e-5), rel=1e-3)
+
+
+def test_focal_loss_takes_masks_without_a_channel():
+    assert torch.equal(focal_loss(PROB, MASK), focal_loss(PROB, MASK[:, 0]))
+
+
+def test_dice_loss_is_averaged_over_the_images_of_a_batch():
+    prob, mask = torch.tensor([[[0.5, 0.25]], [[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    first = (2 * 0.5 + 1) / (0.75 + 1 + 1)
+    assert float(dice_loss(prob, mask)) == pytest.approx(1 - (first + 1) / 2)
+    assert float(dice_loss(prob, mask[:, None])) == pytest.approx(1 - (first + 1) / 2)
+
+
+def test_dice_loss_of_two_empty_masks_is_zero():
+    assert float(dice_loss(torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4))) == 0
+
+
+def test_the_segmentation_loss_adds_focal_and_both_dice_terms():
+    normal = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
+    abnormal = 1 - (2 * 0.6 + 1) / (0.8 + 1 + 1)
+    want = float(focal_loss(PROB, MASK)) + normal + abnormal
+    assert float(calculate_seg_loss(PROB, MASK)) == pytest.approx(want, rel=1e-6)
+
+
+def test_orthogonality_is_the_squared_mean_of_the_anchor_products():
+    anchors = torch.tensor([[[1.0, 0.6], [0.0, 0.8]], [[0.0, 0.2], [1.0, 0.0]]])  # products 0.6 and 0.0
+    assert float(orthogonality_loss(anchors)) == pytest.approx(0.3**2)
+    opposed = torch.tensor([[[1.0, 0.6], [0.0, 0.8]], [[1.0, -0.6], [0.0, 0.8]]])
+    assert float(orthogonality_loss(opposed)) == pytest.approx(0.0)
+
+
+def test_upstreams_names_are_importable_from_forward_utils():
+    assert forward_utils.FocalLoss is FocalLoss and forward_utils.BinaryDiceLoss is BinaryDiceLoss
+    assert forward_utils.focal_loss is focal_loss and forward_utils.dice_loss is dice_loss
+    assert forward_utils.calculate_seg_loss is calculate_seg_loss

@@ -1,0 +1,196 @@
+"""Metrics against scikit-learn, an independent AUPRO and upstream's rounding: metrics.py."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import label as connected
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from metrics import (
+    aupro,
+    class_metrics,
+    fused_image_score,
+    mean_row,
+    metrics_eval,
+    min_max,
+    own_image_score,
+    ranking_metrics,
+)
+
+
+def draws(kind, seed):
+    """(truth, score) of 400 elements."""
+    random = np.random.default_rng(seed)
+    truth = random.random(400) < 0.1 + 0.2 * (seed % 4)
+    score = random.normal(size=400) + truth
+    if kind == "tied":
+        score = np.round(score * 2)
+    if kind == "two values":
+        score = (score > 0.5).astype(np.float32)
+    return truth.astype(np.int64), score
+
+
+@pytest.mark.parametrize("kind", ["continuous", "tied", "two values"])
+@pytest.mark.parametrize("seed", range(4))
+def test_ranking_metrics_equal_scikit_learn(kind, seed):
+    truth, score = draws(kind, seed)
+    precision, recall, _ = precision_recall_curve(truth, score)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    got = ranking_metrics(truth, score)
+    assert got["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
+    assert got["ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
+    assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
+
+
+def test_equal_scores_give_chance_level():
+    assert ranking_metrics([1, 0, 0, 0], [2.0, 2.0, 2.0, 2.0]) == {"auroc": 0.5, "ap": 0.25, "f1max": 0.4}
+
+
+def test_ranking_metrics_depend_on_the_order_of_scores_only():
+    truth, score = draws("tied", 1)
+    assert ranking_metrics(truth, score) == ranking_metrics(truth, np.exp(score / 3) - 7)
+
+
+@pytest.mark.parametrize("truth", [[0, 0, 0], [1, 1, 1]])
+def test_one_label_alone_is_undefined(truth):
+    assert ranking_metrics(truth, [0.1, 0.2, 0.3]) == {"auroc": None, "ap": None, "f1max": None}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ranking_metrics([0, 1], [0.5, value])
+
+
+def slow_aupro(masks, maps, limit=0.3):
+    """AUPRO from its definition: threshold by threshold, region by region."""
+    regions = [(i, labels == k) for i, mask in enumerate(masks) for labels, count in [connected(mask, np.ones((3, 3)))]
+               for k in range(1, count + 1)]  # fmt: skip
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(maps.ravel()), reverse=True):
+        hit = maps >= threshold
+        overlap = np.mean([hit[i][region].mean() for i, region in regions])
+        points.append((hit[masks == 0].mean(), overlap))
+    area = 0.0
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 >= limit:
+            break
+        if x1 > limit:
+            y1, x1 = y0 + (y1 - y0) * (limit - x0) / (x1 - x0), limit
+        area += (x1 - x0) * (y0 + y1) / 2
+    return area / limit
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("steps", [3, 20, 1000])
+def test_aupro_equals_its_definition_on_diagonal_regions_single_pixels_and_ties(seed, steps):
+    random = np.random.default_rng(seed)
+    masks = np.zeros((3, 9, 9), np.uint8)
+    masks[0, [1, 2, 3], [1, 2, 3]] = 1  # one region by 8-neighbourhood, three by 4-neighbourhood
+    masks[0, 7, 7] = masks[1, 0, 0] = 1
+    masks[1, 4:8, 2:7] = 1
+    maps = np.round((random.random(masks.shape) + 0.4 * masks) * steps) / steps
+    assert aupro(masks, maps) == pytest.approx(slow_aupro(masks, maps), abs=1e-12)
+    assert aupro(masks, maps, limit=0.05) == pytest.approx(slow_aupro(masks, maps, 0.05), abs=1e-12)
+
+
+def test_diagonal_neighbours_are_one_region():
+    masks = np.zeros((1, 4, 4), np.uint8)
+    masks[0, 0, 0] = masks[0, 1, 1] = masks[0, 3, 3] = 1  # two regions: sizes two and one
+    maps = np.zeros((1, 4, 4))
+    maps[0, 3, 3] = 1.0
+    # Rate 0 -> overlap 1/2; the last threshold takes everything: a line from (0, 1/2) to (1, 1).
+    assert aupro(masks, maps) == pytest.approx((0.5 + 0.65) / 2)
+
+
+def test_aupro_of_a_perfect_map_is_one_and_of_a_constant_map_half_the_limit():
+    masks = np.zeros((2, 6, 6), np.uint8)
+    masks[0, 1:4, 1:4] = 1
+    assert aupro(masks, masks.astype(float)) == pytest.approx(1.0)
+    assert aupro(masks, np.ones(masks.shape)) == pytest.approx(0.15)
+
+
+def test_aupro_weighs_regions_not_pixels():
+    masks = np.zeros((1, 8, 8), np.uint8)
+    masks[0, 0, 0] = 1
+    masks[0, 3:7, 3:7] = 1
+    maps = np.where(masks == 1, 0.0, 0.5)
+    maps[0, 0, 0] = 1.0
+    assert aupro(masks, maps) == pytest.approx(0.5)
+
+
+def test_aupro_without_a_region_or_without_a_normal_pixel_is_undefined():
+    assert aupro(np.zeros((1, 4, 4)), np.ones((1, 4, 4))) is None
+    assert aupro(np.ones((1, 4, 4)), np.ones((1, 4, 4))) is None
+
+
+def test_min_max_scales_to_zero_and_one_and_leaves_a_constant_at_zero():
+    assert min_max(np.array([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
+    assert min_max(np.array([2.0, 2.0])).tolist() == [0.0, 0.0]
+
+
+MAPS = np.array([[[0.0, 1.0]], [[2.0, 4.0]], [[1.0, 3.0]]])  # peaks 1, 4, 3
+HEAD = np.array([0.2, 0.4, 0.6])
+
+
+def test_the_fused_score_is_half_map_half_head_for_industrial_and_the_map_for_medical():
+    assert fused_image_score(MAPS, HEAD, "Industrial").tolist() == pytest.approx([0.125, 0.75, 0.875])
+    assert fused_image_score(MAPS, HEAD, "Medical").tolist() == pytest.approx([0.25, 1.0, 0.75])
+
+
+def test_the_fused_score_of_an_image_depends_on_the_others_and_the_own_score_does_not():
+    fewer = slice(0, 2)
+    fused = fused_image_score(MAPS, HEAD, "Industrial"), fused_image_score(MAPS[fewer], HEAD[fewer], "Industrial")
+    assert fused[0][1] != fused[1][1]
+    own = own_image_score(MAPS, HEAD, 4), own_image_score(MAPS[fewer], HEAD[fewer], 4)
+    assert own[0][fewer].tolist() == own[1].tolist()
+
+
+def test_the_own_score_is_the_mean_of_peak_cosine_and_head():
+    assert own_image_score(MAPS, HEAD, 4).tolist() == pytest.approx([0.10125, 0.205, 0.30375])
+
+
+MASKS = np.zeros((3, 1, 1, 2))
+MASKS[1, 0, 0, 1] = MASKS[2, 0, 0, 1] = 1
+LABELS = np.array([0, 1, 1])
+
+
+def test_upstreams_row_is_in_percent_rounded_to_four_digits_before():
+    maps = np.array([[[0.0, 4.0]], [[2.0, 4.0]], [[1.0, 3.0]]])
+    row = metrics_eval(MASKS, LABELS, maps, HEAD, "bottle", "Industrial")
+    assert list(row) == ["class name", "pixel AUC", "pixel AP", "image AUC", "image AP"]
+    assert row["class name"] == "bottle"
+    # Abnormal pixels 4, 3; normal 0, 4, 2, 1: AUROC (3.5 + 3) / 8; AP 1/2 * 1/2 + 1/2 * 2/3.
+    assert row["pixel AUC"] == pytest.approx(81.25)
+    assert row["pixel AP"] == pytest.approx(58.33, abs=1e-9)
+    assert row["image AUC"] == pytest.approx(100.0)
+
+
+def test_upstreams_row_says_zero_where_only_one_label_is_present():
+    row = metrics_eval(MASKS[:1], LABELS[:1], MAPS[:1], HEAD[:1], "x", "Medical")
+    assert [row[key] for key in ("pixel AUC", "pixel AP", "image AUC", "image AP")] == [0, 0, 0, 0]
+
+
+def test_the_domain_decides_upstreams_image_score():
+    maps = np.array([[[0.0, 5.0]], [[2.0, 4.0]], [[1.0, 3.0]]])
+    rows = [metrics_eval(MASKS, LABELS, maps, np.array([0.1, 0.9, 0.8]), "x", domain)
+            for domain in ("Industrial", "Medical")]  # fmt: skip
+    assert rows[0]["image AUC"] == pytest.approx(100.0) and rows[1]["image AUC"] == 0
+
+
+def test_class_metrics_hold_every_metric_and_count_the_images():
+    row = class_metrics(MASKS[:, 0], LABELS, MAPS, HEAD, "Industrial", 4)
+    families = [f"{kind}_{name}" for kind in ("pixel", "image", "own_image") for name in ("auroc", "ap", "f1max")]
+    assert set(row) == {*families, "pixel_aupro", "images", "abnormal_images"}
+    assert (row["images"], row["abnormal_images"]) == (3, 2)
+    assert row["pixel_auroc"] == ranking_metrics(MASKS, MAPS)["auroc"]
+    assert row["image_ap"] == ranking_metrics(LABELS, fused_image_score(MAPS, HEAD, "Industrial"))["ap"]
+    assert row["own_image_f1max"] == ranking_metrics(LABELS, own_image_score(MAPS, HEAD, 4))["f1max"]
+    assert row["pixel_aupro"] == aupro(MASKS[:, 0], MAPS)
+
+
+def test_the_mean_row_leaves_undefined_classes_out_and_adds_counts():
+    rows = [{"pixel_auroc": 0.5, "image_auroc": None, "images": 3},
+            {"pixel_auroc": 1.0, "image_auroc": None, "images": 4}]  # fmt: skip
+    assert mean_row(rows) == {"pixel_auroc": 0.75, "image_auroc": None, "images": 7}
+    rows[0]["image_auroc"] = 0.25
+    assert mean_row(rows)["image_auroc"] == 0.25

@@ -1,0 +1,243 @@
+"""train_cross_attention.py and its evaluation, run as a user runs them; initialisation.py; the gradient script."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from cross_attention_world import MODEL, write_world
+
+import test
+import test_stage2_gradients
+import train
+import train_cross_attention
+from initialisation import looks_untrained, summarise
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, CrossAttentionModule
+from model.clip import create_model
+from runs import only_training
+
+FILES = {
+    "text_adapter_cross_attn.pth", "image_adapter_cross_attn.pth", "image_adapter_cross_attn_1.pth",
+    "text_context_dict.pth", "train.log",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("cross"))
+
+
+@pytest.fixture
+def base_flags(world, data_root):
+    return [
+        "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
+        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root", str(data_root),
+        "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--text_batch_size", "4",
+        "--image_batch_size", "4", "--text_lr", "1e-2", "--image_lr", "1e-2",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(base_flags, tmp_path, data_root, world):
+    """Function (name, extra training flags) -> (folder, mean metrics of the trained run)."""
+
+    def train_and_test(name, *extra, script=train_cross_attention, tested=True):
+        folder = tmp_path / name
+        heads = [] if script is train else ["--cross_attn_heads", "4"]
+        script.main([*base_flags, *heads, "--save_path", str(folder), *extra])
+        if not tested:
+            return folder, None
+        (result,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+                               "--save_path", str(folder)])  # fmt: skip
+        return folder, result["mean"]
+
+    return train_and_test
+
+
+def state(folder, file):
+    return torch.load(folder / file, weights_only=True)
+
+
+def test_a_run_leaves_its_files_with_the_shared_keys(run):
+    folder, mean = run("run")
+    assert FILES <= {path.name for path in folder.iterdir()}
+    text, image = state(folder, "text_adapter_cross_attn.pth"), state(folder, "image_adapter_cross_attn_1.pth")
+    assert {"epoch", "text_adapter", "text_cross_attn", "text_optimizer"} <= set(text)
+    assert {"epoch", "image_adapter", "image_cross_attn", "image_optimizer"} <= set(image)
+    assert sorted(text["text_cross_attn"]) == sorted(
+        f"{name}_proj.{part}" for name in ("q", "k", "v", "out") for part in ("weight", "bias")
+    )
+    contexts = state(folder, "text_context_dict.pth")["text_context"]
+    assert contexts["bottle"]["tokens"].shape == (16 * 77, 16) and len(contexts) == 15
+    assert 0 <= mean["pixel_auroc"] <= 1
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    for line in ("training text epoch 0:", "training image epoch 0:", "text_cross_attn: fresh", "image_adapter: fresh"):
+        assert line in log
+
+
+def test_both_weights_0_train_and_evaluate_to_the_baselines_numbers_bit_for_bit(run):
+    baseline, wanted = run("baseline", script=train)
+    crossed, mean = run("crossed", "--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0")
+    for file, key in (("text_adapter", "text_adapter"), ("image_adapter", "image_adapter")):
+        ours, theirs = state(crossed, f"{file}_cross_attn.pth")[key], state(baseline, f"{file}.pth")[key]
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert mean == wanted
+    assert run("alive")[1] != wanted
+
+
+def test_every_parameter_learns_in_its_stage_and_only_there(world, data_root, base_flags, tmp_path, monkeypatch):
+    """k_proj.bias aside, whose gradient is zero because softmax does not see a shift of all its logits."""
+    gradients, frozen = {}, {}
+    real = train_cross_attention.train_stage
+
+    def spy(name, step_loss, loader, *rest, **named):
+        model = spy.model
+        real(name, step_loss, loader, *rest, **named)
+        gradients[name] = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+        model.zero_grad(set_to_none=True)
+
+    def create(*arguments):
+        spy.model = model = real_create(*arguments)
+        frozen["before"] = digest(model.clipmodel)
+        return model
+
+    real_create = train_cross_attention.create_cross_attention_model
+    monkeypatch.setattr(train_cross_attention, "train_stage", spy)
+    monkeypatch.setattr(train_cross_attention, "create_cross_attention_model", create)
+    train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "run")])
+    assert digest(spy.model.clipmodel) == frozen["before"]
+    for stage in ("text", "image"):
+        prefixes = (f"{stage}_adapter", f"{stage}_cross")
+        own = {name for name, _ in spy.model.named_parameters() if name.startswith(prefixes)}
+        assert set(gradients[stage]) == own
+        for name, gradient in gradients[stage].items():
+            if name.endswith("k_proj.bias"):
+                assert gradient.abs().max() < 1e-6
+            else:
+                assert gradient.abs().max() > 1e-8, name
+
+
+def digest(module):
+    content = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        content.update(name.encode() + value.contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def test_only_the_trained_modules_are_in_training_mode(world):
+    model = AdaptedCLIPWithCrossAttention(create_model(MODEL, 32, "openai", clip_weights=world), text_adapt_until=2,
+                                          image_adapt_until=2, cross_attn_heads=4)  # fmt: skip
+    with only_training(model, {"text_cross_attn": model.text_cross_attn}):
+        assert model.text_cross_attn.training and not model.image_cross_attn.training
+        assert model.text_cross_attn.q_proj.weight.requires_grad
+        assert not model.image_adapter["det_proj"].fc.weight.requires_grad
+    assert not model.text_cross_attn.training
+
+
+@pytest.mark.parametrize("mode", ["none", "train_mean", "image"])
+def test_text_context_modes_train_and_evaluate(run, mode):
+    folder, mean = run(mode, "--text_context", mode, "--context_scope", "batch")
+    means = state(folder, "text_context_dict.pth")["mean_anchors"]
+    assert sorted(means) == (["bottle", "screw"] if mode == "train_mean" else [])
+    entry = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"]["image_adapter_cross_attn.pth"]
+    assert entry["mean"] == mean and entry["settings"]["text_context"] == mode
+
+
+def test_image_anchors_at_test_do_not_depend_on_the_batch(run, data_root, world):
+    folder, mean = run("run", "--text_context", "image")
+    (again,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+                          "--save_path", str(folder), "--batch_size", "1"])  # fmt: skip
+    assert again["mean"]["pixel_auroc"] == pytest.approx(mean["pixel_auroc"], abs=1e-4)
+
+
+def test_cross_attention_is_active_at_test_and_its_ablation_is_explicit(run, data_root, world):
+    folder, mean = run("run", "--image_cross_attn_weight", "0.5")
+    (without,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+                            "--save_path", str(folder), "--no_cross_attention"])  # fmt: skip
+    assert without["mean"] != mean
+    entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"]
+    assert set(entries) == {
+        "image_adapter_cross_attn.pth", "image_adapter_cross_attn.pth without cross-attention"
+    }  # fmt: skip
+
+
+def test_resumed_runs_equal_uninterrupted_ones_dropout_included(run):
+    whole, wanted = run("whole", "--text_epoch", "2", "--image_epoch", "2")
+    run("parts", "--text_epoch", "1", "--image_epoch", "0", tested=False)
+    run("parts", "--text_epoch", "2", "--image_epoch", "1", tested=False)
+    parts, mean = run("parts", "--text_epoch", "2", "--image_epoch", "2")
+    for file, keys in (("text_adapter_cross_attn.pth", ("text_adapter", "text_cross_attn")),
+                       ("image_adapter_cross_attn.pth", ("image_adapter", "image_cross_attn"))):  # fmt: skip
+        for key in keys:
+            ours, theirs = state(parts, file)[key], state(whole, file)[key]
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert mean == wanted
+
+
+def test_a_baselines_adapters_are_loaded_strictly_and_said(run, tmp_path):
+    baseline, _ = run("baseline", script=train)
+    loaded = ["--load_base_text_adapter", str(baseline / "text_adapter.pth"),
+              "--load_base_image_adapter", str(baseline / "image_adapter.pth")]  # fmt: skip
+    folder, _ = run("crossed", *loaded, "--text_lr", "0", "--image_lr", "0")
+    ours, theirs = state(folder, "image_adapter_cross_attn.pth"), state(baseline, "image_adapter.pth")
+    assert all(torch.equal(ours["image_adapter"][name], value) for name, value in theirs["image_adapter"].items())
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    assert "text_adapter: loaded, trained 1 epochs" in log and "text_cross_attn: fresh" in log
+    assert "cannot be told" not in log
+    with pytest.raises(RuntimeError, match="lacks .*text_adapter"):
+        run("wrong", "--load_base_text_adapter", str(baseline / "image_adapter.pth"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run("missing", "--load_base_image_adapter", str(tmp_path / "nothing.pth"))
+
+
+def test_a_trained_file_that_looks_untrained_is_named(lines):
+    logger, messages = lines
+    torch.manual_seed(0)
+    module = CrossAttentionModule(64, 8)
+    assert looks_untrained(module)
+    summarise({"text_cross_attn": ("base.pth", 5)}, {"text_cross_attn": module}, "own.pth", 0, logger)
+    assert any("cannot be told from their random initialisation" in message for message in messages)
+    with torch.no_grad():
+        module.v_proj.weight.mul_(0.5)  # inside the interval, another distribution
+    assert not looks_untrained(module)
+    module = CrossAttentionModule(64, 8)
+    with torch.no_grad():
+        module.q_proj.weight[0, 0] = 1.0  # one entry outside the interval
+    assert not looks_untrained(module)
+
+
+def test_two_kinds_of_run_in_one_folder_need_a_checkpoint_named(run, base_flags, data_root, world):
+    folder, _ = run("both", script=train)
+    train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(folder)])
+    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+             "--save_path", str(folder)]  # fmt: skip
+    with pytest.raises(ValueError, match="several kinds"):
+        test.main(flags)
+    assert len(test.main([*flags, "--checkpoint", str(folder / "image_adapter_cross_attn_1.pth")])) == 1
+
+
+def test_attention_pictures_are_written_for_a_chosen_image(run, data_root, world):
+    folder, _ = run("run")
+    name = "mvtec_ad/bottle/test/broken/000.png"
+    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+             "--save_path", str(folder)]  # fmt: skip
+    test.main([*flags, "--attention_of", name])
+    written = {path.name for path in (folder / "attention" / "MVTec").iterdir()}
+    base = "mvtec_ad__bottle__test__broken__000"
+    assert written == {f"{base}_text_to_image.png", f"{base}_image_to_text.png"}
+    with pytest.raises(ValueError, match="stands in no prompt"):
+        test.main([*flags, "--attention_of", name, "--attention_word", "purple"])
+    with pytest.raises(ValueError, match="not in the dataset's test images"):
+        test.main([*flags, "--attention_of", "nothing.png"])
+
+
+def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, capsys):
+    folder, _ = run("run")
+    flags = ["--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
+             "--image_adapt_until", "2", "--cross_attn_heads", "4", "--dataset", "MVTec", "--data_root", str(data_root),
+             "--run", str(folder), "--batch_size", "4", "--batches", "2"]  # fmt: skip
+    assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "layer adapter 1" in told and "1.000\n[OK]" in told
+    assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "1e4", "--no_norm_match"]) == 1
+    assert "[CAUTION]" in capsys.readouterr().out

@@ -1,0 +1,220 @@
+"""Where the backbone's weights come from, and what happens to files that are no good: model/weights_file.py."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import resize_pos_embed
+from safetensors.torch import save_file
+from torch import nn
+
+import model.weights_file as weights_file
+from model.clip import create_model
+from model.weights_file import find_weights, read_state_dict
+
+
+class Tree(nn.Module):
+    """A module tree whose state dict has given names, as OpenAI's archives have."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        branches = {}
+        for name, value in tensors.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                branches.setdefault(head, {})[rest] = value
+            else:
+                self.register_buffer(head, value)
+        for head, inner in branches.items():
+            self.add_module(head, Tree(inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.fixture
+def state(open_clip_model):
+    return {name: value.clone() for name, value in open_clip_model.state_dict().items()}
+
+
+@pytest.fixture
+def load(model_name):
+    """Function file -> the loaded tiny CLIP's state."""
+    return lambda path, img_size=32: create_model(model_name, img_size, "openai", clip_weights=path).state_dict()
+
+
+def assert_same(got, want, **tolerance):
+    for name, value in got.items():
+        torch.testing.assert_close(value, want[name].float(), **tolerance)
+
+
+def test_a_torchscript_archive_with_openais_integers_loads(state, load, tmp_path):
+    half = {name: value.half() if value.ndim else value for name, value in state.items()}
+    integers = {name: torch.tensor(77) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.jit.script(Tree(half | integers)).save(tmp_path / "openai.pt")
+    assert_same(load(tmp_path / "openai.pt"), half, rtol=0, atol=0)
+
+
+def test_a_plain_state_dict_loads(state, load, tmp_path):
+    torch.save(state, tmp_path / "plain.pt")
+    assert_same(load(tmp_path / "plain.pt"), state, rtol=0, atol=0)
+
+
+def test_a_training_checkpoint_with_module_prefixes_loads(state, load, tmp_path):
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
+               tmp_path / "trained.pt")  # fmt: skip
+    assert_same(load(tmp_path / "trained.pt"), state, rtol=0, atol=0)
+
+
+def test_an_fp16_safetensors_file_is_used_in_float32(state, load, tmp_path):
+    half = {name: value.half() for name, value in state.items()}
+    save_file(half, tmp_path / "half.safetensors")
+    got = load(tmp_path / "half.safetensors")
+    assert all(value.dtype == torch.float32 for value in got.values())
+    assert_same(got, half, rtol=0, atol=0)
+
+
+def test_positions_are_resized_to_the_image_size_as_open_clip_does(state, load, model_name, weights):
+    got = load(weights, img_size=48)["visual.positional_embedding"]
+    assert got.shape == (37, 32)
+    reference = open_clip.CLIP(**{**open_clip.get_model_config(model_name), "vision_cfg": open_clip.get_model_config(
+        model_name)["vision_cfg"] | {"image_size": 48}})  # fmt: skip
+    resize_pos_embed(state, reference)
+    torch.testing.assert_close(got, state["visual.positional_embedding"], rtol=0, atol=0)
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path, model_name):
+    """One empty file for each place weights can come from, best first: {place: path}."""
+    files = {name: tmp_path / f"{name}.pt" for name in ("flag", "variable", "tag", "local", "download")}
+    for file in files.values():
+        file.touch()
+    monkeypatch.setitem(weights_file.LOCAL_FILES, model_name, files["local"])
+    monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(files["variable"]))
+    monkeypatch.setattr(weights_file, "get_pretrained_cfg", lambda name, tag: {"url": tag} if tag == "openai" else {})
+    monkeypatch.setattr(weights_file, "download_pretrained", lambda config, cache_dir: str(files["download"]))
+    return files
+
+
+def test_the_flag_goes_before_the_variable_before_the_local_file_before_a_download(places, model_name, monkeypatch):
+    tag = str(places["tag"])
+    assert find_weights(model_name, tag, clip_weights=places["flag"]) == places["flag"]
+    assert find_weights(model_name, tag) == places["variable"]
+    monkeypatch.delenv("AACLIP_CLIP_WEIGHTS")
+    assert find_weights(model_name, tag) == places["tag"]
+    assert find_weights(model_name, "openai") == places["local"]
+    places["local"].unlink()
+    assert find_weights(model_name, "openai") == places["download"]
+
+
+def test_the_local_file_of_the_default_model_is_where_aa_clip_keeps_it():
+    where = weights_file.LOCAL_FILES["ViT-L-14-336"]
+    assert (where.parent.name, where.name) == ("model", "ViT-L-14-336px.pt")
+
+
+def test_the_download_uses_the_given_cache(places, model_name, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.delenv("AACLIP_CLIP_WEIGHTS")
+    places["local"].unlink()
+    monkeypatch.setattr(weights_file, "download_pretrained",
+                        lambda config, cache_dir: asked.append((config, cache_dir)) or "x.pt")  # fmt: skip
+    find_weights(model_name, "openai", cache_dir=tmp_path)
+    assert asked == [({"url": "openai"}, tmp_path)]
+
+
+def test_without_any_weights_the_message_says_where_it_looked_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(weights_file.LOCAL_FILES, "ViT-L-14-336", tmp_path / "ViT-L-14-336px.pt")
+    with pytest.raises(FileNotFoundError) as error:  # the download is refused by conftest.py
+        find_weights("ViT-L-14-336")
+    for part in ("--clip_weights", "AACLIP_CLIP_WEIGHTS", str(tmp_path / "ViT-L-14-336px.pt"), "download",
+                 "tests have no network", "Remedy"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_a_tag_open_clip_does_not_know_is_named(model_name):
+    with pytest.raises(FileNotFoundError, match=f"open_clip has no weights 'nobody' for {model_name}"):
+        find_weights(model_name, "nobody")
+
+
+@pytest.mark.parametrize("way", ["flag", "variable"])
+def test_a_path_that_is_no_file_is_refused_with_the_way_it_came(model_name, tmp_path, monkeypatch, way):
+    if way == "variable":
+        monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(tmp_path))
+    given = tmp_path if way == "flag" else None
+    with pytest.raises(FileNotFoundError, match="--clip_weights names" if way == "flag" else "AACLIP_CLIP_WEIGHTS na"):
+        find_weights(model_name, clip_weights=given)
+
+
+def damaged_files(folder, state):
+    """{kind: path} of weight files that cannot be read."""
+    torch.save(state, folder / "whole.pt")
+    save_file(state, folder / "whole.safetensors")
+    torch.jit.script(Tree(state)).save(folder / "whole_archive.pt")
+    found = {}
+    for name in ("whole.pt", "whole.safetensors", "whole_archive.pt"):
+        path = folder / f"truncated_{name}"
+        path.write_bytes((folder / name).read_bytes()[:-5000])
+        found[path.name] = path
+    contents = {"empty.pt": b"", "page.pt": b"<html>404: not found</html>", "noise.pt": bytes(range(256)) * 20,
+                "page.safetensors": b"<html>404: not found</html>", "noise.safetensors": b"\xff" * 5000,
+                "empty.safetensors": b""}  # fmt: skip
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        found[name] = folder / name
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"epoch": 3}, folder / "numbers.pt")
+    return found | {name: folder / name for name in ("list.pt", "numbers.pt")}
+
+
+def test_damaged_files_are_named_with_size_and_remedy(state, load, tmp_path):
+    for kind, path in damaged_files(tmp_path, state).items():
+        with pytest.raises(RuntimeError) as error:
+            load(path)
+        assert f"{path} ({path.stat().st_size} bytes)" in str(error.value), kind
+        assert "--clip_weights" in str(error.value) and "weights_only" not in str(error.value), kind
+
+
+def test_random_bytes_never_escape_the_message(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    path = tmp_path / "noise.pt"
+    for _ in range(200):
+        path.write_bytes(b"\x80\x02" + bytes(torch.randint(0, 256, (40,), generator=generator).tolist()))
+        with pytest.raises(RuntimeError, match="truncated, damaged"):
+            read_state_dict(path)
+
+
+def test_a_file_with_code_in_it_is_refused_unexecuted(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"weight": Code()}, tmp_path / "code.pt")
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        read_state_dict(tmp_path / "code.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_architecture_are_refused_with_the_tensors_that_differ(state, load, tmp_path, model_name):
+    wrong = {name: value for name, value in state.items() if not name.startswith("transformer.resblocks.3.")}
+    wrong["visual.proj"] = torch.zeros(48, 16)
+    wrong["visual.head.bias"] = torch.zeros(2)
+    torch.save(wrong, tmp_path / "wrong.pt")
+    with pytest.raises(RuntimeError) as error:
+        load(tmp_path / "wrong.pt")
+    text = str(error.value)
+    assert "transformer.resblocks.3.attn.in_proj_bias is missing" in text
+    assert "and 9 more" in text and f"no weights of {model_name}" in text and "--model_name" in text
+
+
+def test_a_wrong_shape_and_an_unknown_tensor_are_named(state, load, tmp_path):
+    state["visual.proj"], state["visual.head.bias"] = torch.zeros(48, 16), torch.zeros(2)
+    torch.save(state, tmp_path / "wrong.pt")
+    wanted = r"visual.head.bias is unknown; visual.proj is \(48, 16\), .* has \(32, 16\)"
+    with pytest.raises(RuntimeError, match=wanted):
+        load(tmp_path / "wrong.pt")
+
+
+def test_a_demo_config_lies_beside_the_code():
+    config = json.loads((weights_file.HERE / "model_configs" / "ViT-Tiny-8-demo.json").read_text(encoding="utf-8"))
+    assert config["vision_cfg"]["patch_size"] == 8 and config["text_cfg"]["vocab_size"] == 49408
