@@ -20,8 +20,8 @@ def text_stage_loss(batch, patches_of, anchors_of, loss_levels, *, norm_weight, 
 
     Args:
         batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device.
-        patches_of: image -> ({level: patches [B, L, E]}, cls [B, E]).
-        anchors_of: (class names, patches) -> anchors [B, E, 2].
+        patches_of: batch -> ({level: patches [B, L, E]}, cls [B, E]).
+        anchors_of: (batch, patches) -> anchors [B, E, 2].
         loss_levels: the levels that are segmented.
         norm_weight: weight of the anchors' orthogonality.
         cls_weight: weight of the image-level loss of the paper's Eq. 4; AA-CLIP's code has none (0).
@@ -29,8 +29,8 @@ def text_stage_loss(batch, patches_of, anchors_of, loss_levels, *, norm_weight, 
     Returns:
         {term: scalar}; the loss is their sum.
     """
-    patches, cls = patches_of(batch["image"])
-    anchors = anchors_of(batch["class_name"], patches)
+    patches, cls = patches_of(batch)
+    anchors = anchors_of(batch, patches)
     terms = {
         "segmentation": segmentation([patches[level] for level in loss_levels], anchors, batch["mask"]),
         "orthogonality": norm_weight * orthogonality_loss(anchors),
@@ -49,13 +49,13 @@ def image_stage_loss(batch, encode, anchors_of, *, head_temperature=1.0):
     Args:
         batch: as in `text_stage_loss`.
         encode: batch -> (list of patches [B, L, E] per level, head embedding [B, E]).
-        anchors_of: (class names, image) -> anchors [B, E, 2].
+        anchors_of: batch -> anchors [B, E, 2].
 
     Returns:
         {term: scalar}; the loss is their sum.
     """
     patches, head = encode(batch)
-    anchors = anchors_of(batch["class_name"], batch["image"])
+    anchors = anchors_of(batch)
     logits = head_temperature * torch.einsum("be,bec->bc", head, anchors)
     return {
         "classification": F.cross_entropy(logits, batch["label"]),

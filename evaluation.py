@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -46,13 +47,13 @@ def cross_attention_predictor(model, contexts, anchors_of, img_size, domain):
 
     Args:
         contexts: {class name: forward_utils_cross_attention.TextContext}.
-        anchors_of: (class names, image) -> anchors [B, E, 2].
+        anchors_of: {"image", "class_name"} -> anchors [B, E, 2].
     """
 
     def predict(image, class_name):
-        class_names = [class_name] * len(image)
-        seg, det = model(image, text_context_groups(contexts, class_names))
-        return score(seg, det, anchors_of(class_names, image), img_size, domain)
+        batch = {"image": image, "class_name": [class_name] * len(image)}
+        seg, det = model(image, text_context_groups(contexts, batch["class_name"]))
+        return score(seg, det, anchors_of(batch), img_size, domain)
 
     return predict
 
@@ -130,6 +131,11 @@ def write_metrics(save_path, dataset, checkpoint, result, about):
         ValueError: the folder's metrics.json is not readable; it is left as it is.
     """
     path = Path(save_path) / "metrics.json"
+    with FileLock(Path(save_path) / ".metrics.lock"):  # two evaluations may end at the same time
+        _merge_metrics(path, dataset, checkpoint, result, about)
+
+
+def _merge_metrics(path, dataset, checkpoint, result, about):
     try:
         everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except json.JSONDecodeError as error:

@@ -99,45 +99,45 @@ def anchors_with_contexts(model, dataset_name, requests, device):
 
 
 def fixed_anchors(model, dataset_name, means, device):
-    """Anchors after stage 1 that no image changes: function (class names, image) -> [B, E, 2].
+    """Anchors after stage 1 that no image changes: function batch -> [B, E, 2].
 
     Args:
         means: {class name: [E, 2]} of `mean_anchors`; every other class has anchors without image context.
     """
     with torch.no_grad():
         anchors = get_adapted_text_embedding(model, dataset_name, device) | means
-    return lambda class_names, image: torch.stack([anchors[name] for name in class_names])
+    return lambda batch: torch.stack([anchors[name] for name in batch["class_name"]])
 
 
 def own_anchors(model, dataset_name, first_patches, device):
-    """Anchors after stage 1 of each image's own: function (class names, image) -> [B, E, 2].
+    """Anchors after stage 1 of each image's own: function batch -> [B, E, 2].
 
     Args:
-        first_patches: image [B, 3, H, W] -> first-level patches [B, L, E].
+        first_patches: batch -> first-level patches [B, L, E].
     """
 
     @torch.no_grad()
-    def of_each_image(class_names, image):
-        return anchors_of_each_image(model, dataset_name, first_patches(image), class_names, device)
+    def of_each_image(batch):
+        return anchors_of_each_image(model, dataset_name, first_patches(batch), batch["class_name"], device)
 
     return of_each_image
 
 
 @torch.no_grad()
-def mean_anchors(model, dataset_name, loader, patches_of, device):
+def mean_anchors(model, dataset_name, loader, first_patches, device):
     """Anchors averaged over the training images of each class, for `--text_context train_mean`.
 
     Args:
         loader: batches of the (unaugmented) training images.
-        patches_of: image [B, 3, H, W] -> first-level patches [B, L, E].
+        first_patches: batch -> first-level patches [B, L, E].
 
     Returns:
         {class name: [E, 2]}, unit length, for the classes the loader shows.
     """
     sums = {}
     for batch in loader:
-        pairs = anchors_of_each_image(model, dataset_name, patches_of(batch["image"].to(device)),
-                                      batch["class_name"], device)  # fmt: skip
+        patches = first_patches(batch | {"image": batch["image"].to(device)})
+        pairs = anchors_of_each_image(model, dataset_name, patches, batch["class_name"], device)
         for name, pair in zip(batch["class_name"], pairs, strict=True):
             sums[name] = sums.get(name, 0.0) + pair
     return {name: F.normalize(total, dim=0) for name, total in sums.items()}

@@ -11,11 +11,11 @@ from dataset import BaseDataset, EpochSampler, get_dataset, load_dataset_config,
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import create_model
 from options import changed_oddities, settings
-from utils import choose_device, get_logger, lock_run, setup_seed
+from utils import choose_device, close_logger, get_logger, lock_run, setup_seed
 
 MAY_DIFFER = {  # flags that may change between a run's start and its resume, because they do not change its numbers
-    "save_path", "device", "workers", "data_root", "clip_weights", "text_epoch", "image_epoch", "dataset_config",
-    "real_names", "criterion", "corrected", "typed",
+    "save_path", "device", "workers", "data_root", "clip_weights", "dataset_config", "real_names", "criterion",
+    "corrected",
 }  # fmt: skip
 ADAPTER_FLAGS = (
     "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
@@ -33,21 +33,32 @@ class Record(NamedTuple):
     versions: dict
 
 
+@contextmanager
 def open_run(args, log_name):
-    """Seed everything, choose the device, lock the run folder and start its log.
+    """Seed everything, lock the run folder, start its log and choose the device; an error is logged on its way out.
 
-    Returns:
-        (device, logger, lock)
+    Yields:
+        (device, logger)
     """
     setup_seed(args.seed)  # before CUDA starts
     lock = lock_run(args.save_path)
     logger = get_logger(args.save_path, log_name)
-    device = choose_device(args.device)
+    try:
+        yield choose_device(args.device), logger
+    except BaseException as error:
+        logger.error(f"stopped by {type(error).__name__}: {error}")
+        raise
+    finally:
+        close_logger(logger)
+        lock.release()
+
+
+def log_settings(args, device, logger):
+    """First lines of a training log: the flags, the oddities and the device."""
     logger.info("flags: " + ", ".join(f"{key}={value}" for key, value in sorted(settings(args).items())))
     corrections = changed_oddities(settings(args))
     kind = f"corrections on: {corrections}" if corrections else "none corrected, as in AA-CLIP"
     logger.info(f"oddities of AA-CLIP (README): {kind}; device {device}")
-    return device, logger, lock
 
 
 def declare_datasets(args):
@@ -138,6 +149,8 @@ def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logge
     """Continue a stage from its checkpoint, if there is one.
 
     Files of AA-CLIP have no RNG, scheduler or settings: their weights and optimiser are continued, and the log says so.
+    A stage may be extended (`--text_epoch`, `--image_epoch`) as long as nothing built on its old end: stage 2 trains
+    on stage 1's anchors, and milestones as fractions depend on the number of epochs.
 
     Returns:
         epochs done so far, 0 without a file.
@@ -148,7 +161,11 @@ def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logge
     if not path.is_file():
         return 0
     content = load_checkpoint(path, keys=["epoch", *modules, optimizer_key])
-    check_same_run(content.get("settings"), args, path)
+    if optimizer_key == "text_optimizer":
+        extendable = {"text_epoch", "image_epoch"}
+    else:
+        extendable = set() if args.milestones[0] < 1 else {"image_epoch"}
+    check_same_run(content.get("settings"), args, path, extendable)
     for key, module in modules.items():
         load_module(module, content[key], path)
     optimizer.load_state_dict(content[optimizer_key])
@@ -162,8 +179,8 @@ def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logge
     return content["epoch"]
 
 
-def check_same_run(stored, args, path):
-    """Refuse to continue a run with flags that change its numbers.
+def check_same_run(stored, args, path, extendable=()):
+    """Refuse to continue a run with flags that change its numbers; `extendable` names flags that may differ.
 
     Raises:
         RuntimeError: names every flag that differs with both values.
@@ -172,7 +189,7 @@ def check_same_run(stored, args, path):
     differing = [
         f"--{key} was {value!r}, is {current[key]!r}"
         for key, value in (stored or {}).items()
-        if key in current and key not in MAY_DIFFER and value != current[key]
+        if key in current and key not in MAY_DIFFER and key not in extendable and value != current[key]
     ]
     if differing:
         raise RuntimeError(

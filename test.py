@@ -48,9 +48,13 @@ def build_parser():
 
 
 def load_text_side(model, kind, image_checkpoint, logger):
-    """Load the run's text checkpoint; False if the run has none (trained with --text_epoch 0)."""
+    """Load the run's text checkpoint; False for a baseline that has none (trained with --text_epoch 0).
+
+    Raises:
+        FileNotFoundError: a cross-attention run lacks it, whose images cannot attend to prompts without it.
+    """
     path = image_checkpoint.parent / kind.text_file
-    if not path.is_file():
+    if not path.is_file() and kind is BASELINE:
         logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
         return False
     content = load_checkpoint(path, keys=kind.text_keys)
@@ -68,7 +72,7 @@ def stored_means(folder, device):
 
 
 def anchors_after_stage_1(model, args, folder, device):
-    """Function (class names, image) -> anchors [B, E, 2], as the run was trained (`--text_context`)."""
+    """Function batch -> anchors [B, E, 2], as the run was trained (`--text_context`)."""
     wanted = "none" if args.no_cross_attention else args.text_context
     if wanted != "image":
         means = stored_means(folder, device) if wanted == "train_mean" else {}
@@ -76,9 +80,9 @@ def anchors_after_stage_1(model, args, folder, device):
     clip, first = model.clipmodel, model.levels[0]
     surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
 
-    def first_patches(image):
+    def first_patches(batch):
         # One image at a time: under AA-CLIP's surgery the batch's other images would leak into a test score.
-        return torch.cat([frozen_patches(clip, surgery, one, [first])[0][first] for one in image.split(1)])
+        return torch.cat([frozen_patches(clip, surgery, one, [first])[0][first] for one in batch["image"].split(1)])
 
     return own_anchors(model, args.dataset, first_patches, device)
 

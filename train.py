@@ -16,13 +16,14 @@ from runs import (
     create_backbone,
     declare_datasets,
     image_schedule,
+    log_settings,
     open_run,
     record_of,
     resume_stage,
     save_stage,
     training_loaders,
 )
-from utils import close_logger, setup_seed
+from utils import setup_seed
 
 
 def train_text_adapter(
@@ -45,8 +46,8 @@ def train_text_adapter(
     levels = model.levels if text_loss_levels == "all" else model.levels[-1:]
     step_loss = partial(
         text_stage_loss,
-        patches_of=lambda image: frozen_patches(model.clipmodel, clip_surgery, image, levels),
-        anchors_of=lambda class_names, patches: anchors_of_batch(model, dataset_name, class_names, device),
+        patches_of=lambda batch: frozen_patches(model.clipmodel, clip_surgery, batch["image"], levels),
+        anchors_of=lambda batch, patches: anchors_of_batch(model, dataset_name, batch["class_name"], device),
         loss_levels=levels,
         norm_weight=text_norm_weight,
         cls_weight=text_cls_weight,
@@ -79,7 +80,7 @@ def train_image_adapter(
     step_loss = partial(
         image_stage_loss,
         encode=lambda batch: model(batch["image"]),
-        anchors_of=lambda class_names, image: torch.stack([text_embeddings[name] for name in class_names]),
+        anchors_of=lambda batch: torch.stack([text_embeddings[name] for name in batch["class_name"]]),
         head_temperature=head_temperature,
     )
 
@@ -106,7 +107,13 @@ def build_parser():
 
 def main(argv=None):
     args = options.parse(build_parser(), argv)
-    device, logger, lock = open_run(args, "train.log")
+    with open_run(args, "train.log") as (device, logger):
+        train(args, device, logger)
+
+
+def train(args, device, logger):
+    """Both stages of a run, each from where its checkpoint left it."""
+    log_settings(args, device, logger)
     declare_datasets(args)
     clip = create_backbone(args, device)
     clip_surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
@@ -116,6 +123,8 @@ def main(argv=None):
     text_loader, image_loader = training_loaders(args, logger)
     save_path, record = Path(args.save_path), record_of(args)
 
+    if args.text_epoch == 0 and (save_path / "text_adapter.pth").exists():
+        raise ValueError(f"--text_epoch 0 in {save_path}, which holds a text_adapter.pth: choose another --save_path")
     if args.text_epoch > 0:
         modules = {"text_adapter": model.text_adapter}
         optimizer = adam(modules, args.text_lr)
@@ -136,8 +145,6 @@ def main(argv=None):
                         args.image_epoch, args.img_size, logger, head_temperature=args.head_temperature,
                         record=record)  # fmt: skip
     logger.info(f"done: checkpoints in {save_path}")
-    close_logger(logger)
-    lock.release()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from runs import (
     create_cross_attention_model,
     declare_datasets,
     image_schedule,
+    log_settings,
     only_training,
     open_run,
     record_of,
@@ -35,9 +36,6 @@ from runs import (
     training_loaders,
     unaugmented,
 )
-from utils import close_logger
-
-TEXT_FILE, IMAGE_FILE = "text_adapter_cross_attn.pth", "image_adapter_cross_attn.pth"
 
 
 def text_modules(model):
@@ -50,16 +48,20 @@ def image_modules(model):
     return {"image_adapter": model.image_adapter, "image_cross_attn": model.image_cross_attn}
 
 
+def loss_levels(model, args):
+    """The levels stage 1 segments."""
+    return model.levels if args.text_loss_levels == "all" else model.levels[-1:]
+
+
 def text_loss(model, patches_of, args, device):
     """Stage 1's loss of a batch: prompts attend to the first level of the patches they will be compared with."""
     first, scope = model.levels[0], CONTEXT_SCOPES[args.context_scope]
 
-    def anchors_of(class_names, patches):
-        anchors = anchors_with_context(model, args.dataset, scope(patches[first], class_names), device)
-        return torch.stack([anchors[name] for name in class_names])
+    def anchors_of(batch, patches):
+        anchors = anchors_with_context(model, args.dataset, scope(patches[first], batch["class_name"]), device)
+        return torch.stack([anchors[name] for name in batch["class_name"]])
 
-    levels = model.levels if args.text_loss_levels == "all" else model.levels[-1:]
-    return partial(text_stage_loss, patches_of=patches_of, anchors_of=anchors_of, loss_levels=levels,
+    return partial(text_stage_loss, patches_of=patches_of, anchors_of=anchors_of, loss_levels=loss_levels(model, args),
                    norm_weight=args.text_norm_weight, cls_weight=args.text_cls_weight)  # fmt: skip
 
 
@@ -70,6 +72,32 @@ def image_loss(model, contexts, anchors_of, args):
         return model(batch["image"], text_context_groups(contexts, batch["class_name"]))
 
     return partial(image_stage_loss, encode=encode, anchors_of=anchors_of, head_temperature=args.head_temperature)
+
+
+def frozen_paths(model, clip_surgery, args):
+    """Stage 1's frozen image side: (batch -> what the loss and the prompts see, batch -> first-level patches)."""
+    first = model.levels[0]
+    wanted = sorted({first, *loss_levels(model, args)})
+    return (
+        lambda batch: frozen_patches(model.clipmodel, clip_surgery, batch["image"], wanted),
+        lambda batch: frozen_patches(model.clipmodel, clip_surgery, batch["image"], [first])[0][first],
+    )
+
+
+def anchors_after_stage_1(model, first_patches, text_set, args, device):
+    """Function (batch) -> anchors [B, E, 2] as `--text_context` wants them, and those of `train_mean` by class."""
+    if args.text_context == "image":
+        return own_anchors(model, args.dataset, first_patches, device), {}
+    means = {}
+    if args.text_context == "train_mean":
+        means = mean_anchors(model, args.dataset, unaugmented(text_set, args.text_batch_size), first_patches, device)
+    return fixed_anchors(model, args.dataset, means, device), means
+
+
+def save_context(path, contexts, means):
+    """Write what images attend to, and the anchors of `--text_context train_mean` ({} otherwise)."""
+    tokens = {name: context._asdict() for name, context in contexts.items()}
+    save_checkpoint(path, {"text_context": tokens, "mean_anchors": means})
 
 
 def build_parser():
@@ -87,7 +115,13 @@ def build_parser():
 
 def main(argv=None):
     args = options.parse(build_parser(), argv)
-    device, logger, lock = open_run(args, "train.log")
+    with open_run(args, "train.log") as (device, logger):
+        train(args, device, logger)
+
+
+def train(args, device, logger):
+    """Both stages of a run, each from where its checkpoint left it."""
+    log_settings(args, device, logger)
     declare_datasets(args)
     clip = create_backbone(args, device)
     clip_surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
@@ -95,54 +129,37 @@ def main(argv=None):
     text_loader, image_loader = training_loaders(args, logger)
     save_path, record = Path(args.save_path), record_of(args)
     origins = load_base(model, args.load_base_text_adapter, args.load_base_image_adapter)
+    patches_of, first_patches = frozen_paths(model, clip_surgery, args)
 
-    modules = text_modules(model)
+    text_file, modules = save_path / "text_adapter_cross_attn.pth", text_modules(model)
     optimizer = adam(modules, args.text_lr)
-    done = resume_stage(save_path / TEXT_FILE, modules, "text_optimizer", optimizer, None, args, logger)
-    summarise(origins, modules, save_path / TEXT_FILE, done, logger)
-    wanted = sorted({model.levels[0], *(model.levels if args.text_loss_levels == "all" else model.levels[-1:])})
-
-    def save_text(epoch):
-        save_stage(save_path / TEXT_FILE, epoch, modules, "text_optimizer", optimizer, record=record)
-
+    done = resume_stage(text_file, modules, "text_optimizer", optimizer, None, args, logger)
+    summarise(origins, modules, text_file, done, logger)
     with only_training(model, modules):
-        step_loss = text_loss(model, lambda image: frozen_patches(clip, clip_surgery, image, wanted), args, device)
-        train_stage("text", step_loss, text_loader, optimizer, device, start_epoch=done, epochs=args.text_epoch,
-                    logger=logger, save=save_text)  # fmt: skip
-
-    def first_patches(image):
-        return frozen_patches(clip, clip_surgery, image, model.levels[:1])[0][model.levels[0]]
+        train_stage("text", text_loss(model, patches_of, args, device), text_loader, optimizer, device,
+                    start_epoch=done, epochs=args.text_epoch, logger=logger,
+                    save=partial(save_stage, text_file, modules=modules, optimizer_key="text_optimizer",
+                                 optimizer=optimizer, record=record))  # fmt: skip
 
     contexts = text_context_dictionary(model, args.dataset, device)
-    means = {}
-    if args.text_context == "train_mean":
-        images = unaugmented(text_loader.dataset, args.text_batch_size)
-        means = mean_anchors(model, args.dataset, images, first_patches, device)
-    if args.text_context == "image":
-        anchors_of = own_anchors(model, args.dataset, first_patches, device)
-    else:
-        anchors_of = fixed_anchors(model, args.dataset, means, device)
-    save_checkpoint(save_path / "text_context_dict.pth", {
-        "text_context": {name: context._asdict() for name, context in contexts.items()}, "mean_anchors": means
-    })  # fmt: skip
+    anchors_of, means = anchors_after_stage_1(model, first_patches, text_loader.dataset, args, device)
+    save_context(save_path / "text_context_dict.pth", contexts, means)
 
-    modules = image_modules(model)
+    image_file, modules = save_path / "image_adapter_cross_attn.pth", image_modules(model)
     optimizer = adam(modules, args.image_lr)
     scheduler = image_schedule(args, optimizer, args.image_epoch, len(image_loader))
-    done = resume_stage(save_path / IMAGE_FILE, modules, "image_optimizer", optimizer, scheduler, args, logger)
-    summarise(origins, modules, save_path / IMAGE_FILE, done, logger)
+    done = resume_stage(image_file, modules, "image_optimizer", optimizer, scheduler, args, logger)
+    summarise(origins, modules, image_file, done, logger)
 
-    def save_image(epoch):
-        files = [save_path / f"image_adapter_cross_attn_{epoch}.pth", save_path / IMAGE_FILE]
+    def save(epoch):
+        files = [save_path / f"image_adapter_cross_attn_{epoch}.pth", image_file]
         save_stage(files, epoch, modules, "image_optimizer", optimizer, scheduler, record)
 
     with only_training(model, modules):
-        step_loss = image_loss(model, contexts, anchors_of, args)
-        train_stage("image", step_loss, image_loader, optimizer, device, start_epoch=done, epochs=args.image_epoch,
-                    logger=logger, save=save_image, scheduler=scheduler)  # fmt: skip
+        train_stage("image", image_loss(model, contexts, anchors_of, args), image_loader, optimizer, device,
+                    start_epoch=done, epochs=args.image_epoch, logger=logger, save=save,
+                    scheduler=scheduler)  # fmt: skip
     logger.info(f"done: checkpoints in {save_path}")
-    close_logger(logger)
-    lock.release()
 
 
 if __name__ == "__main__":

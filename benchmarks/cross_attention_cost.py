@@ -89,11 +89,11 @@ def main(argv=None):
         contexts = text_context_dictionary(crossed, DATASET, device)
     stage_1 = (
         step(plain, {"text_adapter": plain.text_adapter}, partial(
-            text_stage_loss, patches_of=lambda image: frozen_patches(clip, surgery, image, last),
-            anchors_of=lambda names, patches: anchors_of_batch(plain, DATASET, names, device), loss_levels=last,
-            norm_weight=0.1), batch, 1e-5),
+            text_stage_loss, patches_of=lambda batch: frozen_patches(clip, surgery, batch["image"], last),
+            anchors_of=lambda batch, patches: anchors_of_batch(plain, DATASET, batch["class_name"], device),
+            loss_levels=last, norm_weight=0.1), batch, 1e-5),
         step(crossed, text_modules(crossed), text_loss(
-            crossed, lambda image: frozen_patches(clip, surgery, image, both), flags, device), batch, 1e-5),
+            crossed, lambda batch: frozen_patches(clip, surgery, batch["image"], both), flags, device), batch, 1e-5),
     )  # fmt: skip
     stage_2 = (
         step(plain, {"image_adapter": plain.image_adapter}, partial(

@@ -140,7 +140,8 @@ def create_model(
         clip_weights: weight file; before the environment's AACLIP_CLIP_WEIGHTS, and both before every other place.
 
     Raises:
-        ValueError: unknown or unsupported architecture, or an image size the patches do not tile.
+        ValueError: unknown or unsupported architecture, or an image smaller than a patch. Pixels beyond the last
+            whole patch are not seen.
         FileNotFoundError: no weights were found; the message says where it looked.
         RuntimeError: the weight file is damaged or belongs to another architecture.
     """

@@ -190,10 +190,10 @@ def test_text_context_is_block_0_and_its_adapter_without_cross_attention(model):
 def test_mean_anchors_average_each_classs_images(model, patches):
     loader = [{"image": i, "class_name": names} for i, names in ((slice(0, 2), NAMES[:2]), (slice(2, 4), NAMES[2:]))]
     loader = [batch | {"image": patches[batch["image"]]} for batch in loader]
-    means = mean_anchors(model, "MVTec", loader, lambda image: image, "cpu")
+    means = mean_anchors(model, "MVTec", loader, lambda batch: batch["image"], "cpu")
     each = anchors_of_each_image(model, "MVTec", patches, NAMES, "cpu")
     torch.testing.assert_close(means["screw"], F.normalize(each[1] + each[3], dim=0))
-    anchors = fixed_anchors(model, "MVTec", means, "cpu")(["screw", "carpet"], None)
+    anchors = fixed_anchors(model, "MVTec", means, "cpu")({"class_name": ["screw", "carpet"]})
     assert torch.equal(anchors[0], means["screw"])
     torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"], "cpu"))
 

@@ -118,8 +118,9 @@ def test_continuing_with_other_flags_is_refused_with_each_flag_and_both_values()
 
 def test_flags_that_change_no_number_may_differ_and_unknown_ones_are_no_obstacle():
     same = SETTINGS | {"device": "cpu", "workers": 0, "data_root": "a", "save_path": "a"}
-    other = same | {"device": "cuda", "workers": 4, "data_root": "b", "save_path": "b", "text_epoch": 9}
+    other = same | {"device": "cuda", "workers": 4, "data_root": "b", "save_path": "b"}
     check_same_run(same, Namespace(**other), "a.pth")
+    check_same_run(same, Namespace(**same | {"text_epoch": 9}), "a.pth", extendable={"text_epoch"})
     check_same_run(SETTINGS | {"flag of a later version": 1}, Namespace(**SETTINGS), "a.pth")
     check_same_run(None, Namespace(**SETTINGS), "a.pth")
 

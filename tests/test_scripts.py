@@ -391,3 +391,31 @@ def test_the_parity_kit_and_its_golden_values_are_there_and_a_changed_value_is_f
     changed = values | {"stage1.losses": values["stage1.losses"] * 1.01}
     del changed["tokens"]
     assert [line.split(":")[0] for line in parity.compare(changed, values)[1]] == ["tokens", "stage1.losses"]
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        (["--text_epoch", "2"], "--text_epoch was 1, is 2"),  # stage 2 was trained on the old anchors
+        (["--text_epoch", "0"], "holds a text_adapter.pth"),
+        (["--image_epoch", "2", "--milestones", "0.5", "0.8"], "--milestones was"),
+    ],
+)
+def test_a_stage_is_not_extended_under_what_was_built_on_it(train_flags, changed, told):
+    train_script.main(train_flags)
+    with pytest.raises((RuntimeError, ValueError), match=told):
+        train_script.main([*train_flags, *changed])
+
+
+def test_a_run_with_fractional_milestones_is_not_extended(train_flags):
+    corrected = [*train_flags, "--milestones", "0.5", "0.8"]
+    train_script.main(corrected)
+    with pytest.raises(RuntimeError, match="--image_epoch was 1, is 2"):
+        train_script.main([*corrected, "--image_epoch", "2"])
+
+
+def test_an_error_is_logged_in_the_runs_folder(train_flags, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train_script.main([*train_flags, "--data_root", str(tmp_path / "nowhere")])
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "stopped by FileNotFoundError" in log and "nowhere" in log
