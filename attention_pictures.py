@@ -7,8 +7,7 @@ import numpy as np
 import open_clip
 import torch
 
-from forward_utils import class_tokens, frozen_patches
-from model.clip import surgery_copy
+from forward_utils import class_tokens
 from visualization import overlay, safe_name, sheet, to_picture, write_png
 
 WORDS_SHOWN = 12
@@ -74,24 +73,25 @@ def word_list(shares, side):
     return picture
 
 
-def draw_attention(model, predict, test_sets, contexts, args, device, logger):
+def draw_attention(model, predict, test_sets, contexts, first_patches, args, device, logger):
     """Write <save_path>/attention/<dataset>/<image>_{text_to_image,image_to_text}.png for `--attention_of`.
 
     The patch of the second picture is the one with the highest anomaly score; a yellow square marks it.
+
+    Args:
+        first_patches: batch -> [B, L, E], what the prompts attend to.
 
     Raises:
         ValueError: an image is not in the dataset, or cross-attention is off.
     """
     if not contexts:
         raise ValueError("--attention_of with --no_cross_attention: nothing to draw; leave one out")
-    clip, first = model.clipmodel, model.levels[0]
-    surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
     folder = Path(args.save_path) / "attention" / safe_name(args.dataset)
     for name in args.attention_of:
         class_name, item = find_image(test_sets, name)
         image, picture = item["image"].to(device), to_picture(item["image"])
         tokens = class_tokens(args.dataset, class_name)[0].to(device)
-        patches = frozen_patches(clip, surgery, image[None], [first])[0][first][0]
+        patches = first_patches({"image": image[None], "class_name": [class_name]})[0]
         looks = text_to_image(model, patches, tokens, args.attention_word).cpu().numpy()
         large = cv2.resize(looks, picture.shape[:2], interpolation=cv2.INTER_NEAREST)
         seen = overlay(picture, large, float(looks.min()), float(looks.max()))

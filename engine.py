@@ -85,7 +85,10 @@ def announce_epoch(loader, epoch):
             part.set_epoch(epoch)
 
 
-def train_stage(name, step_loss, loader, optimizer, device, *, start_epoch, epochs, logger, save, scheduler=None):
+def train_stage(
+    name, step_loss, loader, optimizer, device, *, start_epoch, epochs, logger, save, scheduler=None, epoch_offset=0,
+    clip_norm=None, watched=None, history=None, enough=None,
+):  # fmt: skip
     """Train one stage; the project's only backward pass.
 
     Args:
@@ -95,15 +98,26 @@ def train_stage(name, step_loss, loader, optimizer, device, *, start_epoch, epoc
         start_epoch, epochs: first epoch to run and their total number (n from 0 in the log, as upstream).
         save: function (epochs done) called after every epoch.
         scheduler: stepped after every batch, or None.
+        epoch_offset: epochs the data has been through before this stage; order and augmentation go on from there.
+        clip_norm: largest norm of the gradient over all trained parameters, or None.
+        watched: {key: module} whose mean gradient norm (before clipping) is logged every epoch.
+        history: list that receives one entry per epoch: {"epoch", "loss", "terms", "lr", "seconds", "gradients"}.
+        enough: function (history) -> bool, asked after every epoch; True ends the stage.
 
     Raises:
         ValueError: the loader is empty.
         FloatingPointError: a loss term is not finite; nothing was stepped, the batch's files are named.
     """
+    watched, history = watched or {}, [] if history is None else history
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for epoch in range(start_epoch, epochs):
+        if enough is not None and enough(history):
+            logger.info(f"stage {name}: the loss has reached a plateau, stopped before epoch {epoch + 1}/{epochs}")
+            break
         logger.info(f"training {name} epoch {epoch}:")
-        announce_epoch(loader, epoch)
+        announce_epoch(loader, epoch_offset + epoch)
         begin, losses, sums = time.perf_counter(), [], {}
+        norms = {key: [] for key in watched}
         for batch in tqdm(loader, desc=f"{name} epoch {epoch}", leave=False, disable=not on_terminal()):
             terms = step_loss(to_device(batch, device))
             loss = sum(terms.values())
@@ -112,6 +126,10 @@ def train_stage(name, step_loss, loader, optimizer, device, *, start_epoch, epoc
                 raise FloatingPointError(non_finite_message(name, epoch, terms, batch))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            for key, module in watched.items():
+                norms[key].append(gradient_norm(module))
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, clip_norm)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -119,11 +137,26 @@ def train_stage(name, step_loss, loader, optimizer, device, *, start_epoch, epoc
                 sums[term] = sums.get(term, 0.0) + value.detach()
         if not losses:
             raise ValueError(f"stage {name!r}: the loader gave no batch; the dataset is empty or smaller than a batch")
-        logger.info(f"loss: {float(torch.stack(losses).mean())}")
+        mean = float(torch.stack(losses).mean())
+        logger.info(f"loss: {mean}")
         parts = ", ".join(f"{term} {float(total) / len(losses):.4f}" for term, total in sums.items())
         rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
         logger.info(f"stage {name} epoch {epoch + 1}/{epochs}: {parts}, lr {rate:.3g}, {seconds:.1f} s")
+        gradients = {key: float(torch.stack(values).mean()) for key, values in norms.items()}
+        if gradients:
+            shown = ", ".join(f"{key} {value:.3e}" for key, value in gradients.items())
+            logger.info(f"stage {name} epoch {epoch + 1}/{epochs}: mean gradient norm: {shown}")
+        history.append({
+            "epoch": epoch, "loss": mean, "terms": {term: float(total) / len(losses) for term, total in sums.items()},
+            "lr": rate, "seconds": round(seconds, 2), "gradients": gradients,
+        })  # fmt: skip
         save(epoch + 1)
+
+
+def gradient_norm(module):
+    """Norm of the gradient over a module's parameters, as a scalar tensor; 0 where there is none."""
+    norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def non_finite_message(name, epoch, terms, batch):

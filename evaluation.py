@@ -14,8 +14,8 @@ from filelock import FileLock
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from forward_utils import calculate_similarity_map
-from forward_utils_cross_attention import text_context_groups
+from forward_utils import calculate_similarity_map, frozen_patches
+from forward_utils_cross_attention import fixed_anchors, own_anchors, text_context_groups
 from metrics import class_metrics, mean_row, metrics_eval
 from utils import on_terminal
 
@@ -56,6 +56,33 @@ def cross_attention_predictor(model, contexts, anchors_of, img_size, domain):
         return score(seg, det, anchors_of(batch), img_size, domain)
 
     return predict
+
+
+def frozen_first_patches(model, surgery):
+    """Function batch -> first-level surgery patches [B, L, E] at test.
+
+    One image at a time: under AA-CLIP's surgery the batch's other images would leak into a test score.
+    """
+    clip, first = model.clipmodel, model.levels[0]
+
+    def first_patches(batch):
+        return torch.cat([frozen_patches(clip, surgery, one, [first])[0][first] for one in batch["image"].split(1)])
+
+    return first_patches
+
+
+def anchors_at_test(model, dataset_name, wanted, means, first_patches, device):
+    """Function batch -> anchors [B, E, 2], as the run was trained.
+
+    Args:
+        wanted: `--text_context`: "none", "train_mean" or "image".
+        means: {class name: [E, 2]} averaged in training, for "train_mean".
+        first_patches: batch -> first-level patches [B, L, E], for "image".
+    """
+    if wanted == "image":
+        return own_anchors(model, dataset_name, first_patches, device)
+    means = {name: anchors.to(device) for name, anchors in means.items()} if wanted == "train_mean" else {}
+    return fixed_anchors(model, dataset_name, means, device)
 
 
 def score(patches, head, anchors, img_size, domain):

@@ -98,6 +98,29 @@ def anchors_with_contexts(model, dataset_name, requests, device):
     return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])
 
 
+def trained_paths(model, contexts):
+    """The image path trained so far, frozen, with plain CLIP's CLS added: what the text sees from feedback loop 2 on.
+
+    Args:
+        contexts: {class name: TextContext} the images attend to.
+
+    Returns:
+        (batch -> ({level: patches [B, L, E] = seg + cls}, cls [B, E]), batch -> first-level patches), where seg is
+        what the model's own evaluation forward gives, also while its image side is training (no dropout).
+    """
+
+    @torch.no_grad()
+    def patches_of(batch):
+        cls = F.normalize(model.clipmodel.encode_image(batch["image"])[0], dim=-1)
+        training = model.image_cross_attn.training
+        model.image_cross_attn.eval()
+        seg, _ = model(batch["image"], text_context_groups(contexts, batch["class_name"]))
+        model.image_cross_attn.train(training)
+        return {level: patches + cls[:, None] for level, patches in zip(model.levels, seg, strict=True)}, cls
+
+    return patches_of, lambda batch: patches_of(batch)[0][model.levels[0]]
+
+
 def fixed_anchors(model, dataset_name, means, device):
     """Anchors after stage 1 that no image changes: function batch -> [B, E, 2].
 

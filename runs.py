@@ -15,7 +15,7 @@ from utils import choose_device, close_logger, get_logger, lock_run, setup_seed
 
 MAY_DIFFER = {  # flags that may change between a run's start and its resume, because they do not change its numbers
     "save_path", "device", "workers", "data_root", "clip_weights", "dataset_config", "real_names", "criterion",
-    "corrected",
+    "corrected", "eval_every_loop",
 }  # fmt: skip
 ADAPTER_FLAGS = (
     "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
@@ -126,7 +126,7 @@ def record_of(args):
     return Record(settings(args), versions())
 
 
-def save_stage(path, epoch, modules, optimizer_key, optimizer, scheduler=None, record=None):
+def save_stage(path, epoch, modules, optimizer_key, optimizer, scheduler=None, record=None, history=None):
     """Write one stage's checkpoint with upstream's keys, and what a resume needs beside them.
 
     Args:
@@ -134,6 +134,7 @@ def save_stage(path, epoch, modules, optimizer_key, optimizer, scheduler=None, r
         epoch: epochs done.
         modules: {key: module}, for instance {"text_adapter": ...}.
         optimizer_key: "text_optimizer" or "image_optimizer".
+        history: the stage's epochs so far, from engine.train_stage.
     """
     content = {"epoch": epoch} | {key: module.state_dict() for key, module in modules.items()}
     content |= {optimizer_key: optimizer.state_dict(), "rng": rng_state()}
@@ -141,16 +142,24 @@ def save_stage(path, epoch, modules, optimizer_key, optimizer, scheduler=None, r
         content["scheduler"] = scheduler.state_dict()
     if record is not None:
         content |= record._asdict()
+    if history is not None:
+        content["history"] = history
     for file in path if isinstance(path, list) else [path]:
         save_checkpoint(file, content)
 
 
-def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logger):
+def resume_stage(
+    path, modules, optimizer_key, optimizer, scheduler, args, logger, *, extendable=None, history=None
+):  # fmt: skip
     """Continue a stage from its checkpoint, if there is one.
 
     Files of AA-CLIP have no RNG, scheduler or settings: their weights and optimiser are continued, and the log says so.
     A stage may be extended (`--text_epoch`, `--image_epoch`) as long as nothing built on its old end: stage 2 trains
     on stage 1's anchors, and milestones as fractions depend on the number of epochs.
+
+    Args:
+        extendable: names of the flags that may differ from the file's, instead of those.
+        history: list that receives the stage's epochs so far, as engine.train_stage wrote them.
 
     Returns:
         epochs done so far, 0 without a file.
@@ -161,9 +170,9 @@ def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logge
     if not path.is_file():
         return 0
     content = load_checkpoint(path, keys=["epoch", *modules, optimizer_key])
-    if optimizer_key == "text_optimizer":
+    if extendable is None and optimizer_key == "text_optimizer":
         extendable = {"text_epoch", "image_epoch"}
-    else:
+    elif extendable is None:
         extendable = set() if args.milestones[0] < 1 else {"image_epoch"}
     check_same_run(content.get("settings"), args, path, extendable)
     for key, module in modules.items():
@@ -175,6 +184,8 @@ def resume_stage(path, modules, optimizer_key, optimizer, scheduler, args, logge
         logger.warning(f"{path.name} carries no RNG state (a file of AA-CLIP): the run goes on, but not bit for bit")
     if scheduler is not None and "scheduler" in content:
         scheduler.load_state_dict(content["scheduler"])
+    if history is not None:
+        history.extend(content.get("history", []))
     logger.info(f"{path.name}: {content['epoch']} epochs done, continuing from there")
     return content["epoch"]
 

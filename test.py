@@ -8,19 +8,11 @@ import options
 from attention_pictures import draw_attention
 from checkpoints import load_checkpoint, load_module
 from dataset import DOMAINS, get_dataset
-from evaluation import (
-    adapted_predictor,
-    cross_attention_predictor,
-    evaluate,
-    format_table,
-    raw_clip_predictor,
-    write_metrics,
-)
-from forward_utils import frozen_patches, get_adapted_text_embedding
-from forward_utils_cross_attention import fixed_anchors, own_anchors, text_context_dictionary
+from evaluation import adapted_predictor, evaluate, format_table, raw_clip_predictor, write_metrics
+from feedback_evaluation import cross_attention_weights, load_loop, loop_of, loop_predictor, write_loop_table
+from forward_utils import get_adapted_text_embedding
 from model.adapter import AdaptedCLIP
-from model.clip import surgery_copy
-from run_files import BASELINE, find_run
+from run_files import BASELINE, CROSS_ATTENTION, FEEDBACK, find_run, text_checkpoint
 from runs import adopt_settings, create_backbone, create_cross_attention_model, declare_datasets, record_of
 from utils import choose_device, close_logger, get_logger, setup_seed
 from visualization import visualize
@@ -37,7 +29,8 @@ def build_parser():
     group = parser.add_argument_group("evaluation")
     group.add_argument("--batch_size", type=int, default=32, help="images scored together; changes no number")
     group.add_argument("--checkpoint", help="image checkpoint file; default the run's last")
-    group.add_argument("--all", action="store_true", help="evaluate every numbered image checkpoint of the run")
+    group.add_argument("--all", action="store_true", help="evaluate every numbered image checkpoint, or every loop")
+    group.add_argument("--loop", type=int, help="this loop of a feedback run instead of its final model")
     group.add_argument("--raw_clip", action="store_true", help="evaluate the unadapted backbone instead of a run")
     group.add_argument("--no_cross_attention", action="store_true", help="ablation: cross-attention off at test")
     group.add_argument("--visualize", action="store_true", help="write original, truth and heatmap as PNGs")
@@ -53,7 +46,7 @@ def load_text_side(model, kind, image_checkpoint, logger):
     Raises:
         FileNotFoundError: a cross-attention run lacks it, whose images cannot attend to prompts without it.
     """
-    path = image_checkpoint.parent / kind.text_file
+    path = text_checkpoint(kind, image_checkpoint)
     if not path.is_file() and kind is BASELINE:
         logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
         return False
@@ -64,33 +57,16 @@ def load_text_side(model, kind, image_checkpoint, logger):
     return True
 
 
-def stored_means(folder, device):
+def stored_means(folder):
     """Anchors averaged over training images, from the run's text_context_dict.pth; {} if it has none."""
     path = folder / "text_context_dict.pth"
-    means = load_checkpoint(path).get("mean_anchors", {}) if path.is_file() else {}
-    return {name: anchors.to(device) for name, anchors in means.items()}
-
-
-def anchors_after_stage_1(model, args, folder, device):
-    """Function batch -> anchors [B, E, 2], as the run was trained (`--text_context`)."""
-    wanted = "none" if args.no_cross_attention else args.text_context
-    if wanted != "image":
-        means = stored_means(folder, device) if wanted == "train_mean" else {}
-        return fixed_anchors(model, args.dataset, means, device)
-    clip, first = model.clipmodel, model.levels[0]
-    surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
-
-    def first_patches(batch):
-        # One image at a time: under AA-CLIP's surgery the batch's other images would leak into a test score.
-        return torch.cat([frozen_patches(clip, surgery, one, [first])[0][first] for one in batch["image"].split(1)])
-
-    return own_anchors(model, args.dataset, first_patches, device)
+    return load_checkpoint(path).get("mean_anchors", {}) if path.is_file() else {}
 
 
 def main(argv=None):
     args = options.parse(build_parser(), argv)
     setup_seed(args.seed)
-    kind, files = (BASELINE, []) if args.raw_clip else find_run(args.save_path, args.checkpoint, args.all)
+    kind, files = (BASELINE, []) if args.raw_clip else find_run(args.save_path, args.checkpoint, args.all, args.loop)
     stored = load_checkpoint(files[-1], keys=kind.image_keys).get("settings") if files else None
     logger = get_logger(args.save_path, "test.log")
     device = choose_device(args.device)
@@ -129,29 +105,66 @@ def main(argv=None):
 def evaluate_run(kind, files, clip, args, device, logger, test_sets, report):
     """Evaluate every checkpoint file of a run; the results of `report`."""
     if kind is BASELINE:
-        model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
-                            args.image_adapt_until, relu=args.relu).to(device).eval()  # fmt: skip
-    else:
-        model = create_cross_attention_model(clip, args, device).eval()
-    adapted_text = load_text_side(model, kind, files[-1], logger)
+        return evaluate_baseline(files, clip, args, device, logger, report)
+    model = create_cross_attention_model(clip, args, device).eval()
+    evaluate_files = evaluate_feedback if kind is FEEDBACK else evaluate_cross_attention
+    results, predict, contexts, first_patches = evaluate_files(model, files, args, device, logger, report)
+    if args.attention_of:
+        draw_attention(model, predict, test_sets, contexts, first_patches, args, device, logger)
+    return results
+
+
+def evaluate_baseline(files, clip, args, device, logger, report):
+    """Every image checkpoint of a baseline run with its one text checkpoint."""
+    model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
+                        args.image_adapt_until, relu=args.relu).to(device).eval()  # fmt: skip
+    adapted_text = load_text_side(model, BASELINE, files[-1], logger)
     with torch.no_grad():
-        if kind is BASELINE:
-            anchors = get_adapted_text_embedding(model if adapted_text else clip, args.dataset, device)
-            predict = adapted_predictor(model, anchors, args.img_size, DOMAINS[args.dataset])
-        else:
-            contexts = {} if args.no_cross_attention else text_context_dictionary(model, args.dataset, device)
-            anchors_of = anchors_after_stage_1(model, args, files[-1].parent, device)
-            predict = cross_attention_predictor(model, contexts, anchors_of, args.img_size, DOMAINS[args.dataset])
+        anchors = get_adapted_text_embedding(model if adapted_text else clip, args.dataset, device)
+    predict, results = adapted_predictor(model, anchors, args.img_size, DOMAINS[args.dataset]), []
+    for file in files:
+        content = load_checkpoint(file, keys=BASELINE.image_keys)
+        load_module(model.image_adapter, content["image_adapter"], file)
+        results.append(report(file.name, predict, len(model.levels), content.get("settings")))
+    return results
+
+
+def evaluate_cross_attention(model, files, args, device, logger, report):
+    """Every image checkpoint of a cross-attention run with its one text checkpoint."""
+    load_text_side(model, CROSS_ATTENTION, files[-1], logger)
+    predict, contexts, first_patches = loop_predictor(
+        model, args.dataset, 1, stored_means(files[-1].parent), args, device,
+        cross_attention=not args.no_cross_attention,
+    )  # fmt: skip
     results = []
     for file in files:
-        content = load_checkpoint(file, keys=kind.image_keys)
-        for key in kind.image_keys:
+        content = load_checkpoint(file, keys=CROSS_ATTENTION.image_keys)
+        for key in CROSS_ATTENTION.image_keys:
             load_module(getattr(model, key), content[key], file)
-        name = f"{file.name} without cross-attention" if args.no_cross_attention else file.name
-        results.append(report(name, predict, len(model.levels), content.get("settings")))
-    if args.attention_of and kind is not BASELINE:
-        draw_attention(model, predict, test_sets, contexts, args, device, logger)
-    return results
+        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings")))
+    return results, predict, contexts, first_patches
+
+
+def evaluate_feedback(model, files, args, device, logger, report):
+    """Every loop in `files`, each with its own text side, and their table if `--all`."""
+    results = []
+    for file in files:
+        content = load_loop(model, file)
+        model.text_cross_attn_weight, model.image_cross_attn_weight = cross_attention_weights(args, content)
+        logger.info(f"{file.name}: loop {loop_of(content)}")
+        predict, contexts, first_patches = loop_predictor(
+            model, args.dataset, loop_of(content), content.get("mean_anchors", {}), args, device,
+            cross_attention=not args.no_cross_attention,
+        )  # fmt: skip
+        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings")))
+    if args.all and args.checkpoint is None and args.loop is None:
+        logger.info(write_loop_table(args.save_path))
+    return results, predict, contexts, first_patches
+
+
+def ending(args):
+    """What the entry of an ablation is called behind its file's name."""
+    return " without cross-attention" if args.no_cross_attention else ""
 
 
 if __name__ == "__main__":

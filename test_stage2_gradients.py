@@ -21,7 +21,7 @@ from dataset import get_dataset
 from dataset.demo import Counts, render_demo
 from engine import image_stage_loss, to_device
 from forward_utils_cross_attention import fixed_anchors, text_context_dictionary, text_context_groups
-from run_files import find_run
+from run_files import find_run, text_checkpoint
 from runs import create_backbone, create_cross_attention_model, declare_datasets
 from utils import choose_device, setup_seed
 
@@ -47,7 +47,8 @@ def build_parser():
 def load_run(model, folder):
     """Load whatever adapters and attentions a run's last checkpoints hold."""
     kind, (image_file,) = find_run(folder)
-    for file, keys in ((image_file, kind.image_keys), (image_file.parent / kind.text_file, kind.text_keys)):
+    text_file = text_checkpoint(kind, image_file)
+    for file, keys in ((image_file, kind.image_keys), (text_file, kind.text_keys)):
         content = load_checkpoint(file, keys=keys)
         for key in keys:
             load_module(getattr(model, key), content[key], file)
