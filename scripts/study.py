@@ -76,6 +76,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", choices=sorted(STUDIES), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
+    parser.add_argument("--arms", nargs="+", help="some of the study's arms; default all")
     parser.add_argument("--train", default="DemoA", help="training set")
     parser.add_argument("--test", nargs="+", default=["DemoB", "DemoPhoto", "DemoPhotoMed"], help="test sets")
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
@@ -83,8 +84,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     out, data = Path(args.out or ROOT / "results" / args.study), Path(args.data).resolve()
     subprocess.run([sys.executable, "-m", "dataset.demo", "--out", str(data)], cwd=ROOT, check=True)
+    arms = {arm: STUDIES[args.study][arm] for arm in args.arms or STUDIES[args.study]}
     for seed in args.seeds:
-        for arm, (script, flags) in STUDIES[args.study].items():
+        for arm, (script, flags) in arms.items():
             if script is None and seed != args.seeds[0]:
                 continue  # the unadapted backbone has no seed
             file = out / f"{arm}_seed{seed}.json"
@@ -100,7 +102,8 @@ def main(argv=None):
         result = json.loads(file.read_text(encoding="utf-8"))
         results[result["arm"], result["seed"]] = result
     report = table(args.study, results, args.test)
-    command = f"python -m scripts.study --study {args.study} --seeds {' '.join(map(str, args.seeds))}"
+    seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
+    command = f"python -m scripts.study --study {args.study} --seeds {seeds}"
     write_text(out / "table.md", f"Trained on {args.train}; percent, mean over the seeds (smallest–largest).\n\n"
                f"    {command}\n\n{report}\n")  # fmt: skip
     print(report)

@@ -57,7 +57,7 @@ PRODUCT_LINES = {
         "cracker": _goods("cracker", "beige", None, "paper", "turquoise", 0.82, 0.12,
                           ("crack", "chip", "burn", "contamination")),
         "gear": _goods("gear", "black", "plastic", "paper", "white", 0.85, FULL_TURN,
-                       ("chip", "crack", "bent", "contamination")),
+                       ("chip", "thread", "bent", "contamination")),
         "key": _goods("key", "gray", "metal", "paper", "brown", 0.93, 0.15, ("bent", "burn", "chip", "thread"),
                       angle=-0.6),
         "marble": _sheet("marble", "white", 1.0, FULL_TURN, ("crack", "chip", "contamination", "thread")),

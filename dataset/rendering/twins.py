@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 
 MASK_THRESHOLD = 10  # of 255, in the most changed channel
-MASK_SHARE = (0.003, 0.08)  # of the picture
-MASK_CONTRAST = 22.0  # of 255, mean over the mask: visible to a person
-EXTENT = (0.12, 0.34)  # defect radius in frame units (the frame is 2 wide)
-ATTEMPTS = 60
+MASK_SHARE = (0.005, 0.1)  # of the picture
+MASK_CONTRAST = 30.0  # of 255, mean over the mask: visible to a person
+EXTENT = (0.18, 0.42)  # defect radius in frame units (the frame is 2 wide)
+ATTEMPTS = 200
 
 
 def difference_mask(picture: np.ndarray, twin: np.ndarray) -> np.ndarray:
