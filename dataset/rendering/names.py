@@ -16,7 +16,7 @@ DEMO_REAL_NAMES = {
         "brushed_metal": "gray brushed metal",
         "candle": "white candle",
         "cracker": "beige cracker",
-        "gear": "black plastic gear",
+        "gear": "blue plastic gear",
         "key": "gray metal key",
         "marble": "white marble",
         "woven_fabric": "striped white and blue woven fabric",
