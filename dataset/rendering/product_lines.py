@@ -50,10 +50,10 @@ PRODUCT_LINES = {
     },
     "DemoB": {
         "bottle_cap": _goods("bottle cap", "yellow", "metal", "paper", "gray", 0.8, FULL_TURN,
-                             ("bent", "burn", "contamination", "thread"), second="red"),
+                             ("chip", "burn", "contamination", "thread"), second="red"),
         "brushed_metal": _sheet("brushed metal", "gray", 1.0, 0.06, ("bent", "burn", "contamination", "thread")),
         "candle": _goods("candle", "white", None, "wood", "brown", 0.8, FULL_TURN,
-                         ("crack", "burn", "contamination", "thread")),
+                         ("chip", "burn", "contamination", "thread")),
         "cracker": _goods("cracker", "beige", None, "paper", "turquoise", 0.82, 0.12,
                           ("crack", "chip", "burn", "contamination")),
         "gear": _goods("gear", "blue", "plastic", "paper", "white", 0.85, FULL_TURN,
