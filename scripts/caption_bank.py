@@ -9,6 +9,7 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -59,12 +60,9 @@ def open_bank(folder, plan, processes, log=lambda line: None):
         np.lib.format.open_memmap(images, mode="w+", dtype=np.uint8, shape=shape).flush()
     starts = range(0, plan.images, CHUNK)
     missing = [start for start in starts if not _chunk_file(folder, start).exists()]
-    with ProcessPoolExecutor(processes) as pool:
-        jobs = [pool.submit(_render_chunk, folder, plan, start) for start in missing]
-        for done, job in enumerate(jobs, 1):
-            job.result()
-            if done % 10 == 0 or done == len(jobs):
-                log(f"bank: {done} of {len(jobs)} missing chunks of {CHUNK} images rendered")
+    for done in _render_all(folder, plan, missing, processes):
+        if done % 10 == 0 or done == len(missing):
+            log(f"bank: {done} of {len(missing)} missing chunks of {CHUNK} images rendered")
     records = [record for start in starts for record in json.loads(_chunk_file(folder, start).read_text())]
     return Bank(
         np.load(images, mmap_mode="r"),
@@ -72,6 +70,21 @@ def open_bank(folder, plan, processes, log=lambda line: None):
         [record["short_captions"] for record in records],
         [frozenset(record["words"]) for record in records],
     )
+
+
+def _render_all(folder, plan, missing, processes):
+    """Render the missing chunks; yields how many are done. One process is this one."""
+    if processes == 1:
+        for done, start in enumerate(missing, 1):
+            _render_chunk(folder, plan, start)
+            yield done
+        return
+    # Spawned, not forked: a fork of a process with threads (torch, OpenCV) can inherit a lock that nobody releases.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render_chunk, folder, plan, start) for start in missing]
+        for done, job in enumerate(jobs, 1):
+            job.result()
+            yield done
 
 
 def short_captions(scene, rng):
