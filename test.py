@@ -27,7 +27,7 @@ def build_parser():
     options.add_data_flags(parser, dataset="MVTec", shot=4)
     options.add_run_flags(parser, save_path="ckpt/baseline")
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--batch_size", type=int, default=32, help="images scored together; changes no number")
+    group.add_argument("--batch_size", type=int, default=32, help="images scored together; changes rounding only")
     group.add_argument("--checkpoint", help="image checkpoint file; default the run's last")
     group.add_argument("--all", action="store_true", help="evaluate every numbered image checkpoint, or every loop")
     group.add_argument("--loop", type=int, help="this loop of a feedback run instead of its final model")
@@ -57,16 +57,23 @@ def load_text_side(model, kind, image_checkpoint, logger):
     return True
 
 
-def stored_means(folder):
-    """Anchors averaged over training images, from the run's text_context_dict.pth; {} if it has none."""
-    path = folder / "text_context_dict.pth"
-    return load_checkpoint(path).get("mean_anchors", {}) if path.is_file() else {}
+def stored_means(folder, text_context):
+    """Anchors averaged over training images, from the run's text_context_dict.pth; {} unless `train_mean` is wanted.
+
+    Raises:
+        FileNotFoundError, RuntimeError: `train_mean` is wanted and the file is missing or holds no such anchors.
+    """
+    if text_context != "train_mean":
+        return {}
+    return load_checkpoint(folder / "text_context_dict.pth", keys=["mean_anchors"])["mean_anchors"]
 
 
 def main(argv=None):
     args = options.parse(build_parser(), argv)
     setup_seed(args.seed)
     kind, files = (BASELINE, []) if args.raw_clip else find_run(args.save_path, args.checkpoint, args.all, args.loop)
+    if args.attention_of and kind is BASELINE:
+        raise ValueError("--attention_of draws cross-attention, which raw CLIP and a baseline run do not have")
     stored = load_checkpoint(files[-1], keys=kind.image_keys).get("settings") if files else None
     logger = get_logger(args.save_path, "test.log")
     device = choose_device(args.device)
@@ -133,7 +140,7 @@ def evaluate_cross_attention(model, files, args, device, logger, report):
     """Every image checkpoint of a cross-attention run with its one text checkpoint."""
     load_text_side(model, CROSS_ATTENTION, files[-1], logger)
     predict, contexts, first_patches = loop_predictor(
-        model, args.dataset, 1, stored_means(files[-1].parent), args, device,
+        model, args.dataset, 1, stored_means(files[-1].parent, args.text_context), args, device,
         cross_attention=not args.no_cross_attention,
     )  # fmt: skip
     results = []

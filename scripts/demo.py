@@ -2,8 +2,8 @@
 
     python -m scripts.demo --out runs/demo
 
-Leaves runs/demo/report.md, contact_sheet.png, the runs' folders with their logs, metrics and heatmaps. Steps that are
-done are not repeated; delete the folder to start again.
+Leaves report.md, a contact sheet per test set, and the runs with their logs, metrics and heatmaps. Rendering and
+training that are done are not repeated, evaluation is; delete the folder to start again.
 """
 
 import argparse
@@ -26,13 +26,23 @@ PICTURED = 2  # defective images per class on the contact sheet
 
 
 def evaluate(run, data, flags):
-    """Evaluate a run on every test set it has no metrics for yet."""
-    metrics = run / "metrics.json"
-    done = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+    """Evaluate a run on every test set."""
     for name in TEST_SETS:
-        if name not in done:
-            test.main([*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
-                       "--save_path", str(run), "--visualize"])  # fmt: skip
+        test.main([*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
+                   "--save_path", str(run), "--visualize"])  # fmt: skip
+
+
+def claim(out, seeds):
+    """Tie a demo folder to its seeds, so that a model of other data is never evaluated as if it were this one's.
+
+    Raises:
+        ValueError: the folder belongs to other seeds.
+    """
+    stamp = out / "demo.json"
+    before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else seeds
+    if before != seeds:
+        raise ValueError(f"{out} was made with {before}, not {seeds}: choose another --out or delete the folder")
+    write_text(stamp, json.dumps(seeds) + "\n")
 
 
 def table(runs):
@@ -71,6 +81,7 @@ def main(argv=None):
     out, begin = Path(args.out), time.perf_counter()
     data, runs = out / "data", {"raw CLIP": out / "raw_clip", "baseline": out / "baseline"}
 
+    claim(out, {"seed": args.seed, "data_seed": args.data_seed})
     print(f"[1/4] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
     dataset.demo.main(["--out", str(data), "--seed", str(args.data_seed)])
     print("[2/4] unadapted CLIP")

@@ -80,9 +80,10 @@ def main(argv=None):
     parser.add_argument("--train", default="DemoA", help="training set")
     parser.add_argument("--test", nargs="+", default=["DemoB", "DemoPhoto", "DemoPhotoMed"], help="test sets")
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
-    parser.add_argument("--out", help="folder of the JSON files and the table; default results/<study>")
+    parser.add_argument("--out", help="folder of JSON files and table; default results/<study>[_<train>]")
     args = parser.parse_args(argv)
-    out, data = Path(args.out or ROOT / "results" / args.study), Path(args.data).resolve()
+    name = args.study if args.train == "DemoA" else f"{args.study}_{args.train}"
+    out, data = Path(args.out or ROOT / "results" / name), Path(args.data).resolve()
     subprocess.run([sys.executable, "-m", "dataset.demo", "--out", str(data)], cwd=ROOT, check=True)
     arms = {arm: STUDIES[args.study][arm] for arm in args.arms or STUDIES[args.study]}
     for seed in args.seeds:
@@ -100,10 +101,12 @@ def main(argv=None):
     results = {}
     for file in sorted(out.glob("*_seed*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
+        if result["train"] != args.train:
+            raise ValueError(f"{file} was trained on {result['train']}, not {args.train}: give another --out")
         results[result["arm"], result["seed"]] = result
     report = table(args.study, results, args.test)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
-    command = f"python -m scripts.study --study {args.study} --seeds {seeds}"
+    command = f"python -m scripts.study --study {args.study} --train {args.train} --seeds {seeds}"
     write_text(out / "table.md", f"Trained on {args.train}; percent, mean over the seeds (smallest–largest).\n\n"
                f"    {command}\n\n{report}\n")  # fmt: skip
     print(report)

@@ -242,3 +242,14 @@ def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, c
     monkeypatch.setattr(test_stage2_gradients, "HEALTHY", 1.001)
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 1
     assert "[CAUTION] the image adapter keeps only 1.00" in capsys.readouterr().out
+
+
+def test_what_a_run_cannot_give_is_refused_and_not_replaced_by_something_else(run, data_root, world):
+    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world)]
+    baseline, _ = run("baseline", script=train)
+    with pytest.raises(ValueError, match="a baseline run do not have"):
+        test.main([*flags, "--save_path", str(baseline), "--attention_of", "mvtec_ad/bottle/test/broken/000.png"])
+    means, _ = run("means", "--text_context", "train_mean", tested=False)
+    (means / "text_context_dict.pth").unlink()
+    with pytest.raises(FileNotFoundError, match="text_context_dict.pth"):
+        test.main([*flags, "--save_path", str(means)])

@@ -1,0 +1,51 @@
+"""What the demo and the studies say about finished runs: scripts/demo.py, scripts/study.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts import demo, study
+from visualization import write_png
+
+VALUES = {"pixel_auroc": 0.9, "pixel_ap": 0.25, "pixel_aupro": 0.5, "image_auroc": None, "image_ap": 0.125}
+
+
+def write_run(folder, colour):
+    """A run as test.py leaves it: metrics of every test set and one strip of three pictures."""
+    folder.mkdir()
+    metrics = {name: {"image_adapter.pth": {"mean": VALUES}} for name in demo.TEST_SETS}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    strip = np.full((12, 36, 3), 9, np.uint8)
+    strip[:, 24:] = colour
+    for name in ("DemoB__gear__test__chip__000", "DemoB__gear__test__good__000"):
+        write_png(folder / "visualization" / "DemoB" / "gear" / f"{name}.png", strip)
+    return folder
+
+
+def test_the_demos_table_has_a_row_per_test_set_and_run_and_a_dash_for_undefined(tmp_path):
+    lines = demo.table({"baseline": write_run(tmp_path / "run", 50)}).splitlines()
+    assert len(lines) == 2 + len(demo.TEST_SETS)
+    assert lines[2] == "| DemoB | baseline | 90.0 | 25.0 | 50.0 | – | 12.5 |"
+
+
+def test_the_contact_sheet_puts_every_runs_heatmap_beside_original_and_truth(tmp_path):
+    runs = {"one": write_run(tmp_path / "one", (200, 0, 0)), "two": write_run(tmp_path / "two", (0, 0, 200))}
+    sheet = demo.contact_sheet(runs, "DemoB")
+    assert (sheet[5, 30] == (200, 0, 0)).all()
+    assert ((sheet[5] == (0, 0, 200)).all(axis=-1)).sum() >= 12
+
+
+def test_a_demo_folder_of_other_seeds_is_refused(tmp_path):
+    demo.claim(tmp_path, {"seed": 1, "data_seed": 0})
+    demo.claim(tmp_path, {"seed": 1, "data_seed": 0})
+    with pytest.raises(ValueError, match="was made with .*'data_seed': 0.* choose another --out"):
+        demo.claim(tmp_path, {"seed": 1, "data_seed": 2})
+
+
+def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
+    def run(value):
+        return {"metrics": {"DemoB": {"mean": dict.fromkeys(study.COLUMNS, value)}}}
+
+    told = study.table("baseline", {("baseline", 1): run(0.5), ("baseline", 2): run(0.7)}, ["DemoB"])
+    assert told.splitlines()[-1].startswith("| DemoB | baseline | 2 | 60.0 (50.0–70.0) |")
