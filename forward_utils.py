@@ -1,6 +1,6 @@
 """From prompts to anchors and from features to anomaly maps; names and signatures are AA-CLIP's."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -110,11 +110,12 @@ def frozen_patches(clip, surgery, image, levels):
     same_input = clip.visual.conv1 is surgery.visual.conv1
     shared = next((i for i, (a, b) in enumerate(zip(plain, local, strict=True)) if a is not b), len(plain))
     shared = shared if same_input else 0
-    trunk, early = run_blocks(plain, clip.visual.embed(image), [k for k in levels if k <= shared], stop_after=shared)
-    cls = F.normalize(clip.pool(run_blocks(plain[shared:], trunk)[0]), dim=-1)
+    run = partial(run_blocks, autocast=clip.visual.autocast)
+    trunk, early = run(plain, clip.visual.embed(image), [k for k in levels if k <= shared], stop_after=shared)
+    cls = F.normalize(clip.pool(run(plain[shared:], trunk)[0]), dim=-1)
     late = [k - shared for k in levels if k > shared]
     start = trunk if same_input else surgery.visual.embed(image)
-    tokens = early + (run_blocks(local[shared:], start, late, stop_after=max(late))[1] if late else [])
+    tokens = early + (run(local[shared:], start, late, stop_after=max(late))[1] if late else [])
     visual = surgery.visual
     patches = [F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1) + cls[:, None] for x in tokens]
     return dict(zip(levels, patches, strict=True)), cls

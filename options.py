@@ -103,6 +103,8 @@ def add_training_flags(parser):
     group.add_argument("--image_epoch", type=int, default=20, help="passes of stage 2")
     group.add_argument("--text_lr", type=float, default=1e-5, help="learning rate of stage 1")
     group.add_argument("--image_lr", type=float, default=5e-4, help="learning rate of stage 2")
+    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
+                       help="products in the vision blocks in training; all else stays fp32")  # fmt: skip
     group.add_argument("--text_norm_weight", type=float, default=0.1, help="weight of the anchors' orthogonality loss")
     group.add_argument("--criterion", nargs="*", default=["dice_loss", "focal_loss"],
                        help="accepted for AA-CLIP's command lines; never read, there or here")  # fmt: skip

@@ -71,10 +71,13 @@ def declare_datasets(args):
 
 def create_backbone(args, device):
     """The frozen CLIP the flags name, with its weights."""
-    return create_model(
+    clip = create_model(
         args.model_name, args.img_size, pretrained="openai", device=device, require_pretrained=True,
         quick_gelu=args.quick_gelu, clip_weights=args.clip_weights,
     )  # fmt: skip
+    if getattr(args, "precision", "fp32") == "bf16":
+        clip.visual.use_bfloat16()
+    return clip
 
 
 def create_cross_attention_model(clip, args, device):

@@ -96,8 +96,9 @@ class AdaptedCLIP(nn.Module):
         """
         visual, after_block = self.clipmodel.visual, after_block or self.after_image_block
         return run_blocks(
-            visual.transformer.resblocks, visual.embed(image), self.levels, after_block, max(self.levels)
-        )[1]
+            visual.transformer.resblocks, visual.embed(image), self.levels, after_block, max(self.levels),
+            autocast=visual.autocast,
+        )[1]  # fmt: skip
 
     def forward(self, image):
         """Patch and image embeddings, compared with anchors by cosine.

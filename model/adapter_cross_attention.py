@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.adapter import AdaptedCLIP
+from model.attention import scaled_dot_product
 from model.blocks import run_blocks
 
 NORM_FLOOR = 1e-6  # added to the norm that is divided by
@@ -51,7 +52,7 @@ class CrossAttentionModule(nn.Module):
         """Attend from x [n, T, query width] to one context [S, dim] that all n share -> [n, T, query width]."""
         query = self._heads(self.q_proj(x.flatten(0, 1)))[None]  # [1, heads, n * T, head width]: one context, one call
         key, value = self._heads(self.k_proj(context))[None], self._heads(self.v_proj(context))[None]
-        y = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        y = scaled_dot_product(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(y[0].transpose(0, 1).flatten(1)).unflatten(0, x.shape[:2])
 
     def attention_map(self, x, context):

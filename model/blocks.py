@@ -1,9 +1,12 @@
 """The one loop over transformer blocks that every use of a tower goes through."""
 
+from contextlib import nullcontext
 from itertools import islice
 
+import torch
 
-def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mask=None):
+
+def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mask=None, autocast=None):
     """Run residual blocks and collect the features at the requested levels.
 
     Args:
@@ -13,6 +16,8 @@ def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mas
         after_block: function (i, x) -> x called after block i (0-based); this is where adaptation enters.
         stop_after: number of blocks to run; all when None.
         attn_mask: [N, N] additive attention mask, or None.
+        autocast: dtype of the blocks' matrix products (torch.bfloat16), or None for that of `x`. The residual
+            stream and what is returned keep the dtype of `x`.
 
     Returns:
         (x, features): the last tokens [B, N, width] and one [B, N, width] tensor per entry of `levels`, in order.
@@ -25,10 +30,12 @@ def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mas
     if outside:
         raise ValueError(f"levels {outside} lie outside 1..{count}: choose levels the tower reaches")
     collected = {}
-    for i, block in enumerate(islice(blocks, count)):
-        x = block(x, attn_mask=attn_mask)
-        if after_block is not None:
-            x = after_block(i, x)
-        if i + 1 in levels:
-            collected[i + 1] = x
+    with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
+        for i, block in enumerate(islice(blocks, count)):
+            x = block(x, attn_mask=attn_mask)
+            if after_block is not None:
+                x = after_block(i, x)
+            if i + 1 in levels:
+                collected[i + 1] = x
     return x, [collected[level] for level in levels]
+

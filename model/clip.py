@@ -9,6 +9,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from model.attention import BatchFirstAttention
 from model.blocks import run_blocks
 from model.surgery import replace_attention
 from model.weights_file import find_weights, load_backbone_weights
@@ -31,6 +32,13 @@ class VisionTower(nn.Module):
         self.grid_size, self.patch_size, self.image_size = visual.grid_size, visual.patch_size, visual.image_size
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
+        self.autocast = None  # dtype of the blocks' matrix products, None for the weights' own
+
+    def use_bfloat16(self):
+        """Run the blocks' matrix products in bfloat16; weights, residual stream and projections stay as they are."""
+        self.autocast = torch.bfloat16
+        for block in self.transformer.resblocks:
+            block.attn = BatchFirstAttention(block.attn)
 
     def DAPM_replace(self, DPAM_layer, across_batch=True):  # upstream's name and argument
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
@@ -87,7 +95,9 @@ class CLIP(nn.Module):
             (pooled [B, E], [tokens [B, N, C] per level]); tokens before `ln_post`, CLS first.
         """
         x = self.visual.embed(image)
-        x, tokens = run_blocks(self.visual.transformer.resblocks, x, tuple(out_layers))
+        x, tokens = run_blocks(
+            self.visual.transformer.resblocks, x, tuple(out_layers), autocast=self.visual.autocast
+        )
         return self.pool(x), tokens
 
     def pool(self, tokens):

@@ -5,6 +5,8 @@ import copy
 import torch.nn.functional as F
 from torch import nn
 
+from model.attention import scaled_dot_product
+
 
 class ValueValueAttention(nn.Module):
     """Self-attention with q = k = v, over the value and output projections of an existing attention.
@@ -29,7 +31,7 @@ class ValueValueAttention(nn.Module):
         if self.across_batch:
             v = v.transpose(0, 1)  # [N, B, C]: attention now runs over the batch
         heads = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=attn_mask)
+        out = scaled_dot_product(heads, heads, heads, attn_mask)
         out = out.transpose(1, 2).flatten(-2)
         if self.across_batch:
             out = out.transpose(0, 1)
