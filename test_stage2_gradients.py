@@ -2,15 +2,17 @@
 
 Same weights, same batches, dropout off. Prints the gradient norm of every layer adapter and of the whole image adapter
 without and with cross-attention and their ratio; [OK] and exit status 0 when the total's ratio is at least 0.8,
-[CAUTION] and 1 below. The embedded default is measured on images it renders itself; --run and --dataset take real
-checkpoints and data.
+[CAUTION] and 1 below. With --steps each variant trains that long from the same start and its norms are the mean over
+the second half of the steps: how much gradient reaches the adapters while they learn, and not at their first step
+alone. The embedded default is measured on images it renders itself; --run and --dataset take real checkpoints and data.
 """
 
 import argparse
+import copy
 import logging
+import statistics
 import sys
 import tempfile
-from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,10 +21,11 @@ import options
 from checkpoints import load_checkpoint, load_module
 from dataset import get_dataset
 from dataset.demo import Counts, render_demo
-from engine import image_stage_loss, to_device
+from engine import gradient_norm, image_stage_loss, to_device
 from forward_utils_cross_attention import fixed_anchors, text_context_dictionary, text_context_groups
 from run_files import find_run, text_checkpoint
-from runs import create_backbone, create_cross_attention_model, declare_datasets
+from runs import adam, create_backbone, create_cross_attention_model, declare_datasets
+from train_cross_attention import image_modules
 from utils import choose_device, setup_seed
 
 HEALTHY = 0.8
@@ -39,16 +42,19 @@ def build_parser():
     parser.set_defaults(model_name="ViT-Tiny-8-demo")
     group = parser.add_argument_group("measurement")
     group.add_argument("--run", help="folder of a trained run, baseline or cross-attention; default fresh modules")
+    group.add_argument("--text_only", action="store_true", help="of --run: its text side alone, as stage 2 starts")
+    group.add_argument("--steps", type=int, default=0, help="measure over the second half of this many steps")
+    group.add_argument("--image_lr", type=float, default=5e-4, help="learning rate of these steps")
     group.add_argument("--batch_size", type=int, default=8)
     group.add_argument("--batches", type=int, default=4)
     return parser
 
 
-def load_run(model, folder):
-    """Load whatever adapters and attentions a run's last checkpoints hold."""
+def load_run(model, folder, text_only=False):
+    """Load whatever adapters and attentions a run's last checkpoints hold, or those of its text side."""
     kind, (image_file,) = find_run(folder)
     text_file = text_checkpoint(kind, image_file)
-    for file, keys in ((image_file, kind.image_keys), (text_file, kind.text_keys)):
+    for file, keys in ((image_file, () if text_only else kind.image_keys), (text_file, kind.text_keys)):
         content = load_checkpoint(file, keys=keys)
         for key in keys:
             load_module(getattr(model, key), content[key], file)
@@ -64,18 +70,31 @@ def training_images(args, folder):
                                 data_root=folder, seed=args.seed)[1]  # fmt: skip
 
 
-def gradient_norms(model, batches, encode, anchors_of, head_temperature=1.0):
-    """Norms of the mean stage-2 gradient: {name of layer adapter or "image adapter": value}."""
-    model.zero_grad(set_to_none=True)
-    for batch in batches:
-        terms = image_stage_loss(batch, encode, anchors_of, head_temperature=head_temperature)
-        (sum(terms.values()) / len(batches)).backward()
+def part_norms(model):
+    """Norm of the gradient now in each layer adapter and in the whole image adapter: {name: value}."""
     adapters = dict(enumerate(model.image_adapter["layer_adapters"]))
     parts = {f"layer adapter {i}": adapter for i, adapter in adapters.items()} | {"image adapter": model.image_adapter}
-    return {
-        name: float(torch.stack([parameter.grad.norm() for parameter in part.parameters()]).norm())
-        for name, part in parts.items()
-    }
+    return {name: float(gradient_norm(part)) for name, part in parts.items()}
+
+
+def norms_at_the_start(model, batches, loss_of):
+    """Norms of the mean gradient over the batches."""
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        (loss_of(batch) / len(batches)).backward()
+    return part_norms(model)
+
+
+def norms_in_training(model, batches, loss_of, steps, lr):
+    """Mean norms of the batches' gradients over the second half of `steps` steps of stage 2, the batches in turn."""
+    optimizer, found = adam(image_modules(model), lr), []
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(batches[step % len(batches)]).backward()
+        optimizer.step()
+        found.append(part_norms(model))
+    late = found[steps // 2 :]
+    return {name: statistics.mean(norms[name] for norms in late) for name in late[0]}
 
 
 def main(argv=None):
@@ -85,9 +104,10 @@ def main(argv=None):
     declare_datasets(args)
     model = create_cross_attention_model(create_backbone(args, device), args, device).eval()
     if args.run:
-        load_run(model, args.run)
+        load_run(model, args.run, args.text_only)
     model.requires_grad_(False)
-    model.image_adapter.requires_grad_(True)
+    for module in image_modules(model).values():
+        module.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         name, images = training_images(args, folder)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
@@ -95,11 +115,22 @@ def main(argv=None):
         batches = [to_device(batch, device) for batch in loader]
     contexts = text_context_dictionary(model, name, device)
     anchors_of = fixed_anchors(model, name, {}, device)
-    measure = partial(gradient_norms, model, batches, anchors_of=anchors_of)
-    without = measure(encode=lambda batch: model(batch["image"]))
-    beside = measure(encode=lambda batch: model(batch["image"], text_context_groups(contexts, batch["class_name"])))
+    start = copy.deepcopy(model.state_dict())
 
-    print(f"{args.model_name}, {name}, {len(batches)} batches of {args.batch_size}, image_cross_attn_weight "
+    def measure(encode):
+        def loss_of(batch):
+            return sum(image_stage_loss(batch, encode, anchors_of).values())
+
+        model.load_state_dict(start)
+        if args.steps:
+            return norms_in_training(model, batches, loss_of, args.steps, args.image_lr)
+        return norms_at_the_start(model, batches, loss_of)
+
+    without = measure(lambda batch: model(batch["image"]))
+    beside = measure(lambda batch: model(batch["image"], text_context_groups(contexts, batch["class_name"])))
+
+    when = f"over the second half of {args.steps} steps" if args.steps else "at the first step"
+    print(f"{args.model_name}, {name}, {len(batches)} batches of {args.batch_size}, {when}, image_cross_attn_weight "
           f"{args.image_cross_attn_weight}, norm matching {'off' if args.no_norm_match else 'on'}, "
           f"context normalised {'no' if args.no_normalize_context else 'yes'}")  # fmt: skip
     print(f"{'gradient norm of':18s} {'without':>12s} {'with':>12s} {'ratio':>8s}")

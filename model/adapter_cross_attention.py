@@ -143,7 +143,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
                 y = y * x[own].norm(dim=-1, keepdim=True) / (y.norm(dim=-1, keepdim=True) + NORM_FLOOR)
             rows.append(own)
             parts.append(weight * y)
-        return x.index_add(0, torch.cat(rows), torch.cat(parts))
+        return x.index_add(0, torch.cat(rows), torch.cat(parts).to(x.dtype))
 
     def text_context(self, text):
         """What images attend to: prompt tokens after text block 0 and text_adapter[0].

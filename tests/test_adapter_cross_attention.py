@@ -201,3 +201,14 @@ def test_mean_anchors_average_each_classs_images(model, patches):
 def test_a_backbone_of_unequal_joint_and_text_width_is_refused(new_clip):
     with pytest.raises(ValueError, match="joint width 16 .* text width 24"):
         AdaptedCLIPWithCrossAttention(new_clip(), text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)
+
+
+@pytest.mark.parametrize("norm_match", [True, False])
+def test_cross_attention_runs_in_bfloat16_and_returns_float32(tmp_path, images, norm_match):
+    full, low = (create_model(MODEL, 32, "openai", clip_weights=write_world(tmp_path)) for _ in range(2))
+    low.visual.use_bfloat16()
+    expected, found = (
+        build(one, norm_match=norm_match)(images, [([0, 1, 2, 3], torch.ones(5, WIDTH))])[0][0] for one in (full, low)
+    )
+    assert found.dtype == torch.float32
+    assert 1e-5 < (found - expected).norm() / expected.norm() < 0.05

@@ -239,6 +239,11 @@ def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, c
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 0
     told = capsys.readouterr().out
     assert "layer adapter 1" in told and "1.000\n[OK]" in told
+    for more in (["--steps", "3"], ["--text_only"]):  # both variants train alike from one start; other modules, alike
+        assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0", *more]) == 0
+        other = capsys.readouterr().out
+        assert "1.000\n[OK]" in other
+        assert other.splitlines()[2] != told.splitlines()[2]
     monkeypatch.setattr(test_stage2_gradients, "HEALTHY", 1.001)
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 1
     assert "[CAUTION] the image adapter keeps only 1.00" in capsys.readouterr().out
