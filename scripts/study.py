@@ -81,13 +81,35 @@ def table(study, results, test_sets):
             runs = [result["metrics"][name]["mean"] for (own, _), result in sorted(results.items()) if own == arm]
             if not runs:
                 continue
-            cells = []
-            for column in COLUMNS:
-                values = [100 * run[column] for run in runs]
-                spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}")
+            cells = [spread([100 * run[column] for run in runs]) for column in COLUMNS]
             lines.append(f"| {name} | {arm} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def loops_table(study, results, test_sets):
+    """Markdown, for the study's feedback runs: metrics after every loop (as `table`), and the image stage's loss in
+    every loop, first epoch -> last epoch, mean over the seeds; "" for a study without feedback."""
+    lines = []
+    for name in test_sets:
+        for arm in STUDIES[study]:
+            runs = [result for (own, _), result in sorted(results.items()) if own == arm and "loops" in result]
+            for loop in range(len(runs[0]["loops"][name]) if runs else 0):
+                losses = [[epoch["loss"] for epoch in run["history"]["loops"][loop]["image"]] for run in runs]
+                first, last = (statistics.mean(run[end] for run in losses) for end in (0, -1))
+                falls = sum(run[-1] < run[0] for run in losses)
+                cells = [spread([100 * run["loops"][name][loop][column] for run in runs]) for column in COLUMNS]
+                cells += [f"{first:.3f} → {last:.3f}", f"{falls} of {len(runs)}"]
+                lines.append(f"| {name} | {arm} | {loop + 1} | " + " | ".join(cells) + " |")
+    if not lines:
+        return ""
+    head = [*COLUMNS, "image loss, first → last epoch", "falls in"]
+    return "\n".join([f"| test set | arm | loop | {' | '.join(head)} |", "|--|--|--|" + "--|" * len(head), *lines])
+
+
+def spread(values):
+    """Mean with smallest and largest value in brackets."""
+    extremes = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{extremes}"
 
 
 def main(argv=None):
@@ -125,6 +147,8 @@ def main(argv=None):
             raise ValueError(f"{file} was trained on {result['train']}, not {args.train}: give another --out")
         results[result["arm"], result["seed"]] = result
     report = table(args.study, results, args.test)
+    loops = loops_table(args.study, results, args.test)
+    report += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m scripts.study --study {args.study} --train {args.train} --seeds {seeds}"
     command += f" --test {' '.join(args.test)}" + " ".join(["", *precision])

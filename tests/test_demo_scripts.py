@@ -49,3 +49,17 @@ def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
 
     told = study.table("baseline", {("baseline", 1): run(0.5), ("baseline", 2): run(0.7)}, ["DemoB"])
     assert told.splitlines()[-1].startswith("| DemoB | baseline | 2 | 60.0 (50.0–70.0) |")
+
+
+def test_a_feedback_studys_table_has_a_row_per_loop_and_says_whether_the_image_loss_falls():
+    def run(value, losses):
+        metrics = [dict.fromkeys(study.COLUMNS, value), dict.fromkeys(study.COLUMNS, value + 0.1)]
+        loops = [{"loop": loop, "image": [{"loss": loss} for loss in losses]} for loop in (1, 2)]
+        return {"loops": {"DemoB": metrics}, "history": {"loops": loops}}
+
+    results = {("v1_3_loops", 1): run(0.5, [3.0, 2.0]), ("v1_3_loops", 2): run(0.7, [3.0, 3.5])}
+    lines = study.loops_table("feedback", results, ["DemoB"]).splitlines()
+    assert lines[2].startswith("| DemoB | v1_3_loops | 1 | 60.0 (50.0–70.0) |")
+    assert lines[3].startswith("| DemoB | v1_3_loops | 2 | 70.0 (60.0–80.0) |")
+    assert lines[3].endswith("| 3.000 → 2.750 | 1 of 2 |")
+    assert study.loops_table("baseline", {}, ["DemoB"]) == ""
