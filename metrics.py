@@ -3,6 +3,9 @@
 import cv2
 import numpy as np
 
+METRICS_VERSION = 1  # rises with every change that moves a number, so that compare.py never mixes two definitions
+PRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
+
 
 def _curve(truth, score):
     """Cumulative true and false positives at every distinct threshold, highest first; None where one label only."""
@@ -46,7 +49,25 @@ def ranking_metrics(truth, score):
     }
 
 
-def aupro(masks, maps, limit=0.3):
+def region_weights(masks):
+    """What every pixel contributes to the per-region overlap: 1 / area of its 8-connected region, 0 outside.
+
+    Args:
+        masks: [n, H, W], > 0 is defective.
+
+    Returns:
+        (weights [n, H, W], regions per image [n]); an image's weights sum to its number of regions.
+    """
+    masks = np.asarray(masks) > 0
+    weights, regions = np.zeros(masks.shape), np.zeros(len(masks), dtype=np.int64)
+    for i, mask in enumerate(masks):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        weights[i] = np.where(mask, 1.0 / stats[:, cv2.CC_STAT_AREA].astype(np.float64)[labels], 0.0)
+        regions[i] = count - 1  # label 0 is the background
+    return weights, regions
+
+
+def aupro(masks, maps, limit=PRO_LIMIT):
     """Area under the per-region-overlap curve up to a false-positive rate (MVTec AD, doi 10.1007/s11263-020-01400-4).
 
     Every connected region (8-neighbourhood) counts the same; every distinct score is a threshold; the rate is over
@@ -60,12 +81,8 @@ def aupro(masks, maps, limit=0.3):
         value in [0, 1], or None without a region or without a normal pixel.
     """
     masks, maps = np.asarray(masks) > 0, np.asarray(maps)
-    weight, regions = np.zeros(masks.shape, dtype=np.float64), 0
-    for i, mask in enumerate(masks):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        area = stats[:, cv2.CC_STAT_AREA].astype(np.float64)
-        weight[i] = np.where(mask, 1.0 / area[labels], 0.0)
-        regions += count - 1  # label 0 is the background
+    weight, per_image = region_weights(masks)
+    regions = per_image.sum()
     if regions == 0 or masks.all():
         return None
     order = np.argsort(-maps.reshape(-1), kind="stable")

@@ -1,4 +1,4 @@
-"""Evaluate a run (or unadapted CLIP) on a dataset: table, metrics.json, metrics.csv, pictures."""
+"""Evaluate a run (or unadapted CLIP) on a dataset: table, metrics.json, metrics.csv, scores to compare, pictures."""
 
 import argparse
 
@@ -7,10 +7,12 @@ import torch
 import options
 from attention_pictures import draw_attention
 from checkpoints import load_checkpoint, load_module
+from comparison.scores import class_scores, scores_file, sha256, write_scores
 from dataset import DOMAINS, get_dataset
 from evaluation import adapted_predictor, evaluate, format_table, raw_clip_predictor, write_metrics
 from feedback_evaluation import cross_attention_weights, load_loop, loop_of, loop_predictor, write_loop_table
 from forward_utils import get_adapted_text_embedding
+from metrics import METRICS_VERSION
 from model.adapter import AdaptedCLIP
 from run_files import BASELINE, CROSS_ATTENTION, FEEDBACK, find_run, text_checkpoint
 from runs import adopt_settings, create_backbone, create_cross_attention_model, declare_datasets, record_of
@@ -68,6 +70,14 @@ def stored_means(folder, text_context):
     return load_checkpoint(folder / "text_context_dict.pth", keys=["mean_anchors"])["mean_anchors"]
 
 
+def used_files(kind, image_checkpoint, args):
+    """The files of a run that decide an evaluation's numbers, those of them that exist."""
+    files = [image_checkpoint, text_checkpoint(kind, image_checkpoint)]
+    if kind is CROSS_ATTENTION and args.text_context == "train_mean":
+        files.append(image_checkpoint.parent / "text_context_dict.pth")
+    return [file for file in files if file.is_file()]
+
+
 def main(argv=None):
     args = options.parse(build_parser(), argv)
     setup_seed(args.seed)
@@ -85,17 +95,28 @@ def main(argv=None):
     clip = create_backbone(args, device)
     about = {"model_name": args.model_name, "img_size": args.img_size, "domain": domain, "kind": kind.name}
 
-    def report(name, predict, levels, settings):
-        def pictures(class_name, found):
-            images = [item["image"] for item in test_sets[class_name]]
-            visualize(found["masks"], found["maps"], found["files"], args.save_path, args.dataset, class_name, images)
+    def report(name, predict, levels, settings, used=()):
+        scores = {}
+
+        def keep(class_name, found):
+            scores[class_name] = class_scores(found, test_sets[class_name].samples, domain, levels)
+            if args.visualize:
+                images = [item["image"] for item in test_sets[class_name]]
+                visualize(found["masks"], found["maps"], found["files"], args.save_path, args.dataset, class_name,
+                          images)  # fmt: skip
 
         result = evaluate(predict, test_sets, domain, levels, batch_size=args.batch_size, device=device,
-                          workers=args.workers, on_class=pictures if args.visualize else None)  # fmt: skip
+                          workers=args.workers, on_class=keep)  # fmt: skip
         logger.info(f"{args.dataset} with {name} @{args.img_size}px\n{format_table(result['upstream'])}")
         mean = {key: f"{value:.4f}" for key, value in result["mean"].items() if isinstance(value, float)}
         logger.info("mean over classes: " + ", ".join(f"{key} {value}" for key, value in mean.items()))
         write_metrics(args.save_path, args.dataset, name, result, about | {"settings": settings})
+        stored_about = about | {
+            "settings": settings, "tested_with": options.settings(args), "metrics_version": METRICS_VERSION,
+            "levels": levels, "checkpoint": name, "checkpoints": {file.name: sha256(file) for file in used},
+            "classes": result["classes"],
+        }  # fmt: skip
+        write_scores(scores_file(args.save_path, args.dataset, name), scores, stored_about)
         return result
 
     if args.raw_clip:
@@ -132,7 +153,8 @@ def evaluate_baseline(files, clip, args, device, logger, report):
     for file in files:
         content = load_checkpoint(file, keys=BASELINE.image_keys)
         load_module(model.image_adapter, content["image_adapter"], file)
-        results.append(report(file.name, predict, len(model.levels), content.get("settings")))
+        used = used_files(BASELINE, file, args)
+        results.append(report(file.name, predict, len(model.levels), content.get("settings"), used))
     return results
 
 
@@ -148,7 +170,8 @@ def evaluate_cross_attention(model, files, args, device, logger, report):
         content = load_checkpoint(file, keys=CROSS_ATTENTION.image_keys)
         for key in CROSS_ATTENTION.image_keys:
             load_module(getattr(model, key), content[key], file)
-        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings")))
+        used = used_files(CROSS_ATTENTION, file, args)
+        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings"), used))
     return results, predict, contexts, first_patches
 
 
@@ -163,7 +186,7 @@ def evaluate_feedback(model, files, args, device, logger, report):
             model, args.dataset, loop_of(content), content.get("mean_anchors", {}), args, device,
             cross_attention=not args.no_cross_attention,
         )  # fmt: skip
-        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings")))
+        results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings"), [file]))
     if args.all and args.checkpoint is None and args.loop is None:
         logger.info(write_loop_table(args.save_path))
     return results, predict, contexts, first_patches

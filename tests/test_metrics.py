@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import label as connected
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
+from evaluation import evaluate
 from metrics import (
     aupro,
     class_metrics,
@@ -14,6 +17,7 @@ from metrics import (
     min_max,
     own_image_score,
     ranking_metrics,
+    region_weights,
 )
 
 
@@ -39,6 +43,89 @@ def test_ranking_metrics_equal_scikit_learn(kind, seed):
     assert got["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
     assert got["ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
     assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["continuous", "tied", "two values"])
+@pytest.mark.parametrize("seed", range(4))
+def test_torchmetrics_agrees_also_on_scores_outside_zero_and_one(kind, seed):
+    truth, score = draws(kind, seed)
+    got = ranking_metrics(truth, score)
+    for key, second in (("auroc", BinaryAUROC), ("ap", BinaryAveragePrecision)):
+        opinion = second(normalization=None)  # by default each batch with a score outside [0, 1] goes through a sigmoid
+        for part in (slice(0, 150), slice(150, None)):
+            opinion.update(torch.from_numpy(score[part].astype(np.float64)), torch.from_numpy(truth[part]))
+        assert got[key] == pytest.approx(float(opinion.compute()), abs=1e-6)
+
+
+def pixels(seed):
+    """Four maps with regions of several sizes (masks, labels, maps, head); the first image is normal."""
+    random = np.random.default_rng(seed)
+    masks = np.zeros((4, 10, 10), np.uint8)
+    for image in (1, 2, 3):
+        top, left = random.integers(0, 5, 2)
+        masks[image, top : top + random.integers(1, 5), left : left + random.integers(1, 5)] = 1
+    masks[3, 9, 9] = 1  # a region of one pixel
+    maps = np.round(random.normal(size=masks.shape) + masks, seed % 3)  # zero decimals: many ties
+    return masks, np.array([0, 1, 1, 1]), maps, random.random(4)
+
+
+def assert_same(one, other):
+    for key, value in one.items():
+        assert other[key] == pytest.approx(value, abs=1e-12), key
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_order_of_images_and_pixels_moves_no_metric(seed):
+    masks, labels, maps, head = pixels(seed)
+    want = class_metrics(masks, labels, maps, head, "Industrial", 4)
+    order = np.random.default_rng(seed).permutation(4)
+    assert_same(want, class_metrics(masks[order], labels[order], maps[order], head[order], "Industrial", 4))
+    assert_same(want, class_metrics(masks[:, ::-1, ::-1], labels, maps[:, ::-1, ::-1], head, "Industrial", 4))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_growing_function_of_the_map_moves_no_pixel_metric(seed):
+    masks, _, maps, _ = pixels(seed)
+    moved = np.exp(maps / 4) * 5 - 300
+    assert_same(ranking_metrics(masks, maps), ranking_metrics(masks, moved))
+    assert aupro(masks, moved) == pytest.approx(aupro(masks, maps), abs=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_how_a_class_is_split_into_batches_moves_no_metric(batch_size):
+    masks, labels, maps, head = pixels(0)
+    items = [{"image": torch.tensor([[[float(i)]]]), "mask": torch.from_numpy(masks[i : i + 1].astype(np.float32)),
+              "label": int(labels[i]), "file_name": f"{i}.png"} for i in range(4)]  # fmt: skip
+
+    def predict(image, class_name):
+        rows = image[:, 0, 0, 0].long()
+        return torch.from_numpy(maps)[rows], torch.from_numpy(head)[rows]
+
+    found = evaluate(predict, {"x": items}, "Industrial", 4, batch_size=batch_size, device="cpu")["classes"]["x"]
+    narrow = class_metrics(masks, labels, maps.astype(np.float32), head.astype(np.float32), "Industrial", 4)
+    assert found == narrow
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_perfect_map_scores_one_everywhere_and_a_constant_map_chance(seed):
+    masks, labels, _, _ = pixels(seed)
+    perfect = class_metrics(masks, labels, 10.0 * masks, labels.astype(float), "Industrial", 4)
+    scored = {key: value for key, value in perfect.items() if "images" not in key}
+    assert scored == pytest.approx(dict.fromkeys(scored, 1.0))
+    constant = class_metrics(masks, labels, np.ones(masks.shape), np.ones(4), "Industrial", 4)
+    share, images = masks.mean(), labels.mean()
+    assert (constant["pixel_auroc"], constant["image_auroc"], constant["own_image_auroc"]) == (0.5, 0.5, 0.5)
+    assert constant["pixel_ap"] == pytest.approx(share) and constant["image_ap"] == pytest.approx(images)
+    assert constant["pixel_f1max"] == pytest.approx(2 * share / (1 + share))
+    assert constant["pixel_aupro"] == pytest.approx(0.15)  # the diagonal's area up to 0.3, divided by 0.3
+
+
+def test_a_regions_pixels_share_one_unit_of_weight():
+    masks = np.zeros((2, 4, 4), np.uint8)
+    masks[1, 0, 0] = masks[1, 1, 1] = masks[1, 3, 3] = 1
+    weights, regions = region_weights(masks)
+    assert regions.tolist() == [0, 2] and not weights[0].any()
+    assert (weights[1, 0, 0], weights[1, 1, 1], weights[1, 3, 3], weights.sum()) == (0.5, 0.5, 1.0, 2.0)
 
 
 def test_equal_scores_give_chance_level():

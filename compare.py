@@ -1,0 +1,135 @@
+"""Set runs side by side: does a method help? Tables, intervals, tests and one report.html.
+
+    python compare.py --baseline 'ckpt/baseline_seed*' --runs 'cross=ckpt/cross_seed*' 'loop 1=ckpt/f/loop_1_final.pth'
+        --datasets MVTec VisA --data_root DATA --out comparison_out      (all in one line)
+
+Every value of --runs is one arm: [name=]PATH[,PATH...] with one run per seed; a PATH is a run folder, a checkpoint file
+in one, or a quoted pattern of either. Runs are paired with the baseline's by the seed stored in their checkpoints.
+Evaluations that are missing or older than their checkpoint are made first, by test.py, in the runs' folders; flags
+behind `--` go to it (for instance: -- --device cuda --workers 4).
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from checkpoints import versions
+from comparison.arms import read_arm
+from comparison.evaluations import evaluate_missing
+from comparison.gallery import gallery
+from comparison.paired import compare_arms
+from comparison.replicates import METRICS
+from comparison.report import render
+from comparison.tables import console, csv_text, latex, markdown
+from dataset import get_dataset
+from evaluation import write_text
+from runs import declare_datasets
+
+
+def build_parser():
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="ARM", help="one arm per value")
+    parser.add_argument("--datasets", nargs="+", required=True, help="test sets")
+    parser.add_argument("--out", default="comparison_out", help="folder of the report and the tables")
+    parser.add_argument("--verdict_metrics", nargs="+", choices=METRICS, default=["pixel_ap", "image_auroc"],
+                        help="metrics that decide; chosen before looking")  # fmt: skip
+    parser.add_argument("--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)")
+    parser.add_argument("--resampling_seed", type=int, default=0)
+    parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
+    parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
+    parser.add_argument("--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names")
+    return parser
+
+
+def read_arms(args):
+    """(baseline, arms); several values of --baseline are its runs.
+
+    Raises:
+        ValueError: two arms share a name.
+    """
+    baseline = read_arm(",".join(args.baseline))
+    arms = [read_arm(text) for text in args.runs]
+    names = [arm.name for arm in [baseline, *arms]]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two arms are called {', '.join(twice)}: give them names, for instance --runs new=PATH")
+    return baseline, arms
+
+
+def notes_on(found, baseline, arms):
+    """What a reader must know about the design, as sentences."""
+    notes = []
+    for dataset, result in found.items():
+        for arm, abouts in result["abouts"].items():
+            if any((about["settings"] or {}).get("dataset") == dataset and about["checkpoints"] for about in abouts):
+                notes.append(f"{arm} was trained on {dataset}: this is no zero-shot result.")
+    first = next(iter(found.values()))["arms"]
+    for arm in arms:
+        compared = first[arm.name]
+        if compared["unpaired_seeds"]:
+            notes.append(f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
+                         "and are left out.")  # fmt: skip
+    if any(len(compared["seeds"]) == 1 for compared in first.values()):
+        notes.append("With one seed the intervals say nothing about other training seeds.")
+    return notes
+
+
+def galleries_of(found, baseline, arms, data_root, notes):
+    """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
+    rows, quiet = {}, logging.getLogger("compare")
+    for dataset, result in found.items():
+        try:
+            sets = get_dataset(dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root)
+        except FileNotFoundError as error:
+            notes.append(f"No image grid of {dataset}, its images are not here: {error}")
+            continue
+        rows[dataset] = gallery(baseline, arms, dataset, sets)
+    return rows
+
+
+def as_json(found, baseline, arms, about):
+    """Everything in full precision."""
+    runs = {
+        arm.name: [{"folder": str(run.folder), "checkpoint": run.checkpoint, "kind": run.kind, "seed": run.seed}
+                   for run in arm.runs]
+        for arm in [baseline, *arms]
+    }  # fmt: skip
+    return json.dumps(about | {"baseline": baseline.name, "runs": runs, "datasets": found}, indent=1, allow_nan=False)
+
+
+def main(argv=None):
+    given = list(sys.argv[1:] if argv is None else argv)
+    own, behind = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    args = build_parser().parse_args(own)
+    if args.replicates < 100:
+        raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
+    declare_datasets(args)
+    baseline, arms = read_arms(args)
+    flags = [text for flag in ("data_root", "dataset_config", "real_names") if (value := getattr(args, flag))
+             for text in (f"--{flag}", value)]  # fmt: skip
+    every = [run for arm in [baseline, *arms] for run in arm.runs]
+    evaluate_missing(every, args.datasets, [*flags, *behind], print)
+
+    found = compare_arms(baseline, arms, args.datasets, verdict_metrics=args.verdict_metrics,
+                         replicates=args.replicates, seed=args.resampling_seed)  # fmt: skip
+    about = {"command": ["python", "compare.py", *given], "verdict_metrics": args.verdict_metrics,
+             "replicates": args.replicates, "resampling_seed": args.resampling_seed, "versions": versions(),
+             "notes": notes_on(found, baseline, arms)}  # fmt: skip
+    galleries = galleries_of(found, baseline, arms, args.data_root, about["notes"])
+    out = Path(args.out)
+    write_text(out / "comparison.json", as_json(found, baseline, arms, about) + "\n")
+    write_text(out / "comparison.csv", csv_text(found))
+    write_text(out / "comparison.md", markdown(found, args.verdict_metrics))
+    write_text(out / "comparison.tex", latex(found, args.verdict_metrics))
+    write_text(out / "report.html", render(found, baseline, arms, about, galleries))
+    print(console(found, args.verdict_metrics))
+    print(f"\nReport and tables are in {out}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

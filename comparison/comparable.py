@@ -1,0 +1,93 @@
+"""Which runs may be set side by side: the same images at the same size, oddities and definitions of the metrics."""
+
+from comparison.arms import RAW_CLIP
+from options import ODDITIES
+from run_files import FEEDBACK
+from runs import MAY_DIFFER, NETWORK_FLAGS
+
+MUST_AGREE = {  # fields of a scores file and what to do where they differ
+    "img_size": "test both with one --img_size",
+    "domain": "give both the same --dataset_config",
+    "metrics_version": "evaluate both with this version of the project",
+}
+SHOWN = 3  # differing files named in a refusal
+NOT_METHOD = MAY_DIFFER - {"clip_weights", "dataset_config", "real_names", "corrected"} | {"seed"}
+
+
+def reasons(classes, about, other_classes, other_about):
+    """Why two evaluations of a dataset must not be compared, as sentences; [] if they may.
+
+    Args:
+        classes: {class: (files, digests)} of the first, `about` from its scores file; likewise of the other.
+    """
+    found = []
+    for key, remedy in MUST_AGREE.items():
+        if about[key] != other_about[key]:
+            found.append(f"{key} is {about[key]} there and {other_about[key]} here; {remedy}")
+    ours, theirs = oddities(about), oddities(other_about)
+    for flag in ours:
+        if flag in theirs and ours[flag] != theirs[flag]:
+            found.append(f"oddity flag --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike")
+    if set(classes) != set(other_classes):
+        found.append(f"other classes: {sorted(set(classes) ^ set(other_classes))} in one of them only")
+    for name in sorted(set(classes) & set(other_classes)):
+        ours, theirs = (dict(zip(*side[name], strict=True)) for side in (classes, other_classes))
+        differing = sorted(file for file in ours.keys() | theirs.keys() if ours.get(file) != theirs.get(file))
+        if differing:
+            kinds = [f"{file} ({'other content' if file in ours and file in theirs else 'in one of them only'})"
+                     for file in differing[:SHOWN]]  # fmt: skip
+            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            found.append(f"other test files in class {name}: {', '.join(kinds)}{more}; test both on the same data")
+    return found
+
+
+def oddities(about):
+    """The oddity flags an evaluation depends on: {flag: value}.
+
+    Raw CLIP has none but the network's activation. A feedback run's milestones are its recipe's, not AA-CLIP's.
+    Files of AA-CLIP carry no settings and have all its oddities.
+    """
+    tested = {"quick_gelu (at test)": about["tested_with"]["quick_gelu"]}
+    if about["checkpoint"] == RAW_CLIP:
+        return tested
+    stored = about["settings"] or {}
+    trained = {flag: stored.get(flag, kept) for flag, (kept, _) in ODDITIES.items()}
+    if about["kind"] == FEEDBACK.name:
+        del trained["milestones"]
+    return trained | tested
+
+
+def differing_settings(abouts):
+    """Settings that are not the same in all arms.
+
+    Args:
+        abouts: {arm: [about of each run]}.
+
+    Returns:
+        {flag: {arm: [distinct values]}}; training flags by their names, flags of testing with "(at test)".
+    """
+    rows = {arm: [all_settings(about) for about in own] for arm, own in abouts.items()}
+    flags = sorted({flag for own in rows.values() for row in own for flag in row})
+    found = {}
+    for flag in flags:
+        values = {arm: distinct([row.get(flag) for row in own]) for arm, own in rows.items()}
+        if len(distinct([value for own in values.values() for value in own])) > 1:
+            found[flag] = values
+    return found
+
+
+def all_settings(about):
+    """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
+    trained = {} if about["checkpoint"] == RAW_CLIP else about["settings"] or {}
+    found = {flag: value for flag, value in trained.items() if flag not in NOT_METHOD}
+    found |= {f"{flag} (at test)": about["tested_with"][flag] for flag in NETWORK_FLAGS if flag in about["tested_with"]}
+    return found | {"kind of run": RAW_CLIP if about["checkpoint"] == RAW_CLIP else about["kind"]}
+
+
+def distinct(values):
+    """The values without repetitions, in order; lists count as values too."""
+    found = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found

@@ -1,0 +1,58 @@
+"""Evaluations of runs: making those that are missing or out of date, and reading them."""
+
+import json
+
+import test
+from comparison.arms import RAW_CLIP
+from comparison.scores import read_about, scores_file, sha256
+from metrics import METRICS_VERSION
+
+
+def outdated(run, dataset):
+    """Why a run's stored scores on a dataset cannot be used, or None if they can."""
+    path = scores_file(run.folder, dataset, run.checkpoint)
+    if not path.is_file():
+        return "not evaluated yet"
+    about = read_about(path)
+    if about["metrics_version"] != METRICS_VERSION:
+        return f"evaluated with version {about['metrics_version']} of the metrics, this is {METRICS_VERSION}"
+    if run.file is not None:
+        for name, stored in about["checkpoints"].items():
+            file = run.folder / name
+            if not file.is_file() or sha256(file) != stored:
+                return f"{name} is another file than the evaluated one"
+    return None
+
+
+def evaluate_missing(runs, datasets, flags, say):
+    """Evaluate every run on every dataset where that is missing or out of date, with test.py.
+
+    Args:
+        flags: further flags for test.py, for instance ["--data_root", ...].
+        say: function (line), told what is evaluated and why.
+
+    Raises:
+        FileNotFoundError: a run is kept without its checkpoint and was not evaluated on a dataset.
+    """
+    for run in runs:
+        for dataset in datasets:
+            reason = outdated(run, dataset)
+            if reason is None:
+                continue
+            say(f"evaluating {run.folder} ({run.checkpoint}) on {dataset}: {reason}")
+            if run.file is None and run.kind != RAW_CLIP:
+                raise FileNotFoundError(
+                    f"{run.folder} holds evaluations but no checkpoint, and on {dataset} it is {reason}: "
+                    "leave the dataset out, or put the checkpoint back"
+                )
+            test.main([*how_to_load(run), "--dataset", dataset, "--save_path", str(run.folder), *flags])
+
+
+def how_to_load(run):
+    """test.py's flags that choose a run's model."""
+    if run.kind == RAW_CLIP:
+        metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+        entry = next(entries[RAW_CLIP] for entries in metrics.values() if RAW_CLIP in entries)
+        return ["--raw_clip", "--model_name", entry["model_name"], "--img_size", str(entry["img_size"])]
+    model = ["--model_name", run.settings["model_name"]] if run.settings else []
+    return ["--checkpoint", str(run.file), *model]

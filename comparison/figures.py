@@ -1,0 +1,115 @@
+"""Figures of a comparison as SVG images in data URIs, which a browser never runs as code."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+from comparison.tables import TITLES, seeds_text
+
+WIDTH = 5.2  # inches; narrow, so that the text stays readable on a phone
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+
+
+def new_figure(height, columns=1):
+    """(figure, axes or list of axes) without a window system."""
+    from matplotlib.figure import Figure  # here, because importing it takes a second
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def plain(text):
+    """A name as matplotlib writes it literally: a dollar sign would begin a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def data_uri(figure):
+    """The figure as an `<img>` source."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def forest(result, metric):
+    """Difference to the baseline of every arm: mean with its 95 % interval, and every (class x seed) pair as a dot."""
+    arms = [(arm, compared["metrics"][metric]) for arm, compared in result["arms"].items()]
+    arms = [(arm, row) for arm, row in arms if row["value"] is not None]
+    figure, axes = new_figure(1.1 + 0.45 * len(arms))
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, (_, row) in enumerate(arms):
+        dots = [100 * pair["difference"] for pair in row["pairs"]]
+        axes.plot(dots, [place + 0.22] * len(dots), ".", color="#aaaaaa", markersize=4)
+        low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+        axes.plot([low, high], [place, place], color=COLOURS[place % len(COLOURS)], linewidth=2.5)
+        axes.plot([value], [place], "D", color=COLOURS[place % len(COLOURS)], markersize=6)
+    axes.set_yticks(range(len(arms)), [plain(arm) for arm, _ in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlabel(f"{TITLES[metric]}: points above the baseline")
+    return data_uri(figure)
+
+
+def class_bars(result, metric, baseline_name):
+    """Value of the baseline and every arm in each class, in percent."""
+    arms = list(result["arms"].items())
+    classes = list(arms[0][1]["metrics"][metric]["classes"])
+    figure, axes = new_figure(1.0 + len(classes) * (0.18 + 0.13 * (len(arms) + 1)))
+    thickness = 0.8 / (len(arms) + 1)
+    first = arms[0][1]  # arms may be paired with other seeds; the baseline's bar names its own
+    series = [(f"{baseline_name}, {seeds_text(first['seeds'])}", "baseline", first, "#555555")]
+    series += [(arm, "arm", compared, COLOURS[i % len(COLOURS)]) for i, (arm, compared) in enumerate(arms)]
+    for i, (title, side, compared, colour) in enumerate(series):
+        rows = compared["metrics"][metric]["classes"]
+        known = [(place, rows[name][side]) for place, name in enumerate(classes) if rows[name][side] is not None]
+        axes.barh([place + (i - len(arms) / 2) * thickness for place, _ in known], [100 * value for _, value in known],
+                  height=thickness, color=colour, label=plain(title))  # fmt: skip
+    axes.set_yticks(range(len(classes)), [plain(name) for name in classes])
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xlabel(f"{TITLES[metric]}, percent")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    return data_uri(figure)
+
+
+def learning_curves(arms):
+    """Mean loss of every epoch of both stages, one line per run in its arm's colour.
+
+    Returns:
+        an `<img>` source, or None without any training log.
+    """
+    losses = [(arm.name, read_losses(run.folder)) for arm in arms for run in arm.runs]
+    if not any(stages["text"] or stages["image"] for _, stages in losses):
+        return None
+    names = [arm.name for arm in arms]
+    figure, panels = new_figure(3.4, 2)
+    handles = {}
+    for axes, stage in zip(panels, ("text", "image"), strict=True):
+        for name, stages in losses:
+            colour = "#555555" if name == names[0] else COLOURS[(names.index(name) - 1) % len(COLOURS)]
+            values = stages[stage]
+            if values:
+                (handles[name],) = axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.2)
+        axes.set_title(f"{stage} stage: loss", fontsize="medium")
+        axes.set_xlabel("epoch (all loops)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(handles.values(), [plain(name) for name in handles], loc="outside upper center", ncols=2,
+                  fontsize="small")  # fmt: skip
+    return data_uri(figure)
+
+
+def read_losses(folder):
+    """Mean loss per epoch from history.json of a feedback run, else from train.log: {"text": [...], "image": [...]}.
+
+    A log that was continued or written anew holds an epoch several times; the last one counts.
+    """
+    history, log = Path(folder) / "history.json", Path(folder) / "train.log"
+    if history.is_file():
+        loops = json.loads(history.read_text(encoding="utf-8"))["loops"]
+        return {stage: [entry["loss"] for loop in loops for entry in loop[stage]] for stage in ("text", "image")}
+    found, current = {"text": {}, "image": {}}, None
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        if match := re.search(r"training (text|image) epoch (\d+):", line):
+            current = match[1], int(match[2])
+        elif current and (match := re.search(r"\bloss: ([0-9.eE+-]+)$", line)):
+            found[current[0]][current[1]] = float(match[1])
+    return {stage: [value for _, value in sorted(epochs.items())] for stage, epochs in found.items()}

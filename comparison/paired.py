@@ -1,0 +1,150 @@
+"""From arms to numbers: every metric of every arm, dataset and class, with paired differences to the baseline."""
+
+import zlib
+
+import numpy as np
+
+from comparison.arms import pair
+from comparison.comparable import reasons
+from comparison.replicates import METRICS, image_weights, resampled
+from comparison.scores import read_scores, scores_file
+from comparison.significance import compare_pairs, holm, verdict
+
+
+def compare_arms(baseline, arms, datasets, *, verdict_metrics, replicates, seed):
+    """Compare every arm with the baseline on every dataset.
+
+    Args:
+        baseline, arms: comparison.arms.Arm, evaluated on all datasets.
+        verdict_metrics: metrics whose p-values are corrected together and that get a verdict.
+        replicates: resampled test sets per class.
+        seed: of the resampling.
+
+    Returns:
+        {dataset: {"img_size", "rows_sha256", "arms": {arm: see `compare_arm`}, "histogram_error": {pixel metric:
+        largest |exact - histogram value| of a class}, "abouts": {arm: [about of each run's scores file]}}}
+
+    Raises:
+        ValueError: runs that are not comparable, with every reason; an arm that shares no seed with the baseline.
+    """
+    found = {}
+    for dataset in datasets:
+        evaluated = read_all([baseline, *arms], dataset, replicates, seed)
+        first = evaluated[baseline.runs[0].key]
+        errors = {}
+        for one in evaluated.values():
+            for metric, error in one["errors"].items():
+                errors[metric] = max(errors.get(metric, 0.0), error)
+        found[dataset] = {
+            "img_size": first["about"]["img_size"],
+            "rows_sha256": first["about"]["rows_sha256"],
+            "arms": {arm.name: compare_arm(baseline, arm, evaluated, dataset, seed) for arm in arms},
+            "histogram_error": errors,
+            "abouts": {arm.name: [evaluated[run.key]["about"] for run in arm.runs] for arm in [baseline, *arms]},
+        }
+    correct(found, verdict_metrics)
+    return found
+
+
+def read_all(arms, dataset, replicates, seed):
+    """Exact and resampled metrics of every run on a dataset: {run.key: {"about", "classes", "resampled", "errors"}}.
+
+    Raises:
+        ValueError: not all of them are comparable with the first run of the first arm.
+    """
+    found, first, refused = {}, None, []
+    for arm in arms:
+        for run in arm.runs:
+            if run.key in found:
+                continue
+            classes, about = read_scores(scores_file(run.folder, dataset, run.checkpoint))
+            files = {name: (one.files.tolist(), one.digests.tolist()) for name, one in classes.items()}
+            first = first or (run, files, about)
+            why = reasons(first[1], first[2], files, about)
+            refused += [f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}" for text in why]
+            if not why:
+                found[run.key] = resample_run(classes, about, replicates, seed, dataset)
+    if refused:
+        raise ValueError("\n".join(refused))
+    return found
+
+
+def resample_run(classes, about, replicates, seed, dataset):
+    """One run on one dataset; the resampled images are the same for every run, as they depend on labels and seed only.
+
+    Returns:
+        {"about", "classes": exact metrics, "resampled": {class: {metric: [R]}}, "errors": {pixel metric: largest}}
+    """
+    rows, errors = {}, {}
+    for name, scores in classes.items():
+        weights = image_weights(scores.labels, replicates, generator(seed, dataset, name))
+        rows[name], own = resampled(scores, about["classes"][name], weights)
+        for metric, error in own.items():
+            errors[metric] = max(errors.get(metric, 0.0), abs(error))
+    return {"about": about, "classes": about["classes"], "resampled": rows, "errors": errors}
+
+
+def generator(seed, *names):
+    """A random generator that depends on a seed and some names only."""
+    return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
+
+
+def compare_arm(baseline, arm, evaluated, dataset, seed):
+    """One arm on one dataset.
+
+    Returns:
+        {"seeds", "unpaired_seeds", "metrics": {metric: row with "classes": {class: row}}}; a row holds the means
+        "baseline" and "arm" over the paired seeds (and classes) and the fields of significance.Difference; "pairs" are
+        the differences [{"class", "seed", "difference"}].
+    """
+    pairs, alone = pair(baseline, arm)
+    runs = [(evaluated[theirs.key], evaluated[ours.key]) for _, theirs, ours in pairs]
+    names = list(runs[0][0]["classes"])
+    metrics = {}
+    for metric in METRICS:
+        sides = [
+            np.array([[one[side]["classes"][name][metric] for one in runs] for name in names], dtype=float)
+            for side in (0, 1)
+        ]  # [classes, seeds]; None becomes NaN
+        defined = [i for i in range(len(names)) if not np.isnan(sides[0][i]).any()]
+        resampled_sides = [
+            np.array([[one[side]["resampled"][names[i]][metric] for one in runs] for i in defined]) for side in (0, 1)
+        ]  # [classes, seeds, R]
+        exact = sides[1] - sides[0]
+        moved = resampled_sides[1] - resampled_sides[0]
+        random = generator(seed, dataset, metric)
+        row = means(sides, defined) | compare_pairs(exact[defined], moved, random)._asdict()
+        row["pairs"] = [{"class": names[i], "seed": pairs[j][0], "difference": float(exact[i, j])}
+                        for i in defined for j in range(len(pairs))]  # fmt: skip
+        row["classes"] = {}
+        for i, name in enumerate(names):
+            own = [i] if i in defined else []
+            place = [defined.index(i)] if own else []
+            one = compare_pairs(exact[own], moved[place] if own else moved[:0], random, permutations=0)
+            row["classes"][name] = means(sides, own) | one._asdict()
+        metrics[metric] = row
+    return {"seeds": [seed for seed, *_ in pairs], "unpaired_seeds": alone, "metrics": metrics}
+
+
+def means(sides, rows):
+    """{"baseline", "arm"}: means over some classes and all seeds, None for no class."""
+    baseline, arm = (float(side[rows].mean()) if rows else None for side in sides)
+    return {"baseline": baseline, "arm": arm}
+
+
+def correct(found, verdict_metrics):
+    """Add "p_holm" to every row, and "verdict" to the verdict metrics' rows.
+
+    Holm's correction runs over all arms, datasets and verdict metrics together; each other metric is corrected over
+    arms and datasets by itself, as a second look.
+    """
+    families = {}
+    for result in found.values():
+        for arm in result["arms"].values():
+            for metric, row in arm["metrics"].items():
+                families.setdefault("verdict" if metric in verdict_metrics else metric, []).append((metric, row))
+    for rows in families.values():
+        for (metric, row), p in zip(rows, holm([row["p"] for _, row in rows]), strict=True):
+            row["p_holm"] = p
+            if metric in verdict_metrics:
+                row["verdict"] = verdict(row, p)

@@ -1,0 +1,102 @@
+"""Metrics of resampled test sets, many at once, from a class's stored scores and histograms."""
+
+import numpy as np
+
+from metrics import PRO_LIMIT
+
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max", "own_image_auroc", "own_image_ap", "own_image_f1max")
+METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
+
+
+def image_weights(labels, replicates, random):
+    """How often each image is in each resampled test set [replicates, n].
+
+    Normal and abnormal images are drawn with replacement separately, each as many as there are, so that a resampled
+    set has the labels of the original one and no metric becomes undefined by chance.
+    """
+    weights = np.zeros((replicates, len(labels)))
+    for label in (0, 1):
+        own = np.flatnonzero(labels == label)
+        if len(own):
+            weights[:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=replicates)
+    return weights
+
+
+def ranking_rows(positive, negative):
+    """AUROC, AP and F1-max of every row, bins sorted by falling score and all elements of a bin tied.
+
+    Args:
+        positive, negative: [R, bins] weights.
+
+    Returns:
+        {"auroc", "ap", "f1max"}: [R], NaN where a row has one label only.
+    """
+    true, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
+    positives, negatives = true[:, -1:], false[:, -1:]
+    defined = (positives > 0) & (negatives > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(true + false > 0, true / (true + false), 0.0)
+        found = {
+            "auroc": (negative * (true - positive / 2)).sum(1, keepdims=True) / (positives * negatives),
+            "ap": (positive * precision).sum(1, keepdims=True) / positives,
+            "f1max": (2 * true / (true + false + positives)).max(1, keepdims=True),
+        }
+    return {key: np.where(defined, value, np.nan)[:, 0] for key, value in found.items()}
+
+
+def aupro_rows(overlap, regions, negative, limit=PRO_LIMIT):
+    """AUPRO of every row: weights [R, bins] of region overlap and normal pixels, regions [R]; NaN where undefined."""
+    zero = np.zeros((len(overlap), 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        height = np.hstack([zero, np.cumsum(overlap, axis=1)]) / regions[:, None]
+        rate = np.hstack([zero, np.cumsum(negative, axis=1)]) / negative.sum(1, keepdims=True)
+        step, rise = np.diff(rate, axis=1), np.diff(height, axis=1)
+        inside = np.clip(limit - rate[:, :-1], 0, step)  # part of each step up to the limit
+        end = height[:, :-1] + np.where(step > 0, rise * inside / np.where(step > 0, step, 1), 0)
+        return (inside * (height[:, :-1] + end) / 2).sum(1) / limit
+
+
+def weighted_metrics(scores, weights):
+    """Every metric of a class's test set with its images counted `weights` times.
+
+    Image metrics are exact; image scores are those of the original test set (upstream's fused score is not rescaled).
+    Pixel metrics treat the pixels of one histogram bin as tied.
+
+    Args:
+        scores: comparison.scores.ClassScores.
+        weights: [R, n].
+
+    Returns:
+        {metric: [R]}, NaN where undefined.
+    """
+    positive, negative = (weights @ side.astype(np.float64) for side in (scores.positive, scores.negative))
+    found = {f"pixel_{key}": value for key, value in ranking_rows(positive, negative).items()}
+    regions = weights @ scores.regions.astype(np.float64)
+    found["pixel_aupro"] = aupro_rows(weights @ scores.overlap, regions, negative)
+    for name, image_score in (("image", scores.fused), ("own_image", scores.own)):
+        _, rank = np.unique(-image_score, return_inverse=True)  # equal scores share a bin
+        member = np.zeros((len(rank), rank.max() + 1))
+        member[np.arange(len(rank)), rank] = 1
+        abnormal = scores.labels > 0
+        rows = ranking_rows((weights * abnormal) @ member, (weights * ~abnormal) @ member)
+        found |= {f"{name}_{key}": value for key, value in rows.items()}
+    return found
+
+
+def resampled(scores, exact, weights):
+    """Metrics of resampled test sets, moved so that the original test set has its exact value.
+
+    Args:
+        exact: the class's metrics (None where undefined).
+        weights: [R, n] from `image_weights`; the same for all runs, which pairs them.
+
+    Returns:
+        ({metric: [R]} of the defined metrics, {pixel metric: exact minus histogram value}).
+    """
+    binned = weighted_metrics(scores, np.ones((1, len(scores.labels))))
+    rows = weighted_metrics(scores, weights)
+    errors = {key: exact[key] - float(binned[key][0]) for key in METRICS if exact[key] is not None}
+    return {key: rows[key] + error for key, error in errors.items()}, {
+        key: error for key, error in errors.items() if key in PIXEL_METRICS
+    }

@@ -1,0 +1,163 @@
+"""A comparison as text: console, Markdown, LaTeX, CSV and JSON."""
+
+import csv
+import io
+import re
+
+from comparison.significance import LEVEL
+
+TITLES = {
+    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1-max", "pixel_aupro": "AUPRO@0.3",
+    "image_auroc": "image AUROC", "image_ap": "image AP", "image_f1max": "image F1-max",
+    "own_image_auroc": "own image AUROC", "own_image_ap": "own image AP", "own_image_f1max": "own image F1-max",
+}  # fmt: skip
+COLUMNS = (
+    "dataset", "arm", "class", "metric", "baseline", "arm_value", "value", "low", "high", "p", "p_holm", "wins", "ties",
+    "losses", "seeds",
+)  # fmt: skip
+HEADER = ("metric", "baseline", "arm", "difference", "95 % interval", "p", "p (Holm)", "win/tie/loss")
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "\n": " ",
+}  # fmt: skip
+
+
+def percent(value, signed=False):
+    """A fraction in percent with two decimals; a dash for undefined."""
+    if value is None:
+        return "–"
+    return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
+
+
+def p_text(value):
+    """A p-value with three decimals; a dash for undefined."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(row):
+    """"[low, high]" in percentage points."""
+    return "–" if row["value"] is None else f"[{percent(row['low'], True)}, {percent(row['high'], True)}]"
+
+
+def cells(metric, row):
+    """One line of a table, as `HEADER`."""
+    counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
+    return [TITLES[metric], percent(row["baseline"]), percent(row["arm"]), percent(row["value"], True), interval(row),
+            p_text(row["p"]), p_text(row["p_holm"]), counts]  # fmt: skip
+
+
+def verdict_lines(found, verdict_metrics):
+    """One line per dataset and arm in plain words: [(dataset, arm, [(metric, word, text)])]."""
+    lines = []
+    for dataset, result in found.items():
+        for arm, compared in result["arms"].items():
+            words = [(metric, compared["metrics"][metric]["verdict"], verdict_text(metric, compared["metrics"][metric]))
+                     for metric in verdict_metrics]  # fmt: skip
+            lines.append((dataset, arm, words))
+    return lines
+
+
+def verdict_text(metric, row):
+    """The verdict in one metric with its interval, and why a clear difference may still be none."""
+    if row["value"] is None:
+        return f"{TITLES[metric]}: undefined, no class has both labels"
+    text = (f"{TITLES[metric]}: {row['verdict']}, {percent(row['value'], True)} points, 95 % interval {interval(row)}, "
+            f"p {p_text(row['p_holm'])} after Holm")  # fmt: skip
+    if row["verdict"] == "no difference" and not row["low"] <= 0 <= row["high"]:
+        text += " (the interval excludes 0, the corrected p does not confirm it)"
+    elif row["verdict"] == "no difference" and row["p_holm"] < LEVEL:
+        text += " (p alone would say so, the interval does not exclude 0)"
+    if row["smallest_p"] >= LEVEL:
+        text += f" (too few classes and seeds to tell: {row['smallest_p']:.2g} is the smallest p they can give)"
+    return text
+
+
+def seeds_text(seeds):
+    """"seed 111" or "seeds 111, 112"."""
+    known = ", ".join("any" if seed is None else str(seed) for seed in seeds)
+    return f"seed{'s' if len(seeds) > 1 else ''} {known}"
+
+
+def console(found, verdict_metrics):
+    """Aligned tables of every dataset and arm, verdicts last."""
+    parts = []
+    for dataset, result in found.items():
+        for arm, compared in result["arms"].items():
+            seeds = seeds_text(compared["seeds"])
+            parts.append(f"\n{dataset} @{result['img_size']}px: {arm} against the baseline, {seeds}")
+            lines = [HEADER, *(cells(metric, row) for metric, row in compared["metrics"].items())]
+            widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+            parts += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    parts.append("")
+    for dataset, arm, words in verdict_lines(found, verdict_metrics):
+        parts += [f"{dataset}, {arm}: {text}" for _, _, text in words]
+    return "\n".join(parts)
+
+
+def escape_markdown(text):
+    """Text that Markdown shows as it is, inside a table too."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", " ".join(str(text).split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def escape_latex(text):
+    """Text that LaTeX prints as it is."""
+    return "".join(LATEX.get(character, character) for character in str(text))
+
+
+def markdown(found, verdict_metrics):
+    """The verdicts, then one table per dataset and arm."""
+    lines = ["# Comparison with the baseline", ""]
+    for dataset, arm, words in verdict_lines(found, verdict_metrics):
+        lines += [f"* **{escape_markdown(dataset)}, {escape_markdown(arm)}**: " + "; ".join(text for *_, text in words)]
+    for dataset, result in found.items():
+        for arm, compared in result["arms"].items():
+            title = f"{escape_markdown(dataset)} @{result['img_size']}px: {escape_markdown(arm)}"
+            lines += ["", f"## {title}", "", f"Percent; {seeds_text(compared['seeds'])}.", ""]
+            lines += ["| " + " | ".join(HEADER) + " |", "|--" * len(HEADER) + "|"]
+            lines += ["| " + " | ".join(cells(metric, row)) + " |" for metric, row in compared["metrics"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def latex(found, metrics):
+    """One table of all datasets and arms: value and difference with its interval in some metrics (needs booktabs)."""
+    lines = [r"\begin{tabular}{ll" + "r" * 2 * len(metrics) + "}", r"\toprule"]
+    heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{escape_latex(TITLES[metric])}}}" for metric in metrics)
+    lines += [rf"dataset & arm & {heads} \\", r"\midrule"]
+    for dataset, result in found.items():
+        seeds = None
+        for arm, compared in result["arms"].items():
+            if compared["seeds"] != seeds:  # an arm with other seeds is paired with another mean of the baseline
+                seeds = compared["seeds"]
+                own = [latex_number(percent(compared["metrics"][metric]["baseline"])) + " &" for metric in metrics]
+                lines.append(rf"{escape_latex(dataset)} & baseline, {seeds_text(seeds)} & {' & '.join(own)} \\")
+            texts = []
+            for metric in metrics:
+                row = compared["metrics"][metric]
+                texts += [percent(row["arm"]), f"{percent(row['value'], True)} {interval(row)}"]
+            line = " & ".join(latex_number(text) for text in texts)
+            lines.append(rf" & {escape_latex(arm)} & {line} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def latex_number(text):
+    """Numbers with LaTeX's minus signs; an en dash for undefined."""
+    return re.sub(r"-(?=\d)", "$-$", text).replace("–", "--")
+
+
+def csv_text(found):
+    """One line per dataset, arm, class ("mean" for all) and metric, in full precision; undefined is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
+    writer.writeheader()
+    for dataset, result in found.items():
+        for arm, compared in result["arms"].items():
+            seeds = " ".join(str(seed) for seed in compared["seeds"])
+            for metric, row in compared["metrics"].items():
+                for name, own in [("mean", row), *row["classes"].items()]:
+                    about = {"dataset": dataset, "arm": arm, "class": name, "metric": metric, "seeds": seeds}
+                    writer.writerow(own | {"arm_value": own["arm"]} | about)
+    return text.getvalue()
