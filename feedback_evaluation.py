@@ -70,7 +70,7 @@ def loop_predictor(model, dataset_name, loop, means, args, device, *, cross_atte
     Returns:
         (predict, contexts, first_patches): evaluation.cross_attention_predictor's function and its two inputs.
     """
-    contexts = text_context_dictionary(model, dataset_name, device) if cross_attention else {}
+    contexts = text_context_dictionary(model, dataset_name, device, args.context_control) if cross_attention else {}
     if loop == 1:
         across_batch = args.surgery_attention == "batch"
         first_patches = frozen_first_patches(

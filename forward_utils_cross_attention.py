@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from context_controls import controlled_text_contexts
 from dataset.constants import CLASS_NAMES
 from forward_utils import anchor_pair, class_tokens, get_adapted_text_embedding
 
@@ -32,9 +33,14 @@ def text_context_of_class(model, dataset_name, class_name, device):
     return TextContext(model.text_context(text), real.flatten())
 
 
-def text_context_dictionary(model, dataset_name, device):
-    """{class name: TextContext} of a dataset; the text tower is frozen when this is used, so it is made once."""
-    return {name: text_context_of_class(model, dataset_name, name, device) for name in CLASS_NAMES[dataset_name]}
+def text_context_dictionary(model, dataset_name, device, control="none"):
+    """{class name: TextContext} of a dataset; the text tower is frozen when this is used, so it is made once.
+
+    Args:
+        control: of context_controls, for studies.
+    """
+    contexts = {name: text_context_of_class(model, dataset_name, name, device) for name in CLASS_NAMES[dataset_name]}
+    return controlled_text_contexts(contexts, control)
 
 
 def text_context_groups(contexts, class_names):
@@ -75,7 +81,7 @@ def anchors_with_context(model, dataset_name, contexts, device):
     """Anchors {class name: [E, 2]} whose prompts attend to images; all classes pass the text tower together.
 
     Args:
-        contexts: {class name: patches [S, E]}.
+        contexts: {class name: patches [S, E], or None for prompts that attend to nothing}.
     """
     pairs = anchors_with_contexts(model, dataset_name, list(contexts.items()), device)
     return dict(zip(contexts, pairs, strict=True))
@@ -87,11 +93,12 @@ def anchors_of_each_image(model, dataset_name, patches, class_names, device):
 
 
 def anchors_with_contexts(model, dataset_name, requests, device):
-    """Anchors [n, E, 2] of n requests (class name, patches [S, E])."""
+    """Anchors [n, E, 2] of n requests (class name, patches [S, E] or None)."""
     tokens, normal = zip(*(class_tokens(dataset_name, name) for name, _ in requests), strict=True)
     groups, first = [], 0
     for own, (_, patches) in zip(tokens, requests, strict=True):
-        groups.append((list(range(first, first + len(own))), patches))
+        if patches is not None:
+            groups.append((list(range(first, first + len(own))), patches))
         first += len(own)
     features = F.normalize(model.encode_text(torch.cat(tokens).to(device), image_contexts=groups), dim=-1)
     parts = zip(features.split([len(own) for own in tokens]), normal, strict=True)

@@ -113,7 +113,7 @@ def main(argv=None):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
         loader = DataLoader(images, args.batch_size, sampler=order[: args.batches * args.batch_size])
         batches = [to_device(batch, device) for batch in loader]
-    contexts = text_context_dictionary(model, name, device)
+    contexts = text_context_dictionary(model, name, device, args.context_control)
     anchors_of = fixed_anchors(model, name, {}, device)
     start = copy.deepcopy(model.state_dict())
 

@@ -8,6 +8,7 @@ import torch
 
 import options
 from checkpoints import save_checkpoint
+from context_controls import controlled_scope
 from engine import image_stage_loss, text_stage_loss, train_stage
 from forward_utils import frozen_patches
 from forward_utils_cross_attention import (
@@ -55,7 +56,7 @@ def loss_levels(model, args):
 
 def text_loss(model, patches_of, args, device):
     """Stage 1's loss of a batch: prompts attend to the first level of the patches they will be compared with."""
-    first, scope = model.levels[0], CONTEXT_SCOPES[args.context_scope]
+    first, scope = model.levels[0], controlled_scope(CONTEXT_SCOPES[args.context_scope], args.context_control)
 
     def anchors_of(batch, patches):
         anchors = anchors_with_context(model, args.dataset, scope(patches[first], batch["class_name"]), device)
@@ -141,7 +142,7 @@ def train(args, device, logger):
                     save=partial(save_stage, text_file, modules=modules, optimizer_key="text_optimizer",
                                  optimizer=optimizer, record=record))  # fmt: skip
 
-    contexts = text_context_dictionary(model, args.dataset, device)
+    contexts = text_context_dictionary(model, args.dataset, device, args.context_control)
     anchors_of, means = anchors_after_stage_1(model, first_patches, text_loader.dataset, args, device)
     save_context(save_path / "text_context_dict.pth", contexts, means)
 

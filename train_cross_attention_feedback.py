@@ -147,12 +147,12 @@ def train_loop(run, plan, earlier):
     if loop == 1:
         patches_of, first_patches = frozen_paths(model, run.clip_surgery, args)
     else:
-        patches_of, _ = trained_paths(model, text_context_dictionary(model, args.dataset, device))
+        patches_of, _ = trained_paths(model, text_context_dictionary(model, args.dataset, device, args.context_control))
     text = Stage("text", plan.text_epochs, plan.text_lr, sum(one.text_epochs for one in earlier),
                  text_modules(model), run.text_loader)  # fmt: skip
     text_history = train_one_stage(run, plan, text, text_loss(model, patches_of, args, device))
 
-    contexts = text_context_dictionary(model, args.dataset, device)
+    contexts = text_context_dictionary(model, args.dataset, device, args.context_control)
     if loop > 1:
         first_patches = trained_paths(model, contexts)[1]
     anchors_of, means = anchors_after_stage_1(model, first_patches, run.text_loader.dataset, args, device)

@@ -2,8 +2,8 @@
 
     python -m scripts.demo --out runs/demo
 
-Leaves report.md, a contact sheet per test set, and the runs with their logs, metrics and heatmaps. Rendering and
-training that are done are not repeated, evaluation is; delete the folder to start again.
+Leaves report.md, compare.py's report.html, a contact sheet per test set, and the runs with their logs, metrics and
+heatmaps. Rendering and training that are done are not repeated, evaluation is; delete the folder to start again.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 
+import compare
 import dataset.demo
 import test
 import train
@@ -94,21 +95,25 @@ def main(argv=None):
     common = ["--model_name", MODEL, "--dataset", TRAIN_SET, "--data_root", str(data), "--seed", str(args.seed)]
 
     claim(out, {"seed": args.seed, "data_seed": args.data_seed})
-    print(f"[1/5] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
+    print(f"[1/6] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
     dataset.demo.main(["--out", str(data), "--seed", str(args.data_seed)])
-    print("[2/5] unadapted CLIP")
+    print("[2/6] unadapted CLIP")
     evaluate(runs["raw CLIP"], data, ["--raw_clip"])
-    print(f"[3/5] train the baseline on {TRAIN_SET}, evaluate it on classes and defects it has not seen")
+    print(f"[3/6] train the baseline on {TRAIN_SET}, evaluate it on classes and defects it has not seen")
     train.main([*common, "--save_path", str(runs["baseline"])])
     evaluate(runs["baseline"], data, [])
     base = ["--load_base_text_adapter", str(runs["baseline"] / "text_adapter.pth"),
             "--load_base_image_adapter", str(runs["baseline"] / "image_adapter.pth")]  # fmt: skip
     for number, (title, (script, flags)) in enumerate(CONTINUED.items(), start=4):
-        print(f"[{number}/5] {title} from the baseline's checkpoints")
+        print(f"[{number}/6] {title} from the baseline's checkpoints")
         runs[title] = out / title.replace("-", "_")
         script.main([*common, *base, *flags, "--save_path", str(runs[title])])
         evaluate(runs[title], data, [])
 
+    print("[6/6] compare")
+    arms = [f"{title}={folder}" for title, folder in runs.items() if title != "baseline"]
+    compare.main(["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets", *TEST_SETS,
+                  "--data_root", str(data), "--out", str(out)])  # fmt: skip
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))

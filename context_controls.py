@@ -1,0 +1,64 @@
+"""Contexts without information about what attends to them: the controls of a study of cross-attention.
+
+A run with `--context_control` has the same parameters and steps as one without. Whatever the two have in common cannot
+be what a tower learned from looking at the other.
+"""
+
+import torch
+
+CONTROLS = ("none", "other_class", "constant")
+
+
+def controlled_scope(scope, control):
+    """Stage 1's image context under a control.
+
+    Args:
+        scope: one of forward_utils_cross_attention.CONTEXT_SCOPES.
+        control: "none"; "other_class": a class sees the batch's images of the next class in the batch, and nothing
+            where the batch has one class; "constant": every prompt sees one token of equal entries and unit length.
+
+    Returns:
+        function (patches [B, L, E], class names) -> {class name: patches [S, E]}.
+    """
+
+    def shifted(patches, class_names):
+        contexts = scope(patches, class_names)
+        names = list(contexts)
+        if len(names) == 1:
+            return {names[0]: None}
+        return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+    def constant(patches, class_names):
+        return dict.fromkeys(scope(patches, class_names), constant_token(patches))
+
+    return {"none": scope, "other_class": shifted, "constant": constant}[control]
+
+
+def controlled_text_contexts(contexts, control):
+    """Text contexts of a dataset under a control.
+
+    Args:
+        contexts: {class name: TextContext}.
+        control: "none"; "other_class": images of a class see the prompts of the dataset's next class; "constant": one
+            token of equal entries and unit length.
+
+    Raises:
+        ValueError: "other_class" with a dataset of one class.
+    """
+    if control == "none" or not contexts:
+        return contexts
+    names = list(contexts)
+    if control == "constant":
+        return {
+            name: context._replace(tokens=constant_token(context.tokens), real=context.real.new_ones(1))
+            for name, context in contexts.items()
+        }
+    if len(names) == 1:
+        raise ValueError(f"--context_control other_class: the dataset has one class alone, {names[0]!r}; use constant")
+    return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+
+def constant_token(like):
+    """[1, width] of equal entries and unit length, of the width, dtype and device of `like`."""
+    width = like.shape[-1]
+    return torch.full((1, width), width**-0.5, dtype=like.dtype, device=like.device)

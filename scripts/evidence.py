@@ -1,0 +1,146 @@
+"""The study of whether the idea helps: every arm gets the same data, seeds and optimisation steps as the baseline.
+
+    python -m scripts.evidence --seeds 211 212 213 214 215 --precision bf16
+
+One run per process; a run whose JSON lies in the results folder is not repeated, so the study can be stopped,
+continued, extended by seeds, and shared by several processes (--shard 0/2 and --shard 1/2). `--corrected` runs every
+arm, the baseline too, with AA-CLIP's oddities corrected; `--train DemoB --test DemoA` is the reversed study. The
+rendered images come from a data seed of their own, because the demo world was calibrated on data seed 0.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from comparison.significance import compare_pairs, holm, verdict
+from evaluation import write_text
+from scripts.study import CROSS, FEEDBACK, ROOT, run_arm
+
+METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
+ARMS = {  # arm: (script, flags); every one takes 5 epochs of stage 1 and 20 of stage 2
+    "baseline": ("train.py", []),
+    "cross_attention": (CROSS, []),
+    "control_other_class": (CROSS, ["--context_control", "other_class"]),
+    "control_constant": (CROSS, ["--context_control", "constant"]),
+    "cross_attention_train_mean": (CROSS, ["--text_context", "train_mean"]),
+    "cross_attention_image": (CROSS, ["--text_context", "image"]),
+    "feedback_v1": (FEEDBACK, [
+        "--num_feedback_loops", "3", "--text_epoch", "2", "--loop2_text_epoch", "2", "--loop3_text_epoch", "1",
+        "--image_epoch", "10", "--loop2_image_epoch", "6", "--loop3_image_epoch", "4",
+    ]),
+    "feedback_v2": (FEEDBACK, [
+        "--recipe", "v2", "--num_feedback_loops", "5", "--text_epoch", "1", "--image_epoch", "4",
+        "--epoch_decay_per_loop", "1", "--plateau_patience", "0", "--text_lr", "4e-3",
+    ]),
+}  # fmt: skip
+
+
+def tasks(arms, seeds, shard):
+    """[(arm, seed)] of this process, seed by seed, so that what is finished is always paired.
+
+    Args:
+        shard: "i/n": every n-th task from the i-th on.
+
+    Raises:
+        ValueError: `shard` is not of that form.
+    """
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--shard {shard}: expected i/n with i below n, for instance 0/2")
+    return [(arm, seed) for seed in seeds for arm in arms][int(index) :: int(count)]
+
+
+def paired_rows(results, test_set, metric):
+    """What each arm changes against the baseline in one metric, over the seeds both have.
+
+    Args:
+        results: {(arm, seed): the run's JSON}.
+
+    Returns:
+        {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", …}}, in percent.
+        The interval resamples classes and seeds (not images); p flips signs over (class x seed).
+    """
+    rows = {}
+    for arm in ARMS:
+        seeds = [seed for own, seed in sorted(results) if own == arm and ("baseline", seed) in results]
+        if arm == "baseline" or not seeds:
+            continue
+        sides = [
+            np.array([
+                [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()] for seed in seeds
+            ], dtype=float).T * 100 for name in ("baseline", arm)
+        ]  # [classes, seeds] each  # fmt: skip
+        defined = ~np.isnan(sides[0]).any(axis=1)
+        difference = (sides[1] - sides[0])[defined]
+        replicates = np.repeat(difference[..., None], 4000, axis=2)
+        found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
+        means = {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
+        rows[arm] = found | means | {"seeds": len(seeds)}
+    return rows
+
+
+def report(results, test_set):
+    """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
+    every = {metric: paired_rows(results, test_set, metric) for metric in METRICS}
+    family = [row for metric in DECISIVE for row in every[metric].values()]
+    for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
+        row["verdict"] = f"{verdict(row, p)} (p {p:.3f})"
+    parts = []
+    for metric, rows in every.items():
+        parts += ["", f"### {metric}, {test_set}", "",
+                  "| arm | seeds | baseline | arm | difference [95 % interval] | wins/ties/losses | verdict |",
+                  "|--|--|--|--|--|--|--|"]  # fmt: skip
+        for arm, row in rows.items():
+            interval = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
+            cells = [row["seeds"], f"{row['baseline']:.2f}", f"{row['mean']:.2f}", interval, counts]
+            parts.append(f"| {arm} | " + " | ".join(map(str, cells)) + f" | {row.get('verdict', '')} |")
+    return "\n".join(parts).strip() + "\n"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[211, 212, 213, 214, 215])
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="default all")
+    parser.add_argument("--train", default="DemoA")
+    parser.add_argument("--test", default="DemoB")
+    parser.add_argument("--corrected", action="store_true", help="AA-CLIP's oddities corrected, in the baseline too")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
+    parser.add_argument("--data_seed", type=int, default=1, help="seed of the rendered images")
+    parser.add_argument("--runs", default="runs/evidence", help="folder of the rendered sets and the run folders")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
+    parser.add_argument("--out", default=str(ROOT / "results" / "evidence"), help="folder of the JSON files")
+    args = parser.parse_args(argv)
+    name = f"{args.train}_{args.test}_data{args.data_seed}" + ("_corrected" if args.corrected else "")
+    out, runs = Path(args.out) / name, Path(args.runs).resolve()
+    data = runs / f"data_seed{args.data_seed}"
+    todo = tasks([arm for arm in ARMS if arm in (args.arms or ARMS)], args.seeds, args.shard)
+    render = ["-m", "dataset.demo", "--out", str(data), "--seed", str(args.data_seed)]
+    subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+    common = (["--corrected"] if args.corrected else []) + ["--precision", args.precision]
+    for arm, seed in todo:
+        file = out / f"{arm}_seed{seed}.json"
+        if file.is_file():
+            continue
+        print(f"{name}: {arm}, seed {seed}", flush=True)
+        script, flags = ARMS[arm]
+        folder = runs / name / file.stem
+        result = run_arm(script, [*flags, *common], seed, args.train, [args.test], data, folder)
+        text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
+        write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
+    results = {}
+    for file in sorted(out.glob("*_seed*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        results[result["arm"], result["seed"]] = result
+    told = report(results, args.test)
+    write_text(out / "table.md", f"Percent; differences are arm minus baseline, paired by (class x seed).\n\n{told}")
+    print(told)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The study at equal steps: scripts/evidence.py."""
+
+import pytest
+
+from feedback_recipes import fill_in, plan
+from options import parse
+from scripts import evidence
+from scripts.study import FEEDBACK
+from train_cross_attention_feedback import build_parser
+
+CLASSES = ("gear", "tile", "rope", "coin")
+
+
+def run(**changes):
+    """A run's JSON: every metric 0.5 in every class, changed for some."""
+    return {"metrics": {"DemoB": {"classes": {
+        name: dict.fromkeys(evidence.METRICS, 0.5) | changes.get(name, {}) for name in CLASSES
+    }}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", [name for name, (script, _) in evidence.ARMS.items() if script == FEEDBACK])
+def test_every_feedback_arm_takes_the_baselines_steps(arm):
+    args = fill_in(parse(build_parser(), ["--model_name", "ViT-Tiny-8-demo", *evidence.ARMS[arm][1]]))
+    assert sum(loop.text_epochs for loop in plan(args)) == 5
+    assert sum(loop.image_epochs for loop in plan(args)) == 20
+
+
+def test_shards_share_out_all_tasks_seed_by_seed():
+    shares = [evidence.tasks(["a", "b", "c"], [1, 2], f"{i}/2") for i in (0, 1)]
+    assert shares[0] == [("a", 1), ("c", 1), ("b", 2)]
+    assert sorted(shares[0] + shares[1]) == [(arm, seed) for arm in "abc" for seed in (1, 2)]
+    with pytest.raises(ValueError, match="--shard 2/2: expected i/n"):
+        evidence.tasks(["a"], [1], "2/2")
+
+
+def test_differences_are_paired_by_class_and_seed_and_seeds_without_a_baseline_left_out():
+    worse = {name: {"pixel_ap": 0.4} for name in CLASSES}
+    results = {("baseline", 1): run(), ("baseline", 2): run(**worse), ("cross_attention", 1): run(**worse),
+               ("cross_attention", 2): run(**worse), ("cross_attention", 3): run(**worse)}  # fmt: skip
+    row = evidence.paired_rows(results, "DemoB", "pixel_ap")["cross_attention"]
+    assert (row["seeds"], row["wins"], row["ties"], row["losses"]) == (2, 0, 4, 4)
+    assert row["value"] == pytest.approx(-5)
+    assert row["baseline"] == pytest.approx(45)
+
+
+def test_the_report_gives_verdicts_for_the_decisive_metrics_only():
+    better = {name: {"pixel_ap": 0.6} for name in CLASSES}
+    results = {}
+    for seed in range(6):
+        results["baseline", seed], results["cross_attention", seed] = run(), run(**better)
+        results["control_constant", seed] = run()
+    told = evidence.report(results, "DemoB").splitlines()
+    start = told.index("### pixel_ap, DemoB")
+    assert "| +10.00 [+10.00, +10.00] | 24/0/0 | helps (p " in told[start + 4]
+    assert "| +0.00 [+0.00, +0.00] | 0/24/0 | no difference (p 1.000) |" in told[start + 5]
+    assert told[told.index("### pixel_auroc, DemoB") + 4].endswith("0/24/0 |  |")
