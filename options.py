@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from context_controls import CONTROLS
+
 MODEL_DEFAULTS = Path(__file__).parent / "model" / "run_defaults.json"
 ODDITIES = {  # flag: (AA-CLIP's behaviour, the corrected one)
     "text_loss_levels": ("last", "all"),
@@ -41,6 +43,8 @@ def add_cross_attention_flags(parser):
                        help="stage 1: a class sees its own images of the batch, or the batch's mean")  # fmt: skip
     group.add_argument("--text_context", choices=["none", "train_mean", "image"], default="none",
                        help="image context of the anchors after stage 1")  # fmt: skip
+    group.add_argument("--context_control", choices=CONTROLS, default="none",
+                       help="control of a study: contexts without information, same parameters")  # fmt: skip
     group.add_argument("--no_norm_match", action="store_true", help="ablation: residual without norm matching")
     group.add_argument("--no_normalize_context", action="store_true", help="ablation: text context of any length")
 
@@ -97,6 +101,9 @@ def add_training_flags(parser):
     group = parser.add_argument_group("training")
     group.add_argument("--training_mode", choices=["few_shot", "full_shot"], default="few_shot",
                        help="--shot images per class, or all")  # fmt: skip
+    group.add_argument("--extra_meta", help="jsonl of more training images, such as generate_anomalies.py's; paths "
+                       "relative to its folder or as in the dataset's metadata")  # fmt: skip
+    group.add_argument("--extra_ratio", type=float, help="share of the training set that --extra_meta's rows make up")
     group.add_argument("--text_batch_size", type=int, default=16, help="images per step of stage 1")
     group.add_argument("--image_batch_size", type=int, default=2, help="images per step of stage 2")
     group.add_argument("--text_epoch", type=int, default=5, help="0: anchors come from plain CLIP")
@@ -129,6 +136,8 @@ def parse(parser, argv=None):
         for flag, (_, corrected) in ODDITIES.items():
             if flag not in typed:
                 setattr(args, flag, corrected)
+    if getattr(args, "context_control", "none") != "none" and args.text_context != "none":
+        parser.error(f"--context_control {args.context_control}: needs --text_context none")
     if getattr(args, "quick_gelu", False) and args.model_name in GELU_MODELS:
         if "quick_gelu" in typed:
             parser.error(f"--quick_gelu: {args.model_name} was trained with GELU, QuickGELU would only distort it")

@@ -20,6 +20,7 @@ MAY_DIFFER = {  # flags that may change between a run's start and its resume, be
 ADAPTER_FLAGS = (
     "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
     "cross_attn_heads", "text_cross_attn_weight", "image_cross_attn_weight", "no_norm_match", "no_normalize_context",
+    "context_control",
 )  # fmt: skip
 NETWORK_FLAGS = (  # may differ at test time; the log says so
     "img_size", "quick_gelu", "text_context", "surgery_until_layer", "surgery_attention"
@@ -94,7 +95,8 @@ def create_cross_attention_model(clip, args, device):
 def training_loaders(args, logger):
     """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only."""
     sets = get_dataset(args.dataset, args.img_size, args.training_mode, args.shot, "train", logger,
-                       data_root=args.data_root, seed=args.seed)  # fmt: skip
+                       data_root=args.data_root, seed=args.seed, extra_meta=args.extra_meta,
+                       extra_ratio=args.extra_ratio)  # fmt: skip
     return tuple(
         DataLoader(images, batch_size, sampler=EpochSampler(len(images), args.seed), num_workers=args.workers)
         for images, batch_size in zip(sets, (args.text_batch_size, args.image_batch_size), strict=True)

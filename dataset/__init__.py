@@ -11,6 +11,7 @@ from pathlib import Path
 from dataset.anomaly_dataset import Augmentation, BaseDataset, BaseSingleClassDataset
 from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES
 from dataset.custom import load_dataset_config, load_real_names, register_dataset
+from dataset.extra import add_extra
 from dataset.few_shot import select
 from dataset.jsonl import Sample, check_rows, read_rows
 from dataset.paths import DataFolder, resolve_data_root
@@ -36,6 +37,8 @@ def get_dataset(
     data_root: str | os.PathLike | None = None,
     meta_path: str | os.PathLike | None = None,
     seed: int = 111,
+    extra_meta: str | os.PathLike | None = None,
+    extra_ratio: float | None = None,
 ) -> tuple[BaseDataset, BaseDataset] | dict[str, BaseSingleClassDataset]:
     """Datasets for training or testing; every row of their metadata is checked here.
 
@@ -43,7 +46,8 @@ def get_dataset(
     split "test": {class: its samples}, in the order of CLASS_NAMES, all of them whatever `shot` is.
     `training_mode` "few_shot" takes `shot` images per class (0 = all) from <shot>-shot.jsonl, or chosen by `seed`;
     "full_shot" takes all. `data_root` defaults to $AACLIP_DATA, else ./data; `meta_path` names a full-shot file to
-    read instead of the registered one. `seed` also keys the augmentation.
+    read instead of the registered one. `seed` also keys the augmentation. `extra_meta` and `extra_ratio` add rows of
+    another file to the training sets (`dataset.extra.add_extra`).
 
     Raises ValueError for an unknown name, mode, split or bad metadata, and FileNotFoundError for a missing root,
     dataset folder or file; messages say what to do.
@@ -60,6 +64,7 @@ def get_dataset(
         return _test_sets(_load_samples(dataset_name, root, 0, seed, meta_path, logger), dataset_name, img_size, logger)
     shot = 0 if training_mode == "full_shot" else shot
     samples = _load_samples(dataset_name, root, shot, seed, meta_path, logger)
+    samples = add_extra(samples, extra_meta, extra_ratio, dataset_name, root, seed, logger)
     return tuple(
         BaseDataset(samples, img_size, Augmentation(stage, colour, seed), logger)
         for stage, colour in (("text", False), ("image", True))

@@ -1,0 +1,118 @@
+"""Semantic cross-attention: the noisy tokens of a diptych look at the tokens of a semantic map."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+TOKEN_WIDTH = 64  # 16 latent channels, packed 2 x 2
+LAYOUTS = ("33k", "source")
+POSITIONS = ("local", "none")
+
+
+class SemanticCrossAttention(nn.Module):
+    """x + scale * out(attention(q(LN(x)), k(LN(s)), v(LN(s)))) with a scale that starts at 0.
+
+    Layout "33k": inner width 2 x token width, projections without biases, one scale per channel (33,088 parameters at
+    the width of 64). Layout "source": inner width = token width, biases, one scalar (16,897 parameters). The output
+    equals the input bit for bit while the scale is 0.
+
+    Attention alone is blind to place: permuting the semantic tokens changes nothing. Positions "local" add
+    -slope_h * (squared grid distance) to the logits of head h, parameter-free; "none" adds nothing.
+
+    Raises:
+        ValueError: unknown layout or positions, or an inner width the heads do not divide.
+    """
+
+    def __init__(self, width=TOKEN_WIDTH, heads=8, layout="33k", positions="local"):
+        super().__init__()
+        for value, known, flag in ((layout, LAYOUTS, "layout"), (positions, POSITIONS, "pos")):
+            if value not in known:
+                raise ValueError(f"--semantic_{flag} {value}: expected one of {', '.join(known)}")
+        inner, biases = (2 * width, False) if layout == "33k" else (width, True)
+        if heads < 1 or inner % heads:
+            raise ValueError(f"--semantic_heads {heads}: must divide the inner width {inner} of layout {layout}")
+        self.heads, self.positions = heads, positions
+        self.norm_tokens = nn.LayerNorm(width)
+        self.norm_semantic = nn.LayerNorm(width)
+        self.query = nn.Linear(width, inner, bias=biases)
+        self.key = nn.Linear(width, inner, bias=biases)
+        self.value = nn.Linear(width, inner, bias=biases)
+        self.out = nn.Linear(inner, width, bias=biases)
+        self.scale = nn.Parameter(torch.zeros(width if layout == "33k" else ()))
+
+    def forward(self, tokens, semantic, token_places, semantic_places, keep=None):
+        """Let tokens look at the semantic map.
+
+        Args:
+            tokens: [B, N, width]; any float type, the arithmetic is this module's.
+            semantic: [B, M, width].
+            token_places: [N, 2] row and column of each token inside its panel; see `places`.
+            semantic_places: [M, 2] in the same unit.
+            keep: [B] booleans; where False the example stays as it is, as if there were no map.
+
+        Returns:
+            [B, N, width] in the type of `tokens`.
+        """
+        normed = self.norm_semantic(semantic.to(self.norm_semantic.weight.dtype))
+        query = self._split(self.query(self.norm_tokens(tokens.to(normed.dtype))))
+        bias = None
+        if self.positions == "local":
+            bias = locality_bias(token_places, semantic_places, self.heads)[None].to(normed.dtype)
+        seen = functional.scaled_dot_product_attention(
+            query, self._split(self.key(normed)), self._split(self.value(normed)), attn_mask=bias
+        )
+        change = self.scale * self.out(seen.transpose(1, 2).flatten(2))  # [B, N, width]
+        if keep is not None:
+            change = change * keep.to(change)[:, None, None]
+        return (tokens + change).to(tokens.dtype)
+
+    def _split(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, inner / heads]
+
+
+class SemanticLayers(nn.ModuleList):
+    """`layers` cross-attentions one after another; none of them leaves the tokens alone."""
+
+    def __init__(self, layers=1, width=TOKEN_WIDTH, heads=8, layout="33k", positions="local"):
+        if layers < 0:
+            raise ValueError(f"--semantic_layers {layers}: expected 0 (no semantics) or more")
+        super().__init__(SemanticCrossAttention(width, heads, layout, positions) for _ in range(layers))
+
+    def forward(self, tokens, semantic, token_places, semantic_places, keep=None):
+        """Shapes as in `SemanticCrossAttention.forward`."""
+        for layer in self:
+            tokens = layer(tokens, semantic, token_places, semantic_places, keep)
+        return tokens
+
+    def mean_scale(self):
+        """Mean absolute scale over layers and channels, for the log; 0.0 without layers."""
+        return torch.cat([layer.scale.detach().abs().flatten() for layer in self]).mean().item() if len(self) else 0.0
+
+
+def places(rows, columns, panels=1, unit=1.0):
+    """Where tokens are inside their panel.
+
+    Args:
+        rows, columns: tokens of one panel.
+        panels: panels side by side; both panels of a diptych have the same places, for both show the same scene.
+        unit: size of a token of this grid in tokens of the diptych; other than 1 when the map has another resolution.
+
+    Returns:
+        [rows * panels * columns, 2] centre of each token (row, column) in tokens of the diptych, in reading order.
+    """
+    row = (torch.arange(rows) + 0.5) * unit
+    column = ((torch.arange(columns) + 0.5) * unit).repeat(panels)
+    return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def locality_bias(token_places, semantic_places, heads):
+    """-slope_h * squared distance with slopes 2, 1, 1/2, ...: head 0 sees its own place, the last about a panel.
+
+    A geometric sequence of slopes per head follows ALiBi (Press et al., arXiv 2108.12409), here on squared distances.
+
+    Returns:
+        [heads, N, M]
+    """
+    distance = (token_places[:, None] - semantic_places[None]).square().sum(-1)  # [N, M]
+    slopes = 2.0 ** (1 - torch.arange(heads, device=distance.device, dtype=distance.dtype))
+    return -slopes[:, None, None] * distance

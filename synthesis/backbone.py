@@ -1,0 +1,144 @@
+"""The frozen network: FLUX.1-Fill from a folder or the hub, or a tiny one with its geometry, built from a seed."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+
+from synthesis.codec import DctCodec
+from synthesis.text import Prompts, tiny_text_pipeline
+
+LICENCE = (
+    "The weights of FLUX.1 [dev] and FLUX.1 Fill [dev] are gated and under a non-commercial licence: accept it on the "
+    "model's page at huggingface.co, log in with `hf auth login`, and use them and what they generate accordingly."
+)
+TINY_SEED = 20
+TINY_MODELS = {  # name: (layers of each kind, heads of 16 channels)
+    "tiny": (1, 2),
+    "small": (2, 8),
+}
+LORA_TARGETS = (  # a regular expression on module names: the image's path through the transformer
+    r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.to_[qkv]|attn\.to_out\.0|ff\.net\.2)"
+    r"|single_transformer_blocks\.\d+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[qkv])"
+)
+SCHEDULE = {  # FLUX.1 [dev]'s: more noise levels near 1 for longer sequences
+    "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
+    "base_image_seq_len": 256, "max_image_seq_len": 4096,
+}  # fmt: skip
+
+
+class Backbone(NamedTuple):
+    """What is frozen, and how it is used."""
+
+    name: str
+    transformer: FluxTransformer2DModel
+    vae: torch.nn.Module  # AutoencoderKL or DctCodec
+    scheduler: FlowMatchEulerDiscreteScheduler
+    dtype: torch.dtype
+    sampling_guidance: float  # FLUX.1-Fill is distilled for 30; the tiny ones only ever see training's 1
+
+
+def load_backbone(model, device="cpu", dtype=torch.float32):
+    """Load or build the frozen network.
+
+    Args:
+        model: "tiny", "small", a folder in diffusers' layout, or a hub id such as black-forest-labs/FLUX.1-Fill-dev.
+        device: where transformer and codec go.
+        dtype: of transformer and codec.
+
+    Raises:
+        ValueError: a transformer that is no FLUX.1-Fill (384 channels in, 64 out).
+        RuntimeError: the weights cannot be found or reached; the message has the licence notice.
+    """
+    if model in TINY_MODELS:
+        transformer, vae = tiny_transformer(model), DctCodec()
+        scheduler, guidance = FlowMatchEulerDiscreteScheduler(**SCHEDULE), 1.0
+    else:
+        transformer, vae, scheduler = load_weights(model, dtype)
+        guidance = 30.0
+    for module in (transformer, vae):
+        torch.nn.Module.to(module, device, dtype)  # diffusers' own `to` warns about a dtype, with nothing to keep
+        module.requires_grad_(False).eval()
+    return Backbone(str(model), transformer, vae, scheduler, dtype, guidance)
+
+
+def load_prompts(model, device="cpu", dtype=torch.float32):
+    """An empty `Prompts` for a model's text encoders; arguments as in `load_backbone`.
+
+    Encode before loading the transformer where memory is short: T5 alone takes 9 GiB in bfloat16.
+    """
+    if model in TINY_MODELS:
+        return Prompts(tiny_text_pipeline, 32, device, dtype)
+
+    def load_text():
+        with licence_on_failure(model):
+            return FluxFillPipeline.from_pretrained(model, transformer=None, vae=None, dtype=dtype)
+
+    return Prompts(load_text, 512, device, dtype)
+
+
+def load_weights(model, dtype):
+    """(transformer, vae, scheduler) from a folder or the hub."""
+    with licence_on_failure(model):
+        transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=dtype)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler")
+    channels = (transformer.config.in_channels, transformer.out_channels)
+    if channels != (384, 64):
+        raise ValueError(
+            f"--model {model}: its transformer has {channels[0]} channels in and {channels[1]} out, expected 384 "
+            "and 64: give a FLUX.1-Fill model"
+        )
+    return transformer, vae, scheduler
+
+
+@contextmanager
+def licence_on_failure(model):
+    """Turn a failed load into a message with remedy and licence notice."""
+    try:
+        yield
+    except OSError as error:  # what diffusers, transformers and the hub raise for missing or refused files
+        where = "folder in diffusers' layout" if Path(model).exists() else "hub model"
+        raise RuntimeError(
+            f"--model {model}: cannot load this {where} ({str(error).splitlines()[0]}). Give a folder with "
+            f"model_index.json, a hub id you have access to, or {' or '.join(TINY_MODELS)}. {LICENCE}"
+        ) from error
+
+
+def tiny_transformer(name):
+    """FLUX.1-Fill's packed geometry with few narrow layers, random from a fixed seed."""
+    layers, heads = TINY_MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TINY_SEED)
+        return FluxTransformer2DModel(
+            patch_size=1, in_channels=384, out_channels=64, num_layers=layers, num_single_layers=layers,
+            attention_head_dim=16, num_attention_heads=heads, joint_attention_dim=32, pooled_projection_dim=32,
+            guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+        )  # fmt: skip
+
+
+def add_lora(transformer, rank=32, alpha=32):
+    """Add trainable LoRA weights in float32 to a frozen transformer; Gaussian start, no effect before the first step.
+
+    Returns:
+        the trainable parameters.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"--lora_rank {rank}: expected 1 or more")
+    transformer.add_adapter(
+        LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    )
+    cast_training_params(transformer, dtype=torch.float32)
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]

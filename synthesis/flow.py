@@ -1,0 +1,67 @@
+"""Flow matching: the straight path from an image's tokens to noise, and the loss on its velocity.
+
+Lipman et al., Flow Matching for Generative Modeling, arXiv 2210.02747; times as in Esser et al., arXiv 2403.03206.
+"""
+
+import torch
+from torch.nn import functional
+
+from synthesis.injection import semantic_injection
+
+TRAINING_GUIDANCE = 1.0  # no guidance: the loss wants the data's own velocity
+
+
+def sample_times(batch, generator):
+    """[batch] times in (0, 1): sigmoid of a standard normal."""
+    return torch.randn(batch, generator=generator).sigmoid()
+
+
+def interpolate(clean, noise, times):
+    """x_t = (1 - t) x_0 + t x_1 and its velocity x_1 - x_0.
+
+    Args:
+        clean, noise: [B, N, 64].
+        times: [B].
+    """
+    weight = times[:, None, None]
+    return (1 - weight) * clean + weight * noise, noise - clean
+
+
+def predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_semantic=None):
+    """The transformer's velocity at x_t, with the semantic map injected.
+
+    Args:
+        backbone: Backbone.
+        attention: SemanticLayers.
+        noisy: [B, N, 64] x_t.
+        encoded: Encoded, the rest of the condition.
+        prompt: Prompt([B, L, D], [B, P]).
+        times: [B] in [0, 1].
+        keep_semantic: [B] booleans; False leaves the map out of that example.
+
+    Returns:
+        [B, N, 64] float32
+    """
+    transformer, dtype = backbone.transformer, backbone.dtype
+    guidance = torch.full_like(times, TRAINING_GUIDANCE) if transformer.config.guidance_embeds else None
+    with semantic_injection(
+        transformer, attention, encoded.semantic, encoded.token_places, encoded.semantic_places, keep_semantic
+    ):
+        velocity = transformer(
+            hidden_states=torch.cat((noisy, encoded.condition), dim=-1).to(dtype),
+            encoder_hidden_states=prompt.tokens,
+            pooled_projections=prompt.pooled,
+            timestep=times.to(dtype),
+            guidance=guidance,
+            img_ids=encoded.ids.to(dtype),
+            txt_ids=torch.zeros(prompt.tokens.shape[1], 3, device=noisy.device, dtype=dtype),
+            return_dict=False,
+        )[0]
+    return velocity.float()
+
+
+def flow_matching_loss(backbone, attention, encoded, prompt, times, noise, keep_semantic=None):
+    """Mean squared error of the velocity over both panels; shapes as in `predict_velocity`."""
+    noisy, target = interpolate(encoded.clean, noise, times)
+    velocity = predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_semantic)
+    return functional.mse_loss(velocity, target)

@@ -1,0 +1,157 @@
+"""Drawing, sampling and judging synthetic anomalies, image by image, from normal ones."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset.image_files import read_image, read_mask
+from dataset.jsonl import Sample
+from synthesis.compositing import paste, refusal
+from synthesis.data import to_pixels, to_tensor
+from synthesis.latents import fill_mask_of
+from synthesis.masks import keyed_rng, moved_mask, object_region, perlin_mask
+from synthesis.perlin_defects import texture_defect
+from visualization import safe_name
+
+
+class Item(NamedTuple):
+    """One image to be made."""
+
+    name: str  # "<class>/<anomalous or sham>/<number>"
+    class_name: str
+    source: Sample  # normal image it starts from
+    is_sham: bool
+
+
+class Draft(NamedTuple):
+    """An item with what one attempt drew for it."""
+
+    item: Item
+    source: np.ndarray  # RGB bytes [H, W, 3]
+    label: np.ndarray  # bool [H, W]
+    rng: np.random.Generator
+
+
+def plan(normal, count, sham_ratio, seed):
+    """The items to be made: `count` per class, the sham ones last; normal images take turns in an order of the seed."""
+    items = []
+    for class_name in sorted({sample.class_name for sample in normal}):
+        sources = [sample for sample in normal if sample.class_name == class_name]
+        order = keyed_rng(seed, "sources", class_name).permutation(len(sources))
+        anomalous = count - round(count * sham_ratio)
+        for number in range(count):
+            kind = "anomalous" if number < anomalous else "sham"
+            source = sources[order[number % len(sources)]]
+            items.append(Item(f"{safe_name(class_name)}/{kind}/{number:04}", class_name, source, kind == "sham"))
+    return items
+
+
+class Drafter:
+    """Draws an item's mask from its name, the attempt and the seed alone."""
+
+    def __init__(self, anomalous, kind, area, seed):
+        """anomalous: samples whose masks `kind` "real" moves about; their own class's only."""
+        self.anomalous, self.kind, self.area, self.seed = anomalous, kind, area, seed
+
+    def __call__(self, item, attempt):
+        """The Draft of an attempt. Raises ValueError without a real mask, RuntimeError when no mask fits."""
+        rng = keyed_rng(self.seed, item.name, attempt)
+        source = np.asarray(read_image(item.source.image_path, item.source.source))
+        region = object_region(source)
+        if self.kind == "perlin":
+            return Draft(item, source, perlin_mask(region, rng, self.area), rng)
+        own = [sample for sample in self.anomalous if sample.class_name == item.class_name]
+        if not own:
+            raise ValueError(f"--masks real: class {item.class_name!r} has no anomalous image; use --masks perlin")
+        chosen = own[rng.integers(len(own))]
+        size = read_image(chosen.image_path, chosen.source).size
+        real = read_mask(chosen.mask_path, size, chosen.source)
+        return Draft(item, source, moved_mask(real, region, rng, self.area), rng)
+
+
+class FillSampler:
+    """Samples by semantic fill, and sham samples by its codec alone."""
+
+    def __init__(self, filler, size, fill_mask, prompt, steps):
+        self.filler, self.size, self.fill_mask, self.prompt, self.steps = filler, size, fill_mask, prompt, steps
+
+    def __call__(self, drafts):
+        """RGB bytes [H, W, 3] per draft, of its source's size; drafts are all sham or all not."""
+        visible = torch.stack([to_tensor(resized(draft.source, self.size)) for draft in drafts])  # [B, 3, S, S]
+        if drafts[0].item.is_sham:
+            samples = codec_round_trip(self.filler.pipeline.vae, visible)
+        else:
+            maps = [np.repeat(draft.label[..., None], 3, axis=-1).astype(np.uint8) * 255 for draft in drafts]
+            semantic = torch.stack([to_tensor(resized(pixels, self.size, nearest=True)) for pixels in maps])
+            seeds = [int(draft.rng.integers(2**31)) for draft in drafts]
+            samples = self.filler.fill(visible, semantic, fill_mask_of(semantic, self.fill_mask), self.prompt, seeds,
+                                       self.steps)  # fmt: skip
+        return [back_to_size(sample, draft.source) for sample, draft in zip(samples, drafts, strict=True)]
+
+
+class TextureSampler:
+    """Samples by blending in another normal image of the training set, of another class if there is one."""
+
+    def __init__(self, normal):
+        self.normal = normal
+
+    def __call__(self, drafts):
+        """RGB bytes [H, W, 3] per draft."""
+        return [texture_defect(draft.source, self.texture(draft), draft.rng) for draft in drafts]
+
+    def texture(self, draft):
+        others = [sample for sample in self.normal if sample.class_name != draft.item.class_name] or self.normal
+        chosen = others[draft.rng.integers(len(others))]
+        return np.asarray(read_image(chosen.image_path, chosen.source))
+
+
+@torch.no_grad()
+def codec_round_trip(vae, images):
+    """[B, 3, S, S] in [-1, 1] encoded and decoded, without anything generated."""
+    latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+    return vae.decode(latents).sample
+
+
+def resized(pixels, side, nearest=False):
+    """RGB bytes at side x side."""
+    method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(pixels).resize((side, side), method))
+
+
+def back_to_size(sample, source):
+    """A sample [3, S, S] in [-1, 1] as RGB bytes of the source's height and width."""
+    height, width = source.shape[:2]
+    return np.asarray(Image.fromarray(to_pixels(sample)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def make(items, draft_of, sampler, *, gate, feather, attempts, keep):
+    """Make a batch's images; every accepted one goes to `keep(item, image, label)`, the others are tried again.
+
+    Sham items are not asked for a change: there should be none to see.
+
+    Args:
+        items: all sham or all not.
+        draft_of: (item, attempt) -> Draft.
+        sampler: [Draft] -> [RGB bytes [H, W, 3]].
+        gate, feather: see synthesis.compositing.
+
+    Returns:
+        {item: why it was refused last} of the items left out.
+    """
+    pending, reasons = items, {}
+    for attempt in range(attempts):
+        drafts, refused = [draft_of(item, attempt) for item in pending], []
+        for draft, sample in zip(drafts, sampler(drafts), strict=True):
+            image = paste(draft.source, sample, draft.label, feather)
+            asked = gate._replace(min_change=0) if draft.item.is_sham else gate
+            reasons[draft.item] = refusal(draft.source, image, draft.label, asked)
+            if reasons[draft.item]:
+                refused.append(draft.item)
+            else:
+                keep(draft.item, image, draft.label)
+        pending = refused
+        if not pending:
+            break
+    return {item: reasons[item] for item in pending}

@@ -1,0 +1,133 @@
+"""From panels to the tokens FLUX.1-Fill works on: diptychs, packing, masks, ids."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers.pipelines.flux.pipeline_flux_fill import retrieve_latents
+
+from synthesis.attention import places
+
+TOKEN_PIXELS = 16  # 8 by the codec, 2 by packing
+FILL_MASKS = ("semantic", "panel")
+
+
+class Encoded(NamedTuple):
+    """A batch ready for the transformer; float32."""
+
+    clean: torch.Tensor  # [B, N, 64] x_0, the diptych [visible | target]
+    condition: torch.Tensor  # [B, N, 320] masked diptych (64) and mask (256)
+    semantic: torch.Tensor  # [B, M, 64]
+    token_places: torch.Tensor  # [N, 2]
+    semantic_places: torch.Tensor  # [M, 2]
+    ids: torch.Tensor  # [N, 3] position ids of the diptych's tokens
+
+
+def check_side(side, flag="--size"):
+    """Raises ValueError unless a panel of `side` pixels is a whole number of tokens."""
+    if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
+        raise ValueError(f"{flag} {side}: a panel's side must be a multiple of {TOKEN_PIXELS} pixels, e.g. 64 or 512")
+
+
+def pack(latents):
+    """[B, C, H, W] -> [B, HW/4, 4C]: 2 x 2 latents become one token, channel 4c + 2 * row + column."""
+    batch, channels, height, width = latents.shape
+    blocks = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
+
+
+def unpack(tokens, rows, columns):
+    """[B, rows * columns, 4C] -> [B, C, 2 * rows, 2 * columns], the inverse of `pack`."""
+    blocks = tokens.reshape(tokens.shape[0], rows, columns, -1, 2, 2)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, 2 * rows, 2 * columns)
+
+
+def pack_mask(mask):
+    """[B, 1, 16R, 16K] pixels -> [B, RK, 256]: all pixels of a token, channel (8 sy + sx) * 4 + 2 * row + column."""
+    batch, _, height, width = mask.shape
+    pixels = mask.reshape(batch, height // 8, 8, width // 8, 8).permute(0, 2, 4, 1, 3)
+    return pack(pixels.reshape(batch, 64, height // 8, width // 8))
+
+
+def image_ids(rows, columns):
+    """[rows * columns, 3] position ids of a packed grid: 0, row, column."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
+
+
+def fill_mask_of(semantic, mode):
+    """Which pixels of the right panel are to be filled.
+
+    Args:
+        semantic: [B, 3, S, S] in [-1, 1].
+        mode: "semantic" (where the map is brighter than mid grey: a defect mask) or "panel" (everywhere).
+
+    Returns:
+        [B, 1, S, S] of 0 and 1, float.
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode == "panel":
+        return torch.ones_like(semantic[:, :1])
+    if mode == "semantic":
+        return (semantic.mean(1, keepdim=True) > 0).to(semantic.dtype)
+    raise ValueError(f"--fill_mask {mode}: expected one of {', '.join(FILL_MASKS)}")
+
+
+def diptych_mask(fill_mask):
+    """[B, 1, S, S] on the right panel -> [B, 1, S, 2S]: nothing of the left panel is filled."""
+    return torch.cat((torch.zeros_like(fill_mask), fill_mask), dim=-1)
+
+
+def encode_images(vae, images, generator=None):
+    """[B, 3, H, W] in [-1, 1] -> tokens [B, HW/256, 64], float32, shifted and scaled as the transformer expects."""
+    latents = retrieve_latents(vae.encode(images.to(vae.dtype)), generator=generator)
+    return pack((latents.float() - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+def semantic_tokens(vae, semantic, side, generator=None):
+    """The semantic map alone, at any resolution.
+
+    Args:
+        semantic: [B, 3, H, H] in [-1, 1].
+        side: the diptych's panel side in pixels; it says how far apart the map's tokens are.
+
+    Returns:
+        tokens [B, M, 64], places [M, 2] in tokens of the diptych
+    """
+    check_side(semantic.shape[-1], "semantic map of side")
+    tokens_per_side = semantic.shape[-1] // TOKEN_PIXELS
+    where = places(tokens_per_side, tokens_per_side, unit=side / semantic.shape[-1])
+    return encode_images(vae, semantic, generator), where.to(semantic.device)
+
+
+@torch.no_grad()
+def encode_triptych(vae, visible, target, semantic, fill_mask, generator=None):
+    """Encode a training batch with the frozen codec.
+
+    Args:
+        vae: diffusers AutoencoderKL or a codec with its interface.
+        visible, target: [B, 3, S, S] in [-1, 1].
+        semantic: [B, 3, H, H] in [-1, 1].
+        fill_mask: [B, 1, S, S] of 0 and 1, on the target panel; filled pixels are mid grey in the condition.
+        generator: of the codec's noise.
+
+    Returns:
+        Encoded
+
+    Raises:
+        ValueError: a side that is no multiple of 16 pixels.
+    """
+    side = visible.shape[-1]
+    check_side(side)
+    diptych, mask = torch.cat((visible, target), dim=-1), diptych_mask(fill_mask)
+    rows = side // TOKEN_PIXELS
+    semantic, semantic_places = semantic_tokens(vae, semantic, side, generator)
+    return Encoded(
+        clean=encode_images(vae, diptych, generator),
+        condition=torch.cat((encode_images(vae, diptych * (1 - mask), generator), pack_mask(mask).float()), dim=-1),
+        semantic=semantic,
+        token_places=places(rows, rows, panels=2).to(visible.device),
+        semantic_places=semantic_places,
+        ids=image_ids(rows, 2 * rows).to(visible.device),
+    )

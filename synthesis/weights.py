@@ -1,0 +1,209 @@
+"""Checkpoints of semantic fill: written whole, found again, loaded strictly."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from diffusers import FluxFillPipeline
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from checkpoints import load_checkpoint, save_checkpoint
+from synthesis.system import assemble
+from synthesis.text import Prompt
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name and format: FluxFillPipeline.load_lora_weights
+ATTENTION_FILE = "semantic_cross_attention.safetensors"
+BACKBONE_FILE = "transformer.safetensors"  # only of runs that train the backbone itself
+PROMPTS_FILE = "prompt_embeddings.safetensors"
+CONFIG_FILE = "config.json"
+OPTIMISER_FILE = "optimizer.pth"
+CHECKPOINT = "checkpoint-{:07d}"
+
+
+def save_system(run, step, system, config, optimizer=None):
+    """Write `run`/checkpoint-`step` as a whole: a killed process leaves the folder complete or not there.
+
+    Args:
+        run: the run's folder.
+        step: training steps done.
+        system: FillSystem.
+        config: what `assemble` needs, and whatever else the run wants to know again.
+        optimizer: left out of the files when None.
+
+    Returns:
+        the checkpoint's folder
+    """
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    folder = run / CHECKPOINT.format(step)
+    temporary = Path(tempfile.mkdtemp(dir=run, prefix=f".{folder.name}."))
+    try:
+        transformer = system.backbone.transformer
+        FluxFillPipeline.save_lora_weights(
+            temporary, transformer_lora_layers=get_peft_model_state_dict(transformer),
+            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+        )  # fmt: skip
+        save_file(on_cpu(system.attention.state_dict()), temporary / ATTENTION_FILE)
+        if config["train_backbone"]:
+            save_file(on_cpu(base_weights(transformer)), temporary / BACKBONE_FILE)
+        texts = list(system.prompts.known)
+        named = {
+            f"{number}.{part}": value
+            for number, text in enumerate(texts)
+            for part, value in system.prompts.known[text]._asdict().items()
+        }
+        save_file(on_cpu(named), temporary / PROMPTS_FILE)
+        if optimizer is not None:
+            save_checkpoint(temporary / OPTIMISER_FILE, optimizer.state_dict())
+        content = {**config, "step": step, "prompts": texts, "versions": library_versions()}
+        (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            file.chmod(0o644)
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        temporary.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)  # of the same step of the same run
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def base_weights(transformer):
+    """The transformer's own tensors, LoRA left out, as peft names them inside the module."""
+    return {name: value for name, value in transformer.state_dict().items() if ".lora_" not in name}
+
+
+def on_cpu(state):
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def library_versions():
+    """Versions of the libraries that decide a run's numbers."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
+
+
+def checkpoints_of(run):
+    """[(step, folder)] of a run's checkpoints, by step."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(run).glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def find_checkpoint(path):
+    """A checkpoint's folder: `path` itself, or the last one of the run in `path`.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(path)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    found = checkpoints_of(path)
+    if not found:
+        raise FileNotFoundError(
+            f"no checkpoint in {path}: expected a folder with {CONFIG_FILE}, or a run's folder with checkpoint-*; "
+            "train one with train_semantic_fill.py"
+        )
+    return found[-1][1]
+
+
+def read_config(folder):
+    """A checkpoint's config.json.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again") from error
+
+
+def load_system(model, checkpoint, device="cpu"):
+    """The trained system of a checkpoint (a run's folder means its last).
+
+    Args:
+        model: as in training; a folder may have moved.
+
+    Returns:
+        FillSystem, config
+
+    Raises:
+        FileNotFoundError, RuntimeError: no checkpoint, a damaged one, or one that does not fit the model.
+    """
+    folder = find_checkpoint(checkpoint)
+    config = read_config(folder)
+    system = assemble(model, config, device, read_prompts(folder, config["prompts"]))
+    load_weights_into(system, folder, config["train_backbone"])
+    return system, config
+
+
+def read_prompts(folder, texts):
+    """{text: Prompt} of a checkpoint."""
+    tensors = read_tensors(Path(folder) / PROMPTS_FILE)
+    return {
+        text: Prompt(*(tensors[f"{number}.{part}"] for part in Prompt._fields)) for number, text in enumerate(texts)
+    }
+
+
+def load_weights_into(system, folder, with_backbone=False):
+    """Put a checkpoint's LoRA and attention, and the backbone's own weights if trained, into a system of its shape.
+
+    Raises:
+        RuntimeError: missing, unexpected or differently shaped tensors, by name.
+    """
+    folder, transformer = Path(folder), system.backbone.transformer
+    lora = read_tensors(folder / LORA_FILE)
+    lora = {name.removeprefix(f"{FluxFillPipeline.transformer_name}."): value for name, value in lora.items()}
+    check_same(lora, get_peft_model_state_dict(transformer), folder / LORA_FILE)
+    attention = read_tensors(folder / ATTENTION_FILE)
+    check_same(attention, system.attention.state_dict(), folder / ATTENTION_FILE)
+    set_peft_model_state_dict(transformer, lora)
+    system.attention.load_state_dict(attention)
+    if with_backbone:
+        base = read_tensors(folder / BACKBONE_FILE)
+        check_same(base, base_weights(transformer), folder / BACKBONE_FILE)
+        transformer.load_state_dict(base, strict=False)  # the names were compared; LoRA's are in their own file
+
+
+def load_optimizer(optimizer, folder):
+    """Restore an optimiser from a checkpoint.
+
+    Raises:
+        FileNotFoundError, RuntimeError: no such file, or a damaged one.
+    """
+    optimizer.load_state_dict(load_checkpoint(Path(folder) / OPTIMISER_FILE, keys=("state", "param_groups")))
+
+
+def read_tensors(path):
+    """All tensors of a safetensors file.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(f"{path} is missing or damaged ({error}): copy the checkpoint again") from error
+
+
+def check_same(found, wanted, path):
+    """Raises RuntimeError unless both state dicts have the same names and shapes."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not expected" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if problems:
+        raise RuntimeError(
+            f"{path} does not fit the model: {'; '.join(sorted(problems)[:4])}. Give the --model it was trained on"
+        )

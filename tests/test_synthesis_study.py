@@ -1,0 +1,78 @@
+"""What the study of synthetic anomalies runs and reports: scripts/synthesis_study.py."""
+
+import json
+
+import pytest
+
+pytest.importorskip("scipy", reason="the study's intervals need requirements-demo.txt")
+
+from scripts import synthesis_study as study
+
+
+def result(arm, seed, pixel_ap, **settings):
+    """One run's JSON content."""
+    mean = dict.fromkeys(study.DELTAS, 0.5) | {"pixel_ap": pixel_ap}
+    settings = study.settings_of(study.build_parser().parse_args([])) | settings
+    return {"arm": arm, "shot": 2, "seed": seed, "settings": settings, "metrics": {"DemoB": {"mean": mean}},
+            "seconds": 60.0, "generation_seconds": 1.0, "commands": []}  # fmt: skip
+
+
+def keyed(*results):
+    return {(entry["arm"], entry["shot"], entry["seed"]): entry for entry in results}
+
+
+def test_differences_are_paired_by_seed_and_carry_students_interval():
+    found = keyed(result("real", 1, 0.50), result("real", 2, 0.60), result("generated", 1, 0.55),
+                  result("generated", 2, 0.67), result("generated", 3, 0.99))  # fmt: skip
+    lines = study.table(found).splitlines()
+    assert lines[2] == "| 2 | real | 2 | 55.0 (50.0–60.0) | – | – | – |"
+    # 5 and 7 points: mean 6, standard error 1, t(0.975, 1) = 12.706; seed 3 has no partner
+    assert lines[3].startswith("| 2 | generated | 3 | 73.7 (55.0–99.0) | +6.0 (-6.7 to +18.7) | +0.0 (+0.0 to +0.0) |")
+
+
+def test_one_seed_has_no_interval_and_an_arm_without_real_no_difference():
+    assert "| +10.0 (one seed) |" in study.table(keyed(result("real", 1, 0.5), result("perlin", 1, 0.6)))
+    assert study.table(keyed(result("perlin", 1, 0.6))).splitlines()[2].endswith("| – | – | – |")
+
+
+@pytest.mark.parametrize("shot", [2, 16])
+def test_every_arm_makes_the_same_updates_whatever_its_images(shot):
+    args = study.build_parser().parse_args([])
+    for own, extra in ((8 * shot, 0), (8 * shot, 8 * shot)):
+        flags = study.training_flags(args, shot, own, extra, "x.jsonl" if extra else None)
+        values = dict(zip(flags[::2], flags[1::2], strict=True))
+        assert int(values["--text_epoch"]) * (own + extra) / 4 == args.text_steps
+        assert int(values["--image_epoch"]) * (own + extra) / 8 == args.image_steps
+        assert ("--extra_meta" in values) == (values.get("--extra_ratio") == "0.5") == bool(extra)
+
+
+def test_steps_that_are_no_whole_epochs_are_refused_with_the_divisor():
+    with pytest.raises(ValueError, match="--text_steps 100: 25 images in batches of 4 make 7 .*give a multiple of 7"):
+        study.epochs(100, 25, 4, "--text_steps")
+    assert study.epochs(100, 17, 4, "--text_steps") == 20
+
+
+def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(args, arm, shot, seed, data, work):
+        ran.append((arm, shot, seed))
+        return result(arm, seed, 0.5) | {"shot": shot, "commands": [f"{data}/x {work}/y"]}
+
+    monkeypatch.setattr(study, "python", lambda *command: "")
+    monkeypatch.setattr(study, "run", run)
+    flags = ["--seeds", "1", "--shots", "2", "--arms", "real", "sham", "--out", str(tmp_path)]
+    study.main(flags)
+    assert ran == [("real", 2, 1), ("sham", 2, 1)]
+    study.main([*flags, "--seeds", "1", "2"])
+    assert ran[2:] == [("real", 2, 2), ("sham", 2, 2)]
+    text = (tmp_path / "README.md").read_text()
+    assert "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text and study.table(study.read_results(
+        tmp_path, study.build_parser().parse_args([]))) in text  # fmt: skip
+    assert json.loads((tmp_path / "sham_2shot_seed1.json").read_text())["commands"] == ["DATA/x WORK/y"]
+
+
+def test_runs_of_other_settings_are_not_mixed_into_a_table(tmp_path):
+    (tmp_path / "real_2shot_seed1.json").write_text(json.dumps(result("real", 1, 0.5, image_steps=7)))
+    with pytest.raises(ValueError, match="real_2shot_seed1.json has .*'image_steps': 7.* give another --out"):
+        study.read_results(tmp_path, study.build_parser().parse_args([]))
