@@ -81,8 +81,8 @@ def main(argv=None):
         "label": torch.arange(args.batch_size, device=device) % 2,
         "class_name": [CLASSES[i % 2] for i in range(args.batch_size)],
     }
-    flags = SimpleNamespace(dataset=DATASET, context_scope="class", text_loss_levels="last", text_norm_weight=0.1,
-                            text_cls_weight=0.0, head_temperature=1.0)  # fmt: skip
+    flags = SimpleNamespace(dataset=DATASET, context_scope="class", context_control="none", text_loss_levels="last",
+                            text_norm_weight=0.1, text_cls_weight=0.0, head_temperature=1.0)  # fmt: skip
     last, both = plain.levels[-1:], [plain.levels[0], plain.levels[-1]]
     with torch.no_grad():
         anchors = fixed_anchors(crossed, DATASET, {}, device)
