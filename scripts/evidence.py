@@ -22,19 +22,20 @@ from scripts.study import CROSS, FEEDBACK, ROOT, run_arm
 
 METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
-ARMS = {  # arm: (script, flags); every one takes 5 epochs of stage 1 and 20 of stage 2
-    "baseline": ("train.py", []),
-    "cross_attention": (CROSS, []),
-    "control_other_class": (CROSS, ["--context_control", "other_class"]),
-    "control_constant": (CROSS, ["--context_control", "constant"]),
-    "cross_attention_train_mean": (CROSS, ["--text_context", "train_mean"]),
-    "cross_attention_image": (CROSS, ["--text_context", "image"]),
+STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
+ARMS = {  # arm: (script, flags)
+    "baseline": ("train.py", STEPS),
+    "cross_attention": (CROSS, STEPS),
+    "control_other_class": (CROSS, [*STEPS, "--context_control", "other_class"]),
+    "control_constant": (CROSS, [*STEPS, "--context_control", "constant"]),
+    "cross_attention_train_mean": (CROSS, [*STEPS, "--text_context", "train_mean"]),
+    "cross_attention_image": (CROSS, [*STEPS, "--text_context", "image"]),
     "feedback_v1": (FEEDBACK, [
         "--num_feedback_loops", "3", "--text_epoch", "2", "--loop2_text_epoch", "2", "--loop3_text_epoch", "1",
-        "--image_epoch", "10", "--loop2_image_epoch", "6", "--loop3_image_epoch", "4",
+        "--image_epoch", "5", "--loop2_image_epoch", "3", "--loop3_image_epoch", "2",
     ]),
     "feedback_v2": (FEEDBACK, [
-        "--recipe", "v2", "--num_feedback_loops", "5", "--text_epoch", "1", "--image_epoch", "4",
+        "--recipe", "v2", "--num_feedback_loops", "5", "--text_epoch", "1", "--image_epoch", "2",
         "--epoch_decay_per_loop", "1", "--plateau_patience", "0", "--text_lr", "4e-3",
     ]),
 }  # fmt: skip

@@ -22,7 +22,7 @@ def run(**changes):
 def test_every_feedback_arm_takes_the_baselines_steps(arm):
     args = fill_in(parse(build_parser(), ["--model_name", "ViT-Tiny-8-demo", *evidence.ARMS[arm][1]]))
     assert sum(loop.text_epochs for loop in plan(args)) == 5
-    assert sum(loop.image_epochs for loop in plan(args)) == 20
+    assert sum(loop.image_epochs for loop in plan(args)) == 10
 
 
 def test_shards_share_out_all_tasks_seed_by_seed():
