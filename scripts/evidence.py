@@ -14,14 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from comparison.significance import compare_pairs, holm, verdict
 from evaluation import write_text
+from scripts.paired_report import report
 from scripts.study import CROSS, FEEDBACK, ROOT, run_arm
 
-METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
-DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
 ARMS = {  # arm: (script, flags)
     "baseline": ("train.py", STEPS),
@@ -54,54 +50,6 @@ def tasks(arms, seeds, shard):
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--shard {shard}: expected i/n with i below n, for instance 0/2")
     return [(arm, seed) for seed in seeds for arm in arms][int(index) :: int(count)]
-
-
-def paired_rows(results, test_set, metric):
-    """What each arm changes against the baseline in one metric, over the seeds both have.
-
-    Args:
-        results: {(arm, seed): the run's JSON}.
-
-    Returns:
-        {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", …}}, in percent.
-        The interval resamples classes and seeds (not images); p flips signs over (class x seed).
-    """
-    rows = {}
-    for arm in ARMS:
-        seeds = [seed for own, seed in sorted(results) if own == arm and ("baseline", seed) in results]
-        if arm == "baseline" or not seeds:
-            continue
-        sides = [
-            np.array([
-                [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()] for seed in seeds
-            ], dtype=float).T * 100 for name in ("baseline", arm)
-        ]  # [classes, seeds] each  # fmt: skip
-        defined = ~np.isnan(sides[0]).any(axis=1)
-        difference = (sides[1] - sides[0])[defined]
-        replicates = np.repeat(difference[..., None], 4000, axis=2)
-        found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
-        means = {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
-        rows[arm] = found | means | {"seeds": len(seeds)}
-    return rows
-
-
-def report(results, test_set):
-    """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
-    every = {metric: paired_rows(results, test_set, metric) for metric in METRICS}
-    family = [row for metric in DECISIVE for row in every[metric].values()]
-    for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
-        row["verdict"] = f"{verdict(row, p)} (p {p:.3f})"
-    parts = []
-    for metric, rows in every.items():
-        parts += ["", f"### {metric}, {test_set}", "",
-                  "| arm | seeds | baseline | arm | difference [95 % interval] | wins/ties/losses | verdict |",
-                  "|--|--|--|--|--|--|--|"]  # fmt: skip
-        for arm, row in rows.items():
-            interval = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-            counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
-            cells = [row["seeds"], f"{row['baseline']:.2f}", f"{row['mean']:.2f}", interval, counts]
-            parts.append(f"| {arm} | " + " | ".join(map(str, cells)) + f" | {row.get('verdict', '')} |")
-    return "\n".join(parts).strip() + "\n"
 
 
 def main(argv=None):
@@ -138,7 +86,7 @@ def main(argv=None):
     for file in sorted(out.glob("*_seed*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         results[result["arm"], result["seed"]] = result
-    told = report(results, args.test)
+    told = report(results, list(ARMS), args.test)
     write_text(out / "table.md", f"Percent; differences are arm minus baseline, paired by (class x seed).\n\n{told}")
     print(told)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from checkpoints import versions
 from evaluation import write_text
+from scripts import paired_report
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "ViT-Tiny-8-demo"
@@ -149,6 +150,9 @@ def main(argv=None):
     report = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)
     report += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
+    if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and len(STUDIES[args.study]) > 2:
+        report += "\n\nPaired by (class x seed), in percent, arm minus baseline.\n\n"
+        report += "\n".join(paired_report.report(results, list(STUDIES[args.study]), name) for name in args.test)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m scripts.study --study {args.study} --train {args.train} --seeds {seeds}"
     command += f" --test {' '.join(args.test)}" + " ".join(["", *precision])

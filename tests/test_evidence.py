@@ -1,10 +1,10 @@
-"""The study at equal steps: scripts/evidence.py."""
+"""The study at equal steps and its paired tables: scripts/evidence.py, scripts/paired_report.py."""
 
 import pytest
 
 from feedback_recipes import fill_in, plan
 from options import parse
-from scripts import evidence
+from scripts import evidence, paired_report
 from scripts.study import FEEDBACK
 from train_cross_attention_feedback import build_parser
 
@@ -14,7 +14,7 @@ CLASSES = ("gear", "tile", "rope", "coin")
 def run(**changes):
     """A run's JSON: every metric 0.5 in every class, changed for some."""
     return {"metrics": {"DemoB": {"classes": {
-        name: dict.fromkeys(evidence.METRICS, 0.5) | changes.get(name, {}) for name in CLASSES
+        name: dict.fromkeys(paired_report.METRICS, 0.5) | changes.get(name, {}) for name in CLASSES
     }}}}  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_differences_are_paired_by_class_and_seed_and_seeds_without_a_baseline_l
     worse = {name: {"pixel_ap": 0.4} for name in CLASSES}
     results = {("baseline", 1): run(), ("baseline", 2): run(**worse), ("cross_attention", 1): run(**worse),
                ("cross_attention", 2): run(**worse), ("cross_attention", 3): run(**worse)}  # fmt: skip
-    row = evidence.paired_rows(results, "DemoB", "pixel_ap")["cross_attention"]
+    row = paired_report.paired_rows(results, ["baseline", "cross_attention"], "DemoB", "pixel_ap")["cross_attention"]
     assert (row["seeds"], row["wins"], row["ties"], row["losses"]) == (2, 0, 4, 4)
     assert row["value"] == pytest.approx(-5)
     assert row["baseline"] == pytest.approx(45)
@@ -49,7 +49,7 @@ def test_the_report_gives_verdicts_for_the_decisive_metrics_only():
     for seed in range(6):
         results["baseline", seed], results["cross_attention", seed] = run(), run(**better)
         results["control_constant", seed] = run()
-    told = evidence.report(results, "DemoB").splitlines()
+    told = paired_report.report(results, list(evidence.ARMS), "DemoB").splitlines()
     start = told.index("### pixel_ap, DemoB")
     assert "| +10.00 [+10.00, +10.00] | 24/0/0 | helps (p " in told[start + 4]
     assert "| +0.00 [+0.00, +0.00] | 0/24/0 | no difference (p 1.000) |" in told[start + 5]

@@ -1,0 +1,58 @@
+"""What the arms of a study change against its baseline, from the runs' JSON files: paired differences in Markdown."""
+
+import numpy as np
+
+from comparison.significance import compare_pairs, holm, verdict
+
+METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
+
+
+def paired_rows(results, arms, test_set, metric):
+    """What each arm changes against the baseline in one metric, over the seeds both have.
+
+    Args:
+        results: {(arm, seed): the run's JSON}.
+        arms: their names, "baseline" among them or not.
+        metric: a key of the classes' metrics.
+
+    Returns:
+        {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", …}}, in percent.
+        The interval resamples classes and seeds (not images); p flips signs over (class x seed).
+    """
+    rows = {}
+    for arm in arms:
+        seeds = [seed for own, seed in sorted(results) if own == arm and ("baseline", seed) in results]
+        if arm == "baseline" or not seeds:
+            continue
+        sides = [
+            np.array([
+                [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()] for seed in seeds
+            ], dtype=float).T * 100 for name in ("baseline", arm)
+        ]  # [classes, seeds] each  # fmt: skip
+        defined = ~np.isnan(sides[0]).any(axis=1)
+        difference = (sides[1] - sides[0])[defined]
+        replicates = np.repeat(difference[..., None], 4000, axis=2)
+        found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
+        means = {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
+        rows[arm] = found | means | {"seeds": len(seeds)}
+    return rows
+
+
+def report(results, arms, test_set):
+    """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
+    every = {metric: paired_rows(results, arms, test_set, metric) for metric in METRICS}
+    family = [row for metric in DECISIVE for row in every[metric].values()]
+    for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
+        row["verdict"] = f"{verdict(row, p)} (p {p:.3f})"
+    parts = []
+    for metric, rows in every.items():
+        parts += ["", f"### {metric}, {test_set}", "",
+                  "| arm | seeds | baseline | arm | difference [95 % interval] | wins/ties/losses | verdict |",
+                  "|--|--|--|--|--|--|--|"]  # fmt: skip
+        for arm, row in rows.items():
+            interval = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
+            cells = [row["seeds"], f"{row['baseline']:.2f}", f"{row['mean']:.2f}", interval, counts]
+            parts.append(f"| {arm} | " + " | ".join(map(str, cells)) + f" | {row.get('verdict', '')} |")
+    return "\n".join(parts).strip() + "\n"
