@@ -1,7 +1,10 @@
-"""Contexts without information about what attends to them: the controls of a study of cross-attention.
+"""Contexts without the information a tower should gain from the other: the controls of a study of cross-attention.
 
-A run with `--context_control` has the same parameters and steps as one without. Whatever the two have in common cannot
-be what a tower learned from looking at the other.
+A run with `--context_control` has the same parameters and steps as one without. "constant" says nothing at all.
+"other_class" keeps the statistics of real contexts and what all classes share (that something is damaged), but belongs
+to another class; as its images see the prompts of one fixed other class, a class can still be told by it. Where the
+surgery attends across the batch before the first level (ViT-L with AA-CLIP's defaults), patches of another class
+already carry something of the own images: `--surgery_attention spatial` keeps them apart.
 """
 
 import torch

@@ -105,10 +105,15 @@ def train_stage(
         enough: function (history) -> bool, asked after every epoch; True ends the stage.
 
     Raises:
-        ValueError: the loader is empty.
+        ValueError: the loader is empty, or more epochs are done than wanted.
         FloatingPointError: a loss term is not finite; nothing was stepped, the batch's files are named.
     """
     watched, history = watched or {}, [] if history is None else history
+    if start_epoch > epochs:
+        raise ValueError(
+            f"stage {name!r}: {start_epoch} epochs are done, --{name}_epoch asks for {epochs}: a run cannot be "
+            "shortened; evaluate a numbered checkpoint, or start a new run with another --save_path"
+        )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for epoch in range(start_epoch, epochs):
         if enough is not None and enough(history):
@@ -156,7 +161,7 @@ def train_stage(
 def gradient_norm(module):
     """Norm of the gradient over a module's parameters, as a scalar tensor; 0 where there is none."""
     norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
-    return torch.stack(norms).norm() if norms else torch.zeros(())
+    return torch.stack(norms).norm() if norms else torch.zeros((), device=next(module.parameters()).device)
 
 
 def non_finite_message(name, epoch, terms, batch):

@@ -92,11 +92,13 @@ def evaluate_loop(model, loop, means, test_sets, args, device, logger):
     Args:
         test_sets: {class name: dataset} of `--eval_every_loop`.
     """
-    dataset, before = args.eval_every_loop, rng_state()
+    dataset, before, visual = args.eval_every_loop, rng_state(), model.clipmodel.visual
+    autocast, visual.autocast = visual.autocast, None  # evaluations are float32
     predict, *_ = loop_predictor(model, dataset, loop, means, args, device)
     result = evaluate(predict, test_sets, DOMAINS[dataset], len(model.levels), batch_size=EVALUATION_BATCH,
                       device=device, workers=args.workers)  # fmt: skip
     restore_rng(before)
+    visual.autocast = autocast
     about = {"model_name": args.model_name, "img_size": args.img_size, "domain": DOMAINS[dataset],
              "kind": FEEDBACK.name, "settings": settings(args)}  # fmt: skip
     write_metrics(args.save_path, dataset, loop_file(args.save_path, loop, "final").name, result, about)

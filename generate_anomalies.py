@@ -24,6 +24,7 @@ try:
     from synthesis.generate import Drafter, FillSampler, TextureSampler, make, plan, resized
     from synthesis.latents import FILL_MASKS, check_side
     from synthesis.sampling import load_filler
+    from synthesis.weights import find_checkpoint, read_config
 except ModuleNotFoundError as error:
     if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
         raise
@@ -56,10 +57,10 @@ def build_parser():
     group.add_argument("--method", choices=["fill", "perlin"], required=True, help="semantic fill, or a texture")
     group.add_argument("--model", default="tiny", help="fill: as in train_semantic_fill.py; default tiny")
     group.add_argument("--checkpoint", help="fill: folder that train_semantic_fill.py wrote")
-    group.add_argument("--size", type=int, default=512, help="fill: side of a panel in pixels; default 512")
+    group.add_argument("--size", type=int, help="fill: side of a panel in pixels; default as trained")
     group.add_argument("--steps", type=int, default=28, help="fill: sampling steps; default 28")
     group.add_argument("--prompt", help="fill: default the training prompt")
-    group.add_argument("--fill_mask", choices=FILL_MASKS, default="semantic", help="fill: as trained; default semantic")
+    group.add_argument("--fill_mask", choices=FILL_MASKS, help="fill: default as trained")
     group.add_argument("--masks", choices=["real", "perlin"], default="real",
                        help="the class's real training masks, moved, or Perlin noise; default real")  # fmt: skip
     group.add_argument("--count", type=int, default=16, help="images per class, sham ones included; default 16")
@@ -91,7 +92,8 @@ def check_flags(args):
         raise ValueError(
             f"--count {args.count} --attempts {args.attempts} --batch_size {args.batch_size}: expected 1 or more each"
         )
-    check_side(args.size)
+    if args.size is not None:
+        check_side(args.size)
 
 
 def claim(out, args):
@@ -154,7 +156,7 @@ def generate(args, out, logger):
     draft_of = Drafter(anomalous, args.masks, area, args.seed)
     if args.method == "fill":
         filler = load_filler(args.model, args.checkpoint, choose_device(args.device))
-        sampler = FillSampler(filler, args.size, args.fill_mask, args.prompt, args.steps)
+        sampler = FillSampler(filler, *as_trained(args, logger), args.prompt, args.steps)
     else:
         sampler = TextureSampler(normal)
     rows = rows_so_far(out)
@@ -181,6 +183,18 @@ def generate(args, out, logger):
     shams = sum(item.is_sham for item in items if item.name in rows)
     logger.info(f"{len(rows) - shams} anomalies and {shams} sham images in {out / ROWS}, {len(left_out)} left out; "
                 f"look at {out / 'contact_sheet.png'}")  # fmt: skip
+
+
+def as_trained(args, logger):
+    """(panel side, fill mask) of the checkpoint, unless typed otherwise."""
+    config = read_config(find_checkpoint(args.checkpoint))
+    chosen = []
+    for flag in ("size", "fill_mask"):
+        typed, trained = getattr(args, flag), config[flag]
+        if typed is not None and typed != trained:
+            logger.warning(f"trained with --{flag} {trained}, sampled with {typed}, as typed")
+        chosen.append(trained if typed is None else typed)
+    return chosen
 
 
 def rows_so_far(out):

@@ -111,7 +111,7 @@ def add_training_flags(parser):
     group.add_argument("--text_lr", type=float, default=1e-5, help="learning rate of stage 1")
     group.add_argument("--image_lr", type=float, default=5e-4, help="learning rate of stage 2")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                       help="products in the vision blocks in training; all else stays fp32")  # fmt: skip
+                       help="products in the vision blocks and their adapters in training")  # fmt: skip
     group.add_argument("--text_norm_weight", type=float, default=0.1, help="weight of the anchors' orthogonality loss")
     group.add_argument("--criterion", nargs="*", default=["dice_loss", "focal_loss"],
                        help="accepted for AA-CLIP's command lines; never read, there or here")  # fmt: skip
@@ -136,8 +136,11 @@ def parse(parser, argv=None):
         for flag, (_, corrected) in ODDITIES.items():
             if flag not in typed:
                 setattr(args, flag, corrected)
-    if getattr(args, "context_control", "none") != "none" and args.text_context != "none":
-        parser.error(f"--context_control {args.context_control}: needs --text_context none")
+    control = getattr(args, "context_control", "none")
+    if control != "none" and args.text_context != "none":
+        parser.error(f"--context_control {control}: needs --text_context none")
+    if control == "other_class" and args.context_scope == "batch":
+        parser.error("--context_control other_class: in --context_scope batch all classes share one context already")
     if getattr(args, "quick_gelu", False) and args.model_name in GELU_MODELS:
         if "quick_gelu" in typed:
             parser.error(f"--quick_gelu: {args.model_name} was trained with GELU, QuickGELU would only distort it")

@@ -17,6 +17,9 @@ MAY_DIFFER = {  # flags that may change between a run's start and its resume, be
     "save_path", "device", "workers", "data_root", "clip_weights", "dataset_config", "real_names", "criterion",
     "corrected", "eval_every_loop",
 }  # fmt: skip
+ADDED_LATER = {  # flags that runs of older versions lack, and what those runs did
+    "precision": "fp32", "context_control": "none", "extra_meta": None, "extra_ratio": None,
+}  # fmt: skip
 ADAPTER_FLAGS = (
     "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
     "cross_attn_heads", "text_cross_attn_weight", "image_cross_attn_weight", "no_norm_match", "no_normalize_context",
@@ -201,10 +204,10 @@ def check_same_run(stored, args, path, extendable=()):
     Raises:
         RuntimeError: names every flag that differs with both values.
     """
-    current = settings(args)
+    current, stored = settings(args), ADDED_LATER | stored if stored else {}
     differing = [
         f"--{key} was {value!r}, is {current[key]!r}"
-        for key, value in (stored or {}).items()
+        for key, value in stored.items()
         if key in current and key not in MAY_DIFFER and key not in extendable and value != current[key]
     ]
     if differing:
@@ -233,6 +236,11 @@ def adopt_settings(args, stored, path, logger):
             )
         else:
             logger.warning(f"trained with --{flag} {trained}, tested with {given}, as typed")
+    if getattr(args, "context_control", "none") != "none" and args.text_context != "none":
+        raise RuntimeError(
+            f"{path} was trained with --context_control {args.context_control}, whose anchors see no image: leave "
+            f"--text_context {args.text_context} away"
+        )
     corrections = changed_oddities(stored or {})
     if corrections:
         logger.info(f"trained with corrections of AA-CLIP's oddities: {corrections}")

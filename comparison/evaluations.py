@@ -6,6 +6,7 @@ import test
 from comparison.arms import RAW_CLIP
 from comparison.scores import read_about, scores_file, sha256
 from metrics import METRICS_VERSION
+from runs import NETWORK_FLAGS
 
 
 def outdated(run, dataset):
@@ -16,6 +17,10 @@ def outdated(run, dataset):
     about = read_about(path)
     if about["metrics_version"] != METRICS_VERSION:
         return f"evaluated with version {about['metrics_version']} of the metrics, this is {METRICS_VERSION}"
+    trained, tested = about["settings"] or {}, about["tested_with"]
+    for flag in NETWORK_FLAGS if run.file is not None else ():
+        if flag != "img_size" and flag in trained and tested.get(flag, trained[flag]) != trained[flag]:
+            return f"an ablation: tested with --{flag} {tested[flag]}, trained with {trained[flag]}"
     if run.file is not None:
         for name, stored in about["checkpoints"].items():
             file = run.folder / name

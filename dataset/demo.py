@@ -21,6 +21,7 @@ from zlib import crc32
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from dataset.demo_photo import PHOTO_CLASSES, render_photo
@@ -132,6 +133,13 @@ def write_dataset(name: str, root, classes: dict[str, tuple], renderer: Renderer
     rendering is left as it is; an older rendering is replaced. Raises FileExistsError for a folder of other origin.
     """
     folder = Path(root) / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{name}.lock"):  # studies in several processes share one rendering
+        return _write_dataset(name, folder, classes, renderer, seed, size, counts)
+
+
+def _write_dataset(name, folder, classes, renderer, seed, size, counts):
+    """`write_dataset`, alone in its folder."""
     settings = {"name": name, "version": RENDER_VERSION, "seed": seed, "size": size, **asdict(counts)}
     if folder.is_dir() and any(folder.iterdir()):
         if _read_stamp(folder) == {**settings, "complete": True}:

@@ -38,4 +38,3 @@ def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mas
             if i + 1 in levels:
                 collected[i + 1] = x
     return x, [collected[level] for level in levels]
-

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from evaluation import write_text
 from scripts.paired_report import report
-from scripts.study import CROSS, FEEDBACK, ROOT, run_arm
+from scripts.study import CROSS, FEEDBACK, ROOT, read_results, run_arm
 
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
 ARMS = {  # arm: (script, flags)
@@ -35,6 +35,7 @@ ARMS = {  # arm: (script, flags)
         "--epoch_decay_per_loop", "1", "--plateau_patience", "0", "--text_lr", "4e-3",
     ]),
 }  # fmt: skip
+METHODS = ["cross_attention", "cross_attention_train_mean", "cross_attention_image", "feedback_v1", "feedback_v2"]
 
 
 def tasks(arms, seeds, shard):
@@ -72,22 +73,27 @@ def main(argv=None):
     render = ["-m", "dataset.demo", "--out", str(data), "--seed", str(args.data_seed)]
     subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
     common = (["--corrected"] if args.corrected else []) + ["--precision", args.precision]
+    every = {arm: (script, [*flags, *common]) for arm, (script, flags) in ARMS.items()}
+    read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     for arm, seed in todo:
         file = out / f"{arm}_seed{seed}.json"
         if file.is_file():
             continue
         print(f"{name}: {arm}, seed {seed}", flush=True)
-        script, flags = ARMS[arm]
+        script, flags = every[arm]
         folder = runs / name / file.stem
-        result = run_arm(script, [*flags, *common], seed, args.train, [args.test], data, folder)
+        result = run_arm(script, flags, seed, args.train, [args.test], data, folder)
         text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
         write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
-    results = {}
-    for file in sorted(out.glob("*_seed*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        results[result["arm"], result["seed"]] = result
+    results = read_results(out, every, args.train)
+    flags = f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
+    seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
+    command = f"python -m scripts.evidence --seeds {seeds} {flags}" + (" --corrected" if args.corrected else "")
     told = report(results, list(ARMS), args.test)
-    write_text(out / "table.md", f"Percent; differences are arm minus baseline, paired by (class x seed).\n\n{told}")
+    for control in ("control_constant", "control_other_class"):  # does what a tower sees matter, or its parameters?
+        if any(arm == control for arm, _ in results):
+            told += "\n" + report(results, METHODS, args.test, control)
+    write_text(out / "table.md", f"    {command}\n\n{told}")
     print(told)
 
 

@@ -6,15 +6,20 @@ from comparison.significance import compare_pairs, holm, verdict
 
 METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
+ABOUT = (
+    "Intervals resample classes and training seeds, not test images, so they are narrower than compare.py's. p flips "
+    "the signs of single pairs; with fewer than five seeds a seed that shifts all classes can look like an effect."
+)
 
 
-def paired_rows(results, arms, test_set, metric):
+def paired_rows(results, arms, test_set, metric, baseline="baseline"):
     """What each arm changes against the baseline in one metric, over the seeds both have.
 
     Args:
         results: {(arm, seed): the run's JSON}.
-        arms: their names, "baseline" among them or not.
+        arms: their names, the baseline's among them or not.
         metric: a key of the classes' metrics.
+        baseline: the arm the others are compared with.
 
     Returns:
         {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", …}}, in percent.
@@ -22,33 +27,36 @@ def paired_rows(results, arms, test_set, metric):
     """
     rows = {}
     for arm in arms:
-        seeds = [seed for own, seed in sorted(results) if own == arm and ("baseline", seed) in results]
-        if arm == "baseline" or not seeds:
+        seeds = [seed for own, seed in sorted(results) if own == arm and (baseline, seed) in results]
+        if arm == baseline or not seeds:
             continue
         sides = [
             np.array([
                 [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()] for seed in seeds
-            ], dtype=float).T * 100 for name in ("baseline", arm)
+            ], dtype=float).T for name in (baseline, arm)
         ]  # [classes, seeds] each  # fmt: skip
         defined = ~np.isnan(sides[0]).any(axis=1)
+        if not defined.any():
+            continue
         difference = (sides[1] - sides[0])[defined]
         replicates = np.repeat(difference[..., None], 4000, axis=2)
         found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
-        means = {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
-        rows[arm] = found | means | {"seeds": len(seeds)}
+        found |= {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
+        percent = {key: 100 * found[key] for key in ("baseline", "mean", "value", "low", "high")}
+        rows[arm] = found | percent | {"seeds": len(seeds)}
     return rows
 
 
-def report(results, arms, test_set):
+def report(results, arms, test_set, baseline="baseline"):
     """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
-    every = {metric: paired_rows(results, arms, test_set, metric) for metric in METRICS}
+    every = {metric: paired_rows(results, arms, test_set, metric, baseline) for metric in METRICS}
     family = [row for metric in DECISIVE for row in every[metric].values()]
     for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
         row["verdict"] = f"{verdict(row, p)} (p {p:.3f})"
-    parts = []
+    parts = [f"Arm minus {baseline}, paired by (class x seed), in percent. {ABOUT}"]
     for metric, rows in every.items():
         parts += ["", f"### {metric}, {test_set}", "",
-                  "| arm | seeds | baseline | arm | difference [95 % interval] | wins/ties/losses | verdict |",
+                  f"| arm | seeds | {baseline} | arm | difference [95 % interval] | wins/ties/losses | verdict |",
                   "|--|--|--|--|--|--|--|"]  # fmt: skip
         for arm, row in rows.items():
             interval = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"

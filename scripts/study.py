@@ -48,12 +48,9 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder):
         {"commands", "seconds", "metrics": {test set: metrics of the last checkpoint}, "versions"}; a feedback run has
         {"loops": {test set: [mean metrics per loop]}, "history": [losses per loop]} too.
     """
-    commands = []
-    common = ["--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
-    if script:
-        commands.append([script, "--dataset", train_set, *flags, *common])
+    commands = [training_command(script, flags, seed, train_set, data, folder)] if script else []
     for name in test_sets:
-        commands.append(["test.py", "--dataset", name, *common, *TEST_FLAGS.get(script, [])])
+        commands.append(["test.py", "--dataset", name, *common_flags(seed, data, folder), *TEST_FLAGS.get(script, [])])
     begin = time.perf_counter()
     for command in commands:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -72,6 +69,40 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder):
         "metrics": {name: {"mean": entry["mean"], "classes": entry["classes"]} for name, entry in found.items()},
         "versions": versions(),
     } | loops
+
+
+def common_flags(seed, data, folder):
+    """Flags of training and testing."""
+    return ["--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
+
+
+def training_command(script, flags, seed, train_set, data="DATA", folder="RUN"):
+    """The words behind "python" that train an arm; with the default places as a run's JSON has them."""
+    return [script, "--dataset", train_set, *flags, *common_flags(seed, data, folder)]
+
+
+def read_results(out, arms, train_set):
+    """Finished runs {(arm, seed): JSON} of a folder.
+
+    Args:
+        arms: {arm: (script, flags)}; runs of other arms in the folder are not read.
+
+    Raises:
+        ValueError: a run was trained with another command than its arm's is now; it would be compared with the others.
+    """
+    results = {}
+    for file in sorted(Path(out).glob("*_seed*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["arm"] not in arms:
+            continue
+        script, flags = arms[result["arm"]]
+        if script:
+            expected = " ".join(["python", *training_command(script, flags, result["seed"], train_set)])
+            if result["commands"][0] != expected:
+                raise ValueError(f"{file} was trained by\n{result['commands'][0]}\nand not by\n{expected}\n"
+                                 "Repeat its flags, give another --out, or delete the file")  # fmt: skip
+        results[result["arm"], result["seed"]] = result
+    return results
 
 
 def table(study, results, test_sets):
@@ -128,7 +159,9 @@ def main(argv=None):
     out, data = Path(args.out or ROOT / "results" / name), Path(args.data).resolve()
     subprocess.run([sys.executable, "-m", "dataset.demo", "--out", str(data)], cwd=ROOT, check=True)
     precision = [] if args.precision == "fp32" else ["--precision", args.precision]
-    arms = {arm: STUDIES[args.study][arm] for arm in args.arms or STUDIES[args.study]}
+    every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
+    arms = {arm: every[arm] for arm in args.arms or every}
+    read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     for seed in args.seeds:
         for arm, (script, flags) in arms.items():
             if script is None and seed != args.seeds[0]:
@@ -138,21 +171,16 @@ def main(argv=None):
                 continue
             print(f"{arm}, seed {seed}", flush=True)
             folder = data.parent / f"{args.study}_{args.train}" / f"{arm}_seed{seed}"
-            result = run_arm(script, [*flags, *precision], seed, args.train, args.test, data, folder)
+            result = run_arm(script, flags, seed, args.train, args.test, data, folder)
             text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
             write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
-    results = {}
-    for file in sorted(out.glob("*_seed*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if result["train"] != args.train:
-            raise ValueError(f"{file} was trained on {result['train']}, not {args.train}: give another --out")
-        results[result["arm"], result["seed"]] = result
+    results = read_results(out, every, args.train)
     report = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)
     report += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
     if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and len(STUDIES[args.study]) > 2:
-        report += "\n\nPaired by (class x seed), in percent, arm minus baseline.\n\n"
-        report += "\n".join(paired_report.report(results, list(STUDIES[args.study]), name) for name in args.test)
+        told = (paired_report.report(results, list(STUDIES[args.study]), name) for name in args.test)
+        report += "\n\n" + "\n".join(told)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m scripts.study --study {args.study} --train {args.train} --seeds {seeds}"
     command += f" --test {' '.join(args.test)}" + " ".join(["", *precision])

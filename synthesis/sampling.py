@@ -68,7 +68,11 @@ class Filler:
         if semantic is None:
             images = self.pipeline(**arguments).images
         else:
-            tokens, semantic_places = semantic_tokens(backbone.vae, semantic.to(device), side)
+            encoded = [
+                semantic_tokens(backbone.vae, one[None].to(device), side, torch.Generator().manual_seed(int(seed)))
+                for one, seed in zip(semantic, seeds, strict=True)
+            ]  # one by one: a codec with noise draws it from the image's own seed
+            tokens, semantic_places = torch.cat([own for own, _ in encoded]), encoded[0][1]
             rows = side // TOKEN_PIXELS
             token_places = places(rows, rows, panels=2).to(device)
             with semantic_injection(backbone.transformer, attention, tokens, token_places, semantic_places):

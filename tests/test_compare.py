@@ -17,7 +17,7 @@ from comparison.arms import read_arm, read_run
 from comparison.evaluations import evaluate_missing, outdated
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
-from comparison.scores import read_scores, scores_file
+from comparison.scores import read_about, read_scores, scores_file
 
 BAD = "<script>alert(1)"
 GOOD_ONLY = "a_b & 50% $x$ | c"
@@ -125,6 +125,11 @@ def test_only_missing_and_outdated_evaluations_are_made(compared, world, tmp_pat
     assert outdated(run, "MVTec") is None
     monkeypatch.setattr("comparison.evaluations.METRICS_VERSION", 2)
     assert outdated(run, "MVTec") == "evaluated with version 1 of the metrics, this is 2"
+    monkeypatch.undo()
+    about = read_about(scores_file(tmp_path / "run", "MVTec", run.checkpoint))
+    about["tested_with"]["surgery_attention"] = "spatial"
+    monkeypatch.setattr("comparison.evaluations.read_about", lambda path: about)
+    assert outdated(run, "MVTec") == "an ablation: tested with --surgery_attention spatial, trained with batch"
     monkeypatch.undo()
     shake(tmp_path / "run" / "image_adapter.pth")
     assert outdated(run, "MVTec") == "image_adapter.pth is another file than the evaluated one"

@@ -75,9 +75,15 @@ def test_a_run_with_a_control_is_tested_with_it(tmp_path, data_root, tmp_path_fa
     assert result["mean"]["pixel_auroc"] is not None
     with pytest.raises(RuntimeError, match="--context_control was 'constant', is 'none'"):
         test.main([*common, "--context_control", "none"])
+    with pytest.raises(RuntimeError, match="whose anchors see no image: leave --text_context image away"):
+        test.main([*common, "--text_context", "image"])
 
 
-def test_a_control_with_anchors_that_see_images_is_refused(capsys):
+@pytest.mark.parametrize(("flags", "why"), [
+    (["constant", "--text_context", "image"], "needs --text_context none"),
+    (["other_class", "--context_scope", "batch"], "all classes share one context already"),
+])  # fmt: skip
+def test_a_control_that_would_be_none_is_refused(capsys, flags, why):
     with pytest.raises(SystemExit):
-        train_cross_attention.main(["--context_control", "constant", "--text_context", "image"])
-    assert "needs --text_context none" in capsys.readouterr().err
+        train_cross_attention.main(["--context_control", *flags])
+    assert why in capsys.readouterr().err

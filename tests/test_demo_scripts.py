@@ -51,6 +51,18 @@ def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
     assert told.splitlines()[-1].startswith("| DemoB | baseline | 2 | 60.0 (50.0–70.0) |")
 
 
+def test_a_finished_run_of_another_command_is_refused_and_other_arms_are_not_read(tmp_path):
+    arms = {"baseline": ("train.py", ["--precision", "bf16"])}
+    command = " ".join(["python", *study.training_command(*arms["baseline"], 3, "DemoA")])
+    run = {"arm": "baseline", "seed": 3, "commands": [command]}
+    (tmp_path / "baseline_seed3.json").write_text(json.dumps(run), encoding="utf-8")
+    (tmp_path / "other_seed3.json").write_text(json.dumps(run | {"arm": "other"}), encoding="utf-8")
+    assert study.read_results(tmp_path, arms, "DemoA") == {("baseline", 3): run}
+    for changed, train_set in (({"baseline": ("train.py", [])}, "DemoA"), (arms, "DemoB")):
+        with pytest.raises(ValueError, match="was trained by"):
+            study.read_results(tmp_path, changed, train_set)
+
+
 def test_a_feedback_studys_table_has_a_row_per_loop_and_says_whether_the_image_loss_falls():
     def run(value, losses):
         metrics = [dict.fromkeys(study.COLUMNS, value), dict.fromkeys(study.COLUMNS, value + 0.1)]

@@ -218,6 +218,11 @@ def test_an_empty_loader_is_an_error_with_its_stage(loop):
         loop(lambda weight, batch: {"line": weight}, [])
 
 
+def test_a_run_cannot_be_shortened(loop, batch):
+    with pytest.raises(ValueError, match="7 epochs are done, --text_epoch asks for 5: a run cannot be shortened"):
+        loop(lambda weight, batch: {"line": weight}, [batch], start_epoch=7, epochs=5)
+
+
 def test_a_stage_starts_at_its_epoch_saves_after_each_and_tells_the_loader_which_it_is(loop, batch, lines):
     class Loader(list):
         def __init__(self, items):

@@ -403,6 +403,25 @@ def test_evaluating_every_loop_gives_tests_numbers_and_changes_no_weight(run, ev
     run("evaluated")  # the flag may differ when a run is started again
 
 
+def test_loops_of_a_bfloat16_run_are_evaluated_in_float32_and_trained_in_bfloat16(run, monkeypatch):
+    seen = []
+
+    def spy(module, name, model_of):
+        whole = getattr(module, name)
+
+        def noting(*args, **keywords):
+            seen.append((name, model_of(args).clipmodel.visual.autocast))
+            return whole(*args, **keywords)
+
+        monkeypatch.setattr(module, name, noting)
+
+    spy(feedback_evaluation, "loop_predictor", lambda args: args[0])
+    spy(feedback, "train_one_stage", lambda args: args[0].model)
+    run("low", "--eval_every_loop", "MVTec", "--num_feedback_loops", "2", "--precision", "bf16")
+    stages = [("train_one_stage", torch.bfloat16)] * 2
+    assert seen == [*stages, ("loop_predictor", None)] * 2
+
+
 def test_the_loop_table_marks_the_best_loop_and_the_change_against_the_first():
     def metrics(value, aupro=None):
         names = ("pixel_auroc", "pixel_ap", "image_auroc", "image_ap")

@@ -169,7 +169,10 @@ def command(data_root, tmp_path):
     """Function (method, *flags) -> the folder generate_anomalies.py wrote from the MVTec-layout folder."""
 
     def run(method, *flags, out="out"):
-        own = ["--checkpoint", "none", "--size", "32"] if method == "fill" else []
+        checkpoint = tmp_path / "checkpoint"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "config.json").write_text(json.dumps({"size": 32, "fill_mask": "semantic"}), encoding="utf-8")
+        own = ["--checkpoint", str(checkpoint)] if method == "fill" else []
         generate_anomalies.main(["--method", method, "--dataset", "MVTec", "--data_root", str(data_root), "--out",
                                  str(tmp_path / out), "--count", "3", *own, *flags])  # fmt: skip
         return tmp_path / out
@@ -224,6 +227,15 @@ def test_the_whole_panel_is_filled_on_request_and_still_only_the_label_changes(c
     image, label = read(out / row["image_path"]), read(out / row["mask_path"])[..., 0] > 0
     assert any(image.shape == normal.shape and np.array_equal(image[~label], normal[~label])
                for normal in normal_images(data_root, "bottle"))  # fmt: skip
+
+
+def test_size_and_fill_mask_are_the_checkpoints_unless_typed(command, red):
+    command("fill")
+    assert {(call[0].shape[-1], bool(call[2].mean() < 0.9)) for call in red.calls} == {(32, True)}
+    red.calls.clear()
+    out = command("fill", "--size", "48", out="typed")
+    assert {call[0].shape[-1] for call in red.calls} == {48}
+    assert "trained with --size 32, sampled with 48, as typed" in (out / "generate.log").read_text()
 
 
 def test_sham_images_are_normal_ones_through_the_codec_with_label_0_and_no_mask(command, red, data_root):

@@ -116,6 +116,13 @@ def test_continuing_with_other_flags_is_refused_with_each_flag_and_both_values()
     assert "relu" not in str(error.value)
 
 
+def test_a_run_older_than_a_flag_continues_as_it_was_and_not_with_the_flag():
+    old = {"seed": 1}
+    check_same_run(old, Namespace(seed=1, precision="fp32", extra_meta=None), "a.pth")
+    with pytest.raises(RuntimeError, match="--precision was 'fp32', is 'bf16'"):
+        check_same_run(old, Namespace(seed=1, precision="bf16"), "a.pth")
+
+
 def test_flags_that_change_no_number_may_differ_and_unknown_ones_are_no_obstacle():
     same = SETTINGS | {"device": "cpu", "workers": 0, "data_root": "a", "save_path": "a"}
     other = same | {"device": "cuda", "workers": 4, "data_root": "b", "save_path": "b"}
