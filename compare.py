@@ -27,6 +27,8 @@ from dataset import get_dataset
 from evaluation import write_text
 from runs import declare_datasets
 
+ENOUGH_SEEDS = 5
+
 
 def build_parser():
     """The flags of this script."""
@@ -73,6 +75,9 @@ def notes_on(found, baseline, arms):
         if compared["unpaired_seeds"]:
             notes.append(f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
                          "and are left out.")  # fmt: skip
+    if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first.values()):
+        notes.append(f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
+                     "one verdict in ten is false then. Treat these as preliminary.")  # fmt: skip
     if any(len(compared["seeds"]) == 1 for compared in first.values()):
         notes.append("With one seed the intervals say nothing about other training seeds.")
     return notes
