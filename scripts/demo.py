@@ -111,7 +111,7 @@ def main(argv=None):
         evaluate(runs[title], data, [])
 
     print("[6/6] compare")
-    arms = [f"{title}={folder}" for title, folder in runs.items() if title != "baseline"]
+    arms = [f"{title}={runs[title]}" for title in CONTINUED]
     compare.main(["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets", *TEST_SETS,
                   "--data_root", str(data), "--out", str(out)])  # fmt: skip
     report = table(runs)
