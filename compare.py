@@ -28,6 +28,7 @@ from evaluation import write_text
 from runs import declare_datasets
 
 ENOUGH_SEEDS = 5
+BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
 
 
 def build_parser():
@@ -70,6 +71,10 @@ def notes_on(found, baseline, arms):
             if any((about["settings"] or {}).get("dataset") == dataset and about["checkpoints"] for about in abouts):
                 notes.append(f"{arm} was trained on {dataset}: this is no zero-shot result.")
     first = next(iter(found.values()))["arms"]
+    for arm, abouts in next(iter(found.values()))["abouts"].items():
+        if any((about["settings"] or {}).get(flag) for about in abouts for flag in BASE_FLAGS):
+            notes.append(f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a "
+                         "difference need not be its method's.")  # fmt: skip
     for arm in arms:
         compared = first[arm.name]
         if compared["unpaired_seeds"]:

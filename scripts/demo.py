@@ -33,7 +33,7 @@ CONTINUED = {  # run: (script, flags); short, because each starts from the basel
 }  # fmt: skip
 NOTE = (
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
-    "runs, not which method is better. results/ holds the paired studies at equal steps."
+    "runs, not which method is better; they took more steps than the baseline. Paired studies are in results/."
 )
 
 

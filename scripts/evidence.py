@@ -9,14 +9,13 @@ rendered images come from a data seed of their own, because the demo world was c
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from evaluation import write_text
 from scripts.paired_report import report
-from scripts.study import CROSS, FEEDBACK, ROOT, read_results, run_arm
+from scripts.study import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
 ARMS = {  # arm: (script, flags)
@@ -75,16 +74,7 @@ def main(argv=None):
     common = (["--corrected"] if args.corrected else []) + ["--precision", args.precision]
     every = {arm: (script, [*flags, *common]) for arm, (script, flags) in ARMS.items()}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    for arm, seed in todo:
-        file = out / f"{arm}_seed{seed}.json"
-        if file.is_file():
-            continue
-        print(f"{name}: {arm}, seed {seed}", flush=True)
-        script, flags = every[arm]
-        folder = runs / name / file.stem
-        result = run_arm(script, flags, seed, args.train, [args.test], data, folder)
-        text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
-        write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
+    run_missing(todo, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
     flags = f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))

@@ -3,7 +3,7 @@
     python -m scripts.study --study baseline --seeds 111 112 113
 
 One run per process; a run whose JSON lies in results/<study>/ is not repeated, so a study can be stopped, continued and
-extended. The table with its command is results/<study>/README.md.
+extended. The tables with their command are in results/<study>/table.md.
 """
 
 import argparse
@@ -79,6 +79,25 @@ def common_flags(seed, data, folder):
 def training_command(script, flags, seed, train_set, data="DATA", folder="RUN"):
     """The words behind "python" that train an arm; with the default places as a run's JSON has them."""
     return [script, "--dataset", train_set, *flags, *common_flags(seed, data, folder)]
+
+
+def run_missing(tasks, arms, train_set, test_sets, data, runs, out):
+    """Train and test what has no JSON in `out` yet, and write it there.
+
+    Args:
+        tasks: [(arm, seed)].
+        arms: {arm: (script, flags)}.
+        data: the rendered sets.
+        runs: folder of the run folders.
+    """
+    for arm, seed in tasks:
+        file, folder = out / f"{arm}_seed{seed}.json", runs / f"{arm}_seed{seed}"
+        if file.is_file():
+            continue
+        print(f"{runs.name}: {arm}, seed {seed}", flush=True)
+        result = run_arm(*arms[arm], seed, train_set, test_sets, data, folder)
+        text = json.dumps({"arm": arm, "seed": seed, "train": train_set, **result}, indent=1)
+        write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
 
 
 def read_results(out, arms, train_set):
@@ -162,18 +181,9 @@ def main(argv=None):
     every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
     arms = {arm: every[arm] for arm in args.arms or every}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    for seed in args.seeds:
-        for arm, (script, flags) in arms.items():
-            if script is None and seed != args.seeds[0]:
-                continue  # the unadapted backbone has no seed
-            file = out / f"{arm}_seed{seed}.json"
-            if file.is_file():
-                continue
-            print(f"{arm}, seed {seed}", flush=True)
-            folder = data.parent / f"{args.study}_{args.train}" / f"{arm}_seed{seed}"
-            result = run_arm(script, flags, seed, args.train, args.test, data, folder)
-            text = json.dumps({"arm": arm, "seed": seed, "train": args.train, **result}, indent=1)
-            write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
+    tasks = [(arm, seed) for seed in args.seeds for arm, (script, _) in arms.items()
+             if script or seed == args.seeds[0]]  # the unadapted backbone has no seed  # fmt: skip
+    run_missing(tasks, arms, args.train, args.test, data, data.parent / f"{args.study}_{args.train}", out)
     results = read_results(out, every, args.train)
     report = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,3 +257,19 @@ def test_images_that_are_not_the_evaluated_ones_are_not_drawn(compared, world, d
     arms = (read_arm(f"base={world}/base_*"), [read_arm(f"{world}/loud_1")])
     with pytest.raises(ValueError, match="is not the image the runs were evaluated on"):
         compare.galleries_of({"MVTec": {"img_size": 32}}, *arms, str(tmp_path), [])
+
+
+def test_the_notes_name_training_sets_few_seeds_and_arms_that_took_more_steps():
+    def about(**settings):
+        return {"settings": settings, "checkpoints": {"a.pth": "0"}}
+
+    abouts = {"base": [about(dataset="A")], "on": [about(dataset="A", load_base_text_adapter="x")],
+              "seen": [about(dataset="B")]}  # fmt: skip
+    compared = {"on": {"seeds": [1, 2], "unpaired_seeds": [3]}, "seen": {"seeds": [1, 2], "unpaired_seeds": []}}
+    baseline, *arms = (SimpleNamespace(name=name) for name in abouts)
+    notes = compare.notes_on({"B": {"abouts": abouts, "arms": compared}}, baseline, arms)
+    assert [note.split(":")[0] for note in notes] == [
+        "seen was trained on B", "on went on from a baseline's checkpoints",
+        "Seeds [3] of on or base have no partner and are left out.",
+        "With fewer than 5 seeds one that shifts all classes can look like an effect",
+    ]  # fmt: skip
