@@ -51,8 +51,7 @@ def image_to_text(model, image, patch, tokens, context):
         image: [3, H, W].  patch: index in 0..L-1.
         tokens: the class's token ids [P, T].  context: the class's TextContext.
     """
-    visual = model.clipmodel.visual
-    x = visual.transformer.resblocks[0](visual.embed(image[None]))[:, patch + 1 : patch + 2]  # CLS stands first
+    x = model.attending_tokens(image[None])[:, patch + 1 : patch + 2]  # CLS stands first
     weights = model.image_cross_attn.attention_map(x, context.tokens[context.real])[0, 0]
     decoder, shares = open_clip.get_tokenizer("ViT-L-14").decoder, {}
     for token, weight in zip(tokens.flatten()[context.real].tolist(), weights.tolist(), strict=True):

@@ -53,7 +53,7 @@ def cross_attention_predictor(model, contexts, anchors_of, img_size, domain):
     def predict(image, class_name):
         batch = {"image": image, "class_name": [class_name] * len(image)}
         seg, det = model(image, text_context_groups(contexts, batch["class_name"]))
-        return score(seg, det, anchors_of(batch), img_size, domain)
+        return score(seg, det, model.with_reference(anchors_of(batch)), img_size, domain)
 
     return predict
 

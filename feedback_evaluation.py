@@ -23,7 +23,6 @@ SHOWN = {  # columns of the loop table by their key in metrics.json
     "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_aupro": "pixel AUPRO", "image_auroc": "image AUROC",
     "image_ap": "image AP",
 }  # fmt: skip
-KEYS = (*FEEDBACK.text_keys, *FEEDBACK.image_keys)
 EVALUATION_BATCH = 32  # images scored together; changes no number
 CAUTION = (
     "The best loop (**bold**, largest mean of the columns) was found by looking at this test set: its numbers are "
@@ -31,15 +30,20 @@ CAUTION = (
 )
 
 
+def modules_of(model):
+    """What a loop's file holds of a model, by key."""
+    return {key: getattr(model, key) for key in FEEDBACK.text_keys} | model.image_modules
+
+
 def load_loop(model, path):
-    """Load all four modules of a loop_{n}_final.pth or final_model.pth, strictly.
+    """Load all modules of a loop_{n}_final.pth or final_model.pth, strictly.
 
     Returns:
         the file's content.
     """
-    content = load_checkpoint(path, keys=KEYS)
-    for key in KEYS:
-        load_module(getattr(model, key), content[key], path)
+    content = load_checkpoint(path, keys=list(modules_of(model)))
+    for key, module in modules_of(model).items():
+        load_module(module, content[key], path)
     return content
 
 

@@ -123,7 +123,8 @@ def trained_paths(model, contexts):
         model.image_cross_attn.eval()
         seg, _ = model(batch["image"], text_context_groups(contexts, batch["class_name"]))
         model.image_cross_attn.train(training)
-        return {level: patches + cls[:, None] for level, patches in zip(model.levels, seg, strict=True)}, cls
+        semantic = [patches[..., : cls.shape[-1]] for patches in seg]  # prompts have no use for a self-reference
+        return {level: patches + cls[:, None] for level, patches in zip(model.levels, semantic, strict=True)}, cls
 
     return patches_of, lambda batch: patches_of(batch)[0][model.levels[0]]
 

@@ -59,7 +59,7 @@ def looks_untrained(module):
     one (Kolmogorov-Smirnov at 0.01 %, so that a module of many matrices is not cleared by chance).
     """
     matrices = [child.weight for child in module.modules() if isinstance(child, nn.Linear)]
-    return all(_is_uniform(matrix.detach().double().flatten(), *matrix.shape) for matrix in matrices)
+    return bool(matrices) and all(_is_uniform(matrix.detach().double().flatten(), *matrix.shape) for matrix in matrices)
 
 
 def _is_uniform(values, fan_out, fan_in):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from context_controls import CONTROLS
+from model import self_reference
 
 MODEL_DEFAULTS = Path(__file__).parent / "model" / "run_defaults.json"
 ODDITIES = {  # flag: (AA-CLIP's behaviour, the corrected one)
@@ -45,6 +46,17 @@ def add_cross_attention_flags(parser):
                        help="image context of the anchors after stage 1")  # fmt: skip
     group.add_argument("--context_control", choices=CONTROLS, default="none",
                        help="control of a study: contexts without information, same parameters")  # fmt: skip
+    group.add_argument("--cross_attn_gate", choices=["fixed", "learned", "zero"], default="fixed",
+                       help="the scales: as given, or learned from there, or learned from 0")  # fmt: skip
+    group.add_argument("--image_cross_attn_after", type=int, default=0, help="vision block (from 0) of image -> text")
+    group.add_argument("--self_reference", type=float, default=0.0,
+                       help="start of the weight of each patch's rarity in its own image; 0 = off")  # fmt: skip
+    group.add_argument("--self_reference_head", type=float, default=1.0,
+                       help="start of the weight of the rarest patches in the head score; 0 = off")  # fmt: skip
+    group.add_argument("--self_reference_neighbours", type=float, default=0.08,
+                       help="share of the image's patches that a patch is compared with")  # fmt: skip
+    group.add_argument("--self_reference_control", choices=self_reference.CONTROLS, default="none",
+                       help="control of a study: no rarity, or in the wrong places")  # fmt: skip
     group.add_argument("--no_norm_match", action="store_true", help="ablation: residual without norm matching")
     group.add_argument("--no_normalize_context", action="store_true", help="ablation: text context of any length")
 

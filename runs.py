@@ -18,12 +18,15 @@ MAY_DIFFER = {  # flags that may change between a run's start and its resume, be
     "corrected", "eval_every_loop",
 }  # fmt: skip
 ADDED_LATER = {  # flags that runs of older versions lack, and what those runs did
-    "precision": "fp32", "context_control": "none", "extra_meta": None, "extra_ratio": None,
+    "precision": "fp32", "context_control": "none", "extra_meta": None, "extra_ratio": None, "cross_attn_gate": "fixed",
+    "image_cross_attn_after": 0, "self_reference": 0.0, "self_reference_head": 1.0, "self_reference_neighbours": 0.08,
+    "self_reference_control": "none",
 }  # fmt: skip
 ADAPTER_FLAGS = (
     "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
     "cross_attn_heads", "text_cross_attn_weight", "image_cross_attn_weight", "no_norm_match", "no_normalize_context",
-    "context_control",
+    "context_control", "cross_attn_gate", "image_cross_attn_after", "self_reference", "self_reference_head",
+    "self_reference_neighbours", "self_reference_control",
 )  # fmt: skip
 NETWORK_FLAGS = (  # may differ at test time; the log says so
     "img_size", "quick_gelu", "text_context", "surgery_until_layer", "surgery_attention"
@@ -91,7 +94,10 @@ def create_cross_attention_model(clip, args, device):
         clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until, args.image_adapt_until,
         relu=args.relu, cross_attn_heads=args.cross_attn_heads, cross_attn_dropout=args.cross_attn_dropout,
         text_cross_attn_weight=args.text_cross_attn_weight, image_cross_attn_weight=args.image_cross_attn_weight,
-        norm_match=not args.no_norm_match, normalize_context=not args.no_normalize_context,
+        norm_match=not args.no_norm_match, normalize_context=not args.no_normalize_context, gate=args.cross_attn_gate,
+        image_cross_attn_after=args.image_cross_attn_after, self_reference=args.self_reference,
+        self_reference_head=args.self_reference_head, self_reference_neighbours=args.self_reference_neighbours,
+        self_reference_control=args.self_reference_control,
     ).to(device)  # fmt: skip
 
 

@@ -167,9 +167,9 @@ def evaluate_cross_attention(model, files, args, device, logger, report):
     )  # fmt: skip
     results = []
     for file in files:
-        content = load_checkpoint(file, keys=CROSS_ATTENTION.image_keys)
-        for key in CROSS_ATTENTION.image_keys:
-            load_module(getattr(model, key), content[key], file)
+        content = load_checkpoint(file, keys=list(model.image_modules))
+        for key, module in model.image_modules.items():
+            load_module(module, content[key], file)
         used = used_files(CROSS_ATTENTION, file, args)
         results.append(report(file.name + ending(args), predict, len(model.levels), content.get("settings"), used))
     return results, predict, contexts, first_patches

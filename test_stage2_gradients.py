@@ -119,7 +119,7 @@ def main(argv=None):
 
     def measure(encode):
         def loss_of(batch):
-            return sum(image_stage_loss(batch, encode, anchors_of).values())
+            return sum(image_stage_loss(batch, encode, lambda one: model.with_reference(anchors_of(one))).values())
 
         model.load_state_dict(start)
         if args.steps:

@@ -46,7 +46,7 @@ def text_modules(model):
 
 def image_modules(model):
     """What stage 2 trains, by checkpoint key."""
-    return {"image_adapter": model.image_adapter, "image_cross_attn": model.image_cross_attn}
+    return model.image_modules
 
 
 def loss_levels(model, args):
@@ -72,7 +72,8 @@ def image_loss(model, contexts, anchors_of, args):
     def encode(batch):
         return model(batch["image"], text_context_groups(contexts, batch["class_name"]))
 
-    return partial(image_stage_loss, encode=encode, anchors_of=anchors_of, head_temperature=args.head_temperature)
+    return partial(image_stage_loss, encode=encode, anchors_of=lambda batch: model.with_reference(anchors_of(batch)),
+                   head_temperature=args.head_temperature)  # fmt: skip
 
 
 def frozen_paths(model, clip_surgery, args):

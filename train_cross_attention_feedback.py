@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader
 
 import feedback_recipes as recipes
 import options
-from checkpoints import load_checkpoint, load_module, restore_rng, rng_state, save_checkpoint
+from checkpoints import load_checkpoint, restore_rng, rng_state, save_checkpoint
 from dataset import get_dataset
 from engine import train_stage
-from feedback_evaluation import KEYS, evaluate_loop
+from feedback_evaluation import evaluate_loop, load_loop, modules_of
 from forward_utils_cross_attention import text_context_dictionary, trained_paths
 from initialisation import load_base, summarise
 from learning_curves import complaints, write_history
@@ -164,7 +164,7 @@ def train_loop(run, plan, earlier):
     image_history = train_one_stage(run, plan, image, image_loss(model, contexts, anchors_of, args))
 
     content = {"loop": loop, "cross_attention": plan.cross_attention, "mean_anchors": means}
-    content |= {key: getattr(model, key).state_dict() for key in KEYS} | run.record._asdict()
+    content |= {key: module.state_dict() for key, module in modules_of(model).items()} | run.record._asdict()
     content |= {"rng": rng_state(), "history": {"text": text_history, "image": image_history}}
     if run.test_sets:  # before the loop counts as finished, so that a killed run does not leave an evaluation out
         evaluate_loop(model, loop, means, run.test_sets, args, device, run.logger)
@@ -233,12 +233,11 @@ def resume_loops(run):
                 f"{path} is there, but not {run.file(expected, 'final').name}: put it back, or delete the later loops "
                 "to train them again"
             )
-        content = load_checkpoint(path, keys=["loop", *KEYS, "settings", "rng", "history"])
+        content = load_checkpoint(path, keys=["loop", "settings", "rng", "history"])
         check_same_run(content["settings"], run.args, path, EXTENDABLE)
         loops.append({"loop": loop} | content["history"])
     if content is not None:
-        for key in KEYS:
-            load_module(getattr(run.model, key), content[key], path)
+        load_loop(run.model, path)
         restore_rng(content["rng"])
         run.logger.info(f"{path.name}: {len(loops)} loops done, continuing from there")
     return loops, content

@@ -16,11 +16,13 @@ import test
 import test_stage2_gradients
 import train_cross_attention
 import train_cross_attention_feedback as feedback
-from feedback_evaluation import KEYS, load_loop, loop_table
+from feedback_evaluation import load_loop, loop_table
 from forward_utils_cross_attention import text_context_dictionary, text_context_groups, trained_paths
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import create_model
+from run_files import FEEDBACK
 
+KEYS = (*FEEDBACK.text_keys, *FEEDBACK.image_keys)
 MINIATURE = [  # three loops of one epoch, two text stages have two
     "--loop1_text_epoch", "2", "--loop2_text_epoch", "2", "--loop3_text_epoch", "1", "--loop1_image_epoch", "1",
     "--loop2_image_epoch", "1", "--loop3_image_epoch", "1",

@@ -1,0 +1,183 @@
+"""Rarity within an image (model/self_reference.py), the gate and the place of image -> text, and runs with them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cross_attention_world import MODEL, WIDTH, write_world
+
+import test
+import train_cross_attention
+import train_cross_attention_feedback as feedback
+from forward_utils import get_adapted_text_embedding
+from forward_utils_cross_attention import text_context_dictionary, text_context_groups, trained_paths
+from initialisation import looks_untrained
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.clip import create_model
+from model.self_reference import TYPICAL, TYPICAL_PEAK, SelfReference, rarity
+
+NAMES = ["bottle", "screw", "bottle", "screw"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("cross"))
+
+
+@pytest.fixture(scope="module")
+def clip(world):
+    return create_model(MODEL, 32, "openai", clip_weights=world)
+
+
+def build(clip, **settings):
+    torch.manual_seed(3)
+    adapters = dict(text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)
+    return AdaptedCLIPWithCrossAttention(clip, **adapters, **settings).eval()
+
+
+def test_rarity_is_one_minus_the_mean_cosine_with_the_most_similar_other_patches():
+    patches = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
+    found = rarity(patches, 0.25)  # of 8 other patches: 2
+    for image in range(2):
+        for patch in range(9):
+            others = [float(F.cosine_similarity(patches[image, patch], patches[image, other], dim=0))
+                      for other in range(9) if other != patch]  # fmt: skip
+            assert float(found[image, patch]) == pytest.approx(1 - sum(sorted(others)[-2:]) / 2, abs=1e-6)
+    assert torch.equal(rarity(patches[1:], 0.25)[0], found[1])  # no other image has a say
+
+
+def test_a_patch_without_a_like_is_rarest():
+    patches = F.normalize(torch.ones(1, 16, 4) + 0.01 * torch.randn(1, 16, 4), dim=-1)
+    patches[0, 5] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert int(rarity(patches, 0.08).argmax()) == 5
+
+
+@pytest.mark.parametrize(("settings", "why"), [
+    ({"neighbours": 0.0}, "--self_reference_neighbours 0.0: expected a share"),
+    ({"neighbours": 1.5}, "--self_reference_neighbours 1.5: expected a share"),
+    ({"weight": -0.1}, "--self_reference -0.1: expected a weight above 0"),
+    ({"head_weight": -1.0}, "--self_reference_head -1.0: expected a weight above 0"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        SelfReference(4, **settings)
+
+
+@torch.no_grad()
+def test_the_reference_is_added_to_the_difference_of_the_cosines(clip, images):
+    plain, referring = build(clip), build(clip, self_reference=0.3, self_reference_neighbours=0.2)
+    anchors = get_adapted_text_embedding(plain, "MVTec", "cpu")["bottle"].expand(4, -1, -1)
+    (seg, det), (seg_ref, det_ref) = plain(images), referring(images)
+    tokens = clip.encode_image(images, plain.levels)[1]
+    for before, after, level in zip(seg, seg_ref, tokens, strict=True):
+        own, wanted = after @ referring.with_reference(anchors), before @ anchors
+        rare = 0.3 * (rarity(clip.visual.ln_post(level[:, 1:]), 0.2) - TYPICAL)
+        assert torch.allclose(own[..., 1] - own[..., 0], wanted[..., 1] - wanted[..., 0] + rare, atol=1e-6)
+    levels = torch.stack([rarity(clip.visual.ln_post(level[:, 1:]), 0.2) for level in tokens]).mean(dim=0)
+    own, wanted = (torch.einsum("be,bec->bc", *pair) for pair in
+                   ((det_ref, referring.with_reference(anchors)), (det, anchors)))  # fmt: skip
+    assert torch.equal(own[:, 0], wanted[:, 0])
+    assert torch.allclose(own[:, 1], wanted[:, 1] + levels.max(dim=1).values - TYPICAL_PEAK, atol=1e-6)  # 1 of 16
+    headless = build(clip, self_reference=0.3, self_reference_head=0.0)
+    assert torch.equal(headless(images)[1], torch.cat([det, torch.zeros(4, 1)], dim=1))
+    assert set(headless.self_reference.state_dict()) == {"weight", "typical"}
+    assert plain.with_reference(anchors) is anchors and "self_reference" not in plain.image_modules
+
+
+@torch.no_grad()
+def test_controls_carry_no_information_or_none_of_the_place(clip, images):
+    def reference(control):
+        return SelfReference(4, 0.3, 1.0, 0.2, control)(clip, images, [1, 2, 3, 4])
+
+    patches, image = reference("constant")
+    assert all(torch.equal(level, torch.zeros(4, 16, 1)) for level in patches)
+    assert len(set(image.flatten().tolist())) == 1
+    (patches, image), (misplaced, same) = reference("none"), reference("shuffled")
+    assert torch.allclose(image, same) and len(set(image.flatten().tolist())) == 4
+    for level, shuffled in zip(patches, misplaced, strict=True):
+        assert not torch.equal(level, shuffled)
+        assert torch.equal(level.sort(dim=1).values, shuffled.sort(dim=1).values)
+
+
+@torch.no_grad()
+def test_a_gate_at_zero_starts_as_no_attention_and_a_learned_one_at_the_weight(clip, images):
+    contexts = text_context_groups(text_context_dictionary(build(clip), "MVTec", "cpu"), NAMES)
+    fixed, learned, zero = (build(clip, gate=gate)(images, contexts) for gate in ("fixed", "learned", "zero"))
+    for ours, theirs in ((learned, fixed), (zero, build(clip)(images))):
+        assert all(torch.equal(a, b) for a, b in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], strict=True))
+    assert "gate" not in build(clip).image_cross_attn.state_dict()
+    off = build(clip, gate="learned", image_cross_attn_weight=0.0)
+    assert torch.equal(off(images, contexts)[1], build(clip)(images)[1])
+
+
+@torch.no_grad()
+def test_images_attend_after_the_chosen_block_alone(clip, images):
+    model = build(clip, image_cross_attn_after=1, image_cross_attn_weight=0.5)
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec", "cpu"), NAMES)
+    without, beside = model(images)[0], model(images, contexts)[0]
+    assert torch.equal(without[0], beside[0])
+    assert not torch.allclose(without[1], beside[1], atol=1e-4)
+
+    seen = []
+    model.image_cross_attn.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    model(images, contexts)
+    assert torch.equal(seen[0], model.attending_tokens(images)[[0, 2]])  # the first group: the bottles
+    for place in (-1, 4):
+        with pytest.raises(ValueError, match=f"--image_cross_attn_after {place}: expected a vision block in 0..3"):
+            build(clip, image_cross_attn_after=place)
+
+
+@torch.no_grad()
+def test_from_loop_2_on_prompts_see_patches_without_the_reference(clip, images):
+    model = build(clip, self_reference=0.3)
+    contexts = text_context_dictionary(model, "MVTec", "cpu")
+    patches = trained_paths(model, contexts)[1]({"image": images, "class_name": NAMES})
+    wanted = trained_paths(build(clip), contexts)[1]({"image": images, "class_name": NAMES})
+    assert patches.shape == (4, 16, WIDTH) and torch.equal(patches, wanted)
+
+
+@pytest.fixture
+def common(world, data_root, tmp_path):
+    return ["--model_name", MODEL, "--clip_weights", str(world), "--dataset", "MVTec", "--data_root", str(data_root),
+            "--save_path", str(tmp_path / "run")]  # fmt: skip
+
+
+@pytest.fixture
+def train_flags(common):
+    return [*common, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2", "--surgery_until_layer",
+            "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--image_lr", "1e-2",
+            "--text_lr", "1e-2", "--cross_attn_heads", "4"]  # fmt: skip
+
+
+def state(folder, file):
+    return torch.load(folder / file, weights_only=True)
+
+
+def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, tmp_path):
+    train_cross_attention.main([*train_flags, "--self_reference", "0.3", "--cross_attn_gate", "zero"])
+    image = state(tmp_path / "run", "image_adapter_cross_attn.pth")
+    starts = {"weight": 0.3, "typical": TYPICAL, "head_weight": 1.0, "typical_peak": TYPICAL_PEAK}
+    assert set(image["self_reference"]) == set(starts)
+    for key, start in starts.items():
+        learned = image["self_reference"][key].flatten().tolist()
+        assert all(value != pytest.approx(start, abs=1e-6) for value in learned), key
+    assert float(image["image_cross_attn"]["gate"]) != 0
+    assert float(state(tmp_path / "run", "text_adapter_cross_attn.pth")["text_cross_attn"]["gate"]) != 0
+    (result,) = test.main(common)
+    assert result["mean"]["pixel_auroc"] is not None
+    with pytest.raises(RuntimeError, match="--self_reference was 0.3, is 0.0"):
+        test.main([*common, "--self_reference", "0"])
+
+
+def test_a_feedback_run_carries_the_reference_from_loop_to_loop_and_resumes(common, train_flags, tmp_path):
+    flags = [*train_flags, "--self_reference", "0.3", "--loop2_text_epoch", "1", "--loop2_image_epoch", "1"]
+    feedback.main([*flags, "--num_feedback_loops", "1"])
+    feedback.main([*flags, "--num_feedback_loops", "2"])
+    first, second = (state(tmp_path / "run", f"loop_{loop}_final.pth")["self_reference"] for loop in (1, 2))
+    assert set(first) == set(second) == {"weight", "typical", "head_weight", "typical_peak"}
+    assert not torch.equal(first["weight"], second["weight"])
+    (result,) = test.main([*common, "--loop", "1"])
+    assert result["mean"]["pixel_auroc"] is not None
+
+
+def test_a_module_without_matrices_is_not_called_untrained():
+    assert not looks_untrained(SelfReference(4))
