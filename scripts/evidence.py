@@ -6,6 +6,9 @@ One run per process; a run whose JSON lies in the results folder is not repeated
 continued, extended by seeds, and shared by several processes (--shard 0/2 and --shard 1/2). `--corrected` runs every
 arm, the baseline too, with AA-CLIP's oddities corrected; `--train DemoB --test DemoA` is the reversed study. The
 rendered images come from a data seed of their own, because the demo world was calibrated on data seed 0.
+
+`--study self_reference` is the confirmation of the one improvement that scripts/improvements.py chose without DemoB, to
+be run once and with fresh seeds.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from scripts.paired_report import report
 from scripts.study import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
-ARMS = {  # arm: (script, flags)
+IDEA = {  # arm: (script, flags)
     "baseline": ("train.py", STEPS),
     "cross_attention": (CROSS, STEPS),
     "control_other_class": (CROSS, [*STEPS, "--context_control", "other_class"]),
@@ -34,7 +37,19 @@ ARMS = {  # arm: (script, flags)
         "--epoch_decay_per_loop", "1", "--plateau_patience", "0", "--text_lr", "4e-3",
     ]),
 }  # fmt: skip
-METHODS = ["cross_attention", "cross_attention_train_mean", "cross_attention_image", "feedback_v1", "feedback_v2"]
+OFF = ["--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0"]
+REFERENCE = ["--self_reference", "0.3"]
+SELF_REFERENCE = {
+    "baseline": IDEA["baseline"],
+    "self_reference": (CROSS, [*STEPS, *REFERENCE]),
+    "self_reference_alone": (CROSS, [*STEPS, *REFERENCE, *OFF]),
+    "control_constant": (CROSS, [*STEPS, *REFERENCE, "--self_reference_control", "constant"]),
+    "control_shuffled": (CROSS, [*STEPS, *REFERENCE, "--self_reference_control", "shuffled"]),
+}
+STUDIES = {"idea": IDEA, "self_reference": SELF_REFERENCE}
+CONTROLS = ("control_constant", "control_other_class", "control_shuffled", "self_reference_alone")
+METHODS = ["cross_attention", "cross_attention_train_mean", "cross_attention_image", "feedback_v1", "feedback_v2",
+           "self_reference"]  # fmt: skip
 
 
 def tasks(arms, seeds, shard):
@@ -55,7 +70,8 @@ def tasks(arms, seeds, shard):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[211, 212, 213, 214, 215])
-    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="default all")
+    parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
+    parser.add_argument("--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study")
     parser.add_argument("--train", default="DemoA")
     parser.add_argument("--test", default="DemoB")
     parser.add_argument("--corrected", action="store_true", help="AA-CLIP's oddities corrected, in the baseline too")
@@ -65,22 +81,26 @@ def main(argv=None):
     parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
     parser.add_argument("--out", default=str(ROOT / "results" / "evidence"), help="folder of the JSON files")
     args = parser.parse_args(argv)
+    arms = STUDIES[args.study]
     name = f"{args.train}_{args.test}_data{args.data_seed}" + ("_corrected" if args.corrected else "")
+    name += "" if args.study == "idea" else f"_{args.study}"
     out, runs = Path(args.out) / name, Path(args.runs).resolve()
     data = runs / f"data_seed{args.data_seed}"
-    todo = tasks([arm for arm in ARMS if arm in (args.arms or ARMS)], args.seeds, args.shard)
-    render = ["-m", "dataset.demo", "--out", str(data), "--seed", str(args.data_seed)]
-    subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+    todo = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
+    for rendered in (args.train, args.test):
+        render = ["-m", "dataset.demo", "--name", rendered, "--out", str(data), "--seed", str(args.data_seed)]
+        subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
     common = (["--corrected"] if args.corrected else []) + ["--precision", args.precision]
-    every = {arm: (script, [*flags, *common]) for arm, (script, flags) in ARMS.items()}
+    every = {arm: (script, [*flags, *common]) for arm, (script, flags) in arms.items()}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     run_missing(todo, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
     flags = f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m scripts.evidence --seeds {seeds} {flags}" + (" --corrected" if args.corrected else "")
-    told = report(results, list(ARMS), args.test)
-    for control in ("control_constant", "control_other_class"):  # does what a tower sees matter, or its parameters?
+    command += "" if args.study == "idea" else f" --study {args.study}"
+    told = report(results, list(arms), args.test)
+    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
         if any(arm == control for arm, _ in results):
             told += "\n" + report(results, METHODS, args.test, control)
     write_text(out / "table.md", f"    {command}\n\n{told}")

@@ -41,16 +41,20 @@ STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
 TEST_FLAGS = {None: ["--raw_clip"], FEEDBACK: ["--all"]}
 
 
-def run_arm(script, flags, seed, train_set, test_sets, data, folder):
+def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None):
     """Train and test one arm with one seed.
+
+    Args:
+        config: dataset file below `data` that declares the sets, or None for the built-in ones.
 
     Returns:
         {"commands", "seconds", "metrics": {test set: metrics of the last checkpoint}, "versions"}; a feedback run has
         {"loops": {test set: [mean metrics per loop]}, "history": [losses per loop]} too.
     """
-    commands = [training_command(script, flags, seed, train_set, data, folder)] if script else []
+    commands = [training_command(script, flags, seed, train_set, data, folder, config)] if script else []
     for name in test_sets:
-        commands.append(["test.py", "--dataset", name, *common_flags(seed, data, folder), *TEST_FLAGS.get(script, [])])
+        commands.append(["test.py", "--dataset", name, *common_flags(seed, data, folder, config),
+                         *TEST_FLAGS.get(script, [])])  # fmt: skip
     begin = time.perf_counter()
     for command in commands:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -71,17 +75,18 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder):
     } | loops
 
 
-def common_flags(seed, data, folder):
+def common_flags(seed, data, folder, config=None):
     """Flags of training and testing."""
-    return ["--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
+    declared = ["--dataset_config", f"{data}/{config}"] if config else []
+    return [*declared, "--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
 
 
-def training_command(script, flags, seed, train_set, data="DATA", folder="RUN"):
+def training_command(script, flags, seed, train_set, data="DATA", folder="RUN", config=None):
     """The words behind "python" that train an arm; with the default places as a run's JSON has them."""
-    return [script, "--dataset", train_set, *flags, *common_flags(seed, data, folder)]
+    return [script, "--dataset", train_set, *flags, *common_flags(seed, data, folder, config)]
 
 
-def run_missing(tasks, arms, train_set, test_sets, data, runs, out):
+def run_missing(tasks, arms, train_set, test_sets, data, runs, out, config=None):
     """Train and test what has no JSON in `out` yet, and write it there.
 
     Args:
@@ -89,18 +94,19 @@ def run_missing(tasks, arms, train_set, test_sets, data, runs, out):
         arms: {arm: (script, flags)}.
         data: the rendered sets.
         runs: folder of the run folders.
+        config: as in `run_arm`.
     """
     for arm, seed in tasks:
         file, folder = out / f"{arm}_seed{seed}.json", runs / f"{arm}_seed{seed}"
         if file.is_file():
             continue
         print(f"{runs.name}: {arm}, seed {seed}", flush=True)
-        result = run_arm(*arms[arm], seed, train_set, test_sets, data, folder)
+        result = run_arm(*arms[arm], seed, train_set, test_sets, data, folder, config)
         text = json.dumps({"arm": arm, "seed": seed, "train": train_set, **result}, indent=1)
         write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
 
 
-def read_results(out, arms, train_set):
+def read_results(out, arms, train_set, config=None):
     """Finished runs {(arm, seed): JSON} of a folder.
 
     Args:
@@ -116,7 +122,7 @@ def read_results(out, arms, train_set):
             continue
         script, flags = arms[result["arm"]]
         if script:
-            expected = " ".join(["python", *training_command(script, flags, result["seed"], train_set)])
+            expected = " ".join(["python", *training_command(script, flags, result["seed"], train_set, config=config)])
             if result["commands"][0] != expected:
                 raise ValueError(f"{file} was trained by\n{result['commands'][0]}\nand not by\n{expected}\n"
                                  "Repeat its flags, give another --out, or delete the file")  # fmt: skip

@@ -18,9 +18,9 @@ def run(**changes):
     }}}}  # fmt: skip
 
 
-@pytest.mark.parametrize("arm", [name for name, (script, _) in evidence.ARMS.items() if script == FEEDBACK])
+@pytest.mark.parametrize("arm", [name for name, (script, _) in evidence.IDEA.items() if script == FEEDBACK])
 def test_every_feedback_arm_takes_the_baselines_steps(arm):
-    args = fill_in(parse(build_parser(), ["--model_name", "ViT-Tiny-8-demo", *evidence.ARMS[arm][1]]))
+    args = fill_in(parse(build_parser(), ["--model_name", "ViT-Tiny-8-demo", *evidence.IDEA[arm][1]]))
     assert sum(loop.text_epochs for loop in plan(args)) == 5
     assert sum(loop.image_epochs for loop in plan(args)) == 10
 
@@ -49,7 +49,7 @@ def test_the_report_gives_verdicts_for_the_decisive_metrics_only():
     for seed in range(6):
         results["baseline", seed], results["cross_attention", seed] = run(), run(**better)
         results["control_constant", seed] = run()
-    told = paired_report.report(results, list(evidence.ARMS), "DemoB").splitlines()
+    told = paired_report.report(results, list(evidence.IDEA), "DemoB").splitlines()
     start = told.index("### pixel_ap, DemoB")
     assert "| +10.00 [+10.00, +10.00] | 24/0/0 | helps (p " in told[start + 4]
     assert "| +0.00 [+0.00, +0.00] | 0/24/0 | no difference (p 1.000) |" in told[start + 5]
