@@ -1,9 +1,9 @@
-"""What cross-attention costs: parameters added, and time per training step against the baseline's, side by side.
+"""What cross-attention and self-reference cost: parameters added, and time per training step against the baseline's.
 
     python benchmarks/cross_attention_cost.py --model_name ViT-Tiny-8-demo
     python benchmarks/cross_attention_cost.py --model_name ViT-L-14-336 --random_weights
 
-Baseline and cross-attention steps alternate in one process, so that a busy machine slows both; medians are compared.
+The baseline's and the others' steps alternate in one process, so that a busy machine slows both; medians are compared.
 Prints one JSON object.
 """
 
@@ -75,6 +75,7 @@ def main(argv=None):
     clip = create_model(args.model_name, size, None if args.random_weights else "openai", device=device)
     surgery = surgery_copy(clip, 10 if args.model_name == "ViT-Tiny-8-demo" else 20)
     plain, crossed = AdaptedCLIP(clip).to(device), AdaptedCLIPWithCrossAttention(clip).to(device)
+    referring = AdaptedCLIPWithCrossAttention(clip, self_reference=0.3).to(device)
     batch = {
         "image": torch.randn(args.batch_size, 3, size, size, device=device),
         "mask": (torch.rand(args.batch_size, 1, size, size, device=device) > 0.9).float(),
@@ -99,6 +100,7 @@ def main(argv=None):
         step(plain, {"image_adapter": plain.image_adapter}, partial(
             image_stage_loss, encode=lambda batch: plain(batch["image"]), anchors_of=anchors), batch, 5e-4),
         step(crossed, image_modules(crossed), image_loss(crossed, contexts, anchors, flags), batch, 5e-4),
+        step(referring, image_modules(referring), image_loss(referring, contexts, anchors, flags), batch, 5e-4),
     )  # fmt: skip
     result = {"model_name": args.model_name, "img_size": size, "batch_size": args.batch_size, "device": str(device),
               "torch": str(torch.__version__), "threads": torch.get_num_threads()}  # fmt: skip
@@ -107,9 +109,12 @@ def main(argv=None):
     for key in ("text_adapter", "image_adapter"):
         result[f"{key} parameters"] = sum(p.numel() for p in getattr(crossed, key).parameters())
     for name, steps in (("stage 1", stage_1), ("stage 2", stage_2)):
-        baseline, with_attention = alternate(steps, args.repeats, device)
+        baseline, with_attention, *with_reference = alternate(steps, args.repeats, device)
         result[name] = {"baseline s": round(baseline, 4), "cross-attention s": round(with_attention, 4),
                         "ratio": round(with_attention / baseline, 3)}  # fmt: skip
+        for seconds in with_reference:
+            result[name] |= {"and self-reference s": round(seconds, 4),
+                             "and self-reference ratio": round(seconds / baseline, 3)}  # fmt: skip
     print(json.dumps(result, indent=1))
 
 

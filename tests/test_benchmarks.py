@@ -10,3 +10,4 @@ def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["text_cross_attn parameters"], told["image_cross_attn parameters"]) == (66048, 82496)
     assert told["stage 1"]["ratio"] > 0 and told["stage 2"]["ratio"] > 0
+    assert told["stage 2"]["and self-reference ratio"] > 0
