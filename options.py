@@ -153,6 +153,9 @@ def parse(parser, argv=None):
         parser.error(f"--context_control {control}: needs --text_context none")
     if control == "other_class" and args.context_scope == "batch":
         parser.error("--context_control other_class: in --context_scope batch all classes share one context already")
+    for flag in ("self_reference_head", "self_reference_neighbours", "self_reference_control"):
+        if flag in typed and not args.self_reference and getattr(args, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} {getattr(args, flag)}: does nothing without --self_reference")
     if getattr(args, "quick_gelu", False) and args.model_name in GELU_MODELS:
         if "quick_gelu" in typed:
             parser.error(f"--quick_gelu: {args.model_name} was trained with GELU, QuickGELU would only distort it")

@@ -179,5 +179,12 @@ def test_a_feedback_run_carries_the_reference_from_loop_to_loop_and_resumes(comm
     assert result["mean"]["pixel_auroc"] is not None
 
 
+@pytest.mark.parametrize("flags", [["head", "2"], ["neighbours", "0.2"], ["control", "constant"]])
+def test_a_setting_of_no_reference_is_refused(capsys, flags):
+    with pytest.raises(SystemExit):
+        train_cross_attention.main([f"--self_reference_{flags[0]}", flags[1]])
+    assert f"--self_reference_{flags[0]}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_module_without_matrices_is_not_called_untrained():
     assert not looks_untrained(SelfReference(4))
