@@ -113,7 +113,8 @@ def trained_paths(model, contexts):
 
     Returns:
         (batch -> ({level: patches [B, L, E] = seg + cls}, cls [B, E]), batch -> first-level patches), where seg is
-        what the model's own evaluation forward gives, also while its image side is training (no dropout).
+        what the model's own evaluation forward gives without a self-reference, also while its image side is training
+        (no dropout).
     """
 
     @torch.no_grad()
@@ -121,10 +122,9 @@ def trained_paths(model, contexts):
         cls = F.normalize(model.clipmodel.encode_image(batch["image"])[0], dim=-1)
         training = model.image_cross_attn.training
         model.image_cross_attn.eval()
-        seg, _ = model(batch["image"], text_context_groups(contexts, batch["class_name"]))
+        seg, _ = model.semantic(batch["image"], text_context_groups(contexts, batch["class_name"]))
         model.image_cross_attn.train(training)
-        semantic = [patches[..., : cls.shape[-1]] for patches in seg]  # prompts have no use for a self-reference
-        return {level: patches + cls[:, None] for level, patches in zip(model.levels, semantic, strict=True)}, cls
+        return {level: patches + cls[:, None] for level, patches in zip(model.levels, seg, strict=True)}, cls
 
     return patches_of, lambda batch: patches_of(batch)[0][model.levels[0]]
 

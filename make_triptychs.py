@@ -96,13 +96,15 @@ def write_triptych(panels, out, name, layout):
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # no file: the folder holds triptychs alone
+    logger = logging.getLogger("make_triptychs")
     if args.size < 1:
         raise ValueError(f"--size is {args.size}: expected a panel's side in pixels")
     out = Path(args.out)
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"--out {out} is not empty: nothing is overwritten; name a new folder or empty this one")
     declare_datasets(args)
-    normal, anomalous = training_samples(args, logging.getLogger(__name__))
+    normal, anomalous = training_samples(args, logger)
     if not anomalous:
         raise ValueError(f"--dataset {args.dataset} --shot {args.shot} has no anomalous image: use --shot 2 or more")
     names = picture_names([sample.file_name for sample in anomalous])
@@ -112,7 +114,9 @@ def main(argv=None):
     ]
     if args.layout == "jsonl":
         write_rows(rows, out / INDEX)
-    print(f"{len(rows)} triptychs of {args.size}x{args.size} panels in {out} ({args.layout}), visible: {args.visible}")
+    logger.info(
+        f"{len(rows)} triptychs of {args.size}x{args.size} panels in {out} ({args.layout}), visible: {args.visible}"
+    )
 
 
 if __name__ == "__main__":

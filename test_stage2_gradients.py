@@ -23,7 +23,7 @@ from dataset import get_dataset
 from dataset.demo import Counts, render_demo
 from engine import gradient_norm, image_stage_loss, to_device
 from forward_utils_cross_attention import fixed_anchors, text_context_dictionary, text_context_groups
-from run_files import find_run, text_checkpoint
+from run_files import BASELINE, find_run, text_checkpoint
 from runs import adam, create_backbone, create_cross_attention_model, declare_datasets
 from train_cross_attention import image_modules
 from utils import choose_device, setup_seed
@@ -54,7 +54,8 @@ def load_run(model, folder, text_only=False):
     """Load whatever adapters and attentions a run's last checkpoints hold, or those of its text side."""
     kind, (image_file,) = find_run(folder)
     text_file = text_checkpoint(kind, image_file)
-    for file, keys in ((image_file, () if text_only else kind.image_keys), (text_file, kind.text_keys)):
+    image_keys = kind.image_keys if kind is BASELINE else tuple(model.image_modules)
+    for file, keys in ((image_file, () if text_only else image_keys), (text_file, kind.text_keys)):
         content = load_checkpoint(file, keys=keys)
         for key in keys:
             load_module(getattr(model, key), content[key], file)

@@ -150,15 +150,19 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         Args:
             text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`); None for none.
         """
-        after_block = self._attend_once(
-            self.image_cross_attn, text_contexts or (), self.image_cross_attn_weight, self.after_image_block,
-            self.image_cross_attn_after,
-        )  # fmt: skip
-        seg, det = self.embed_levels(self.image_levels(image, after_block))
+        seg, det = self.semantic(image, text_contexts)
         if self.self_reference is None:
             return seg, det
         rare, peak = self.self_reference(self.clipmodel, image, self.levels)
         return [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)], torch.cat([det, peak], dim=-1)
+
+    def semantic(self, image, text_contexts=None):
+        """What `forward` gives without self-reference: (seg, det) of width E."""
+        after_block = self._attend_once(
+            self.image_cross_attn, text_contexts or (), self.image_cross_attn_weight, self.after_image_block,
+            self.image_cross_attn_after,
+        )  # fmt: skip
+        return self.embed_levels(self.image_levels(image, after_block))
 
     def attending_tokens(self, image):
         """The tokens [B, N, C] of images that attend to prompts: after block `image_cross_attn_after`."""

@@ -67,21 +67,28 @@ def tasks(arms, seeds, shard):
     return [(arm, seed) for seed in seeds for arm in arms][int(index) :: int(count)]
 
 
+def add_study_flags(parser, name, seeds, data_seed):
+    """The flags of a study that several processes may share; `name` is its folder under runs/ and results/."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
+    parser.add_argument("--data_seed", type=int, default=data_seed, help="seed of the rendered images")
+    parser.add_argument("--runs", default=f"runs/{name}", help="folder of the rendered sets and the run folders")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
+    parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[211, 212, 213, 214, 215])
+    add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
     parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
     parser.add_argument("--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study")
     parser.add_argument("--train", default="DemoA")
     parser.add_argument("--test", default="DemoB")
     parser.add_argument("--corrected", action="store_true", help="AA-CLIP's oddities corrected, in the baseline too")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
-    parser.add_argument("--data_seed", type=int, default=1, help="seed of the rendered images")
-    parser.add_argument("--runs", default="runs/evidence", help="folder of the rendered sets and the run folders")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
-    parser.add_argument("--out", default=str(ROOT / "results" / "evidence"), help="folder of the JSON files")
     args = parser.parse_args(argv)
     arms = STUDIES[args.study]
+    if foreign := sorted(set(args.arms or ()) - set(arms)):
+        parser.error(f"--arms {' '.join(foreign)}: not in --study {args.study}, which has {', '.join(arms)}")
     name = f"{args.train}_{args.test}_data{args.data_seed}" + ("_corrected" if args.corrected else "")
     name += "" if args.study == "idea" else f"_{args.study}"
     out, runs = Path(args.out) / name, Path(args.runs).resolve()

@@ -1,7 +1,8 @@
 """What trained cross-attention does: what it looks at, whether its content matters, how much gradient it gets.
 
-    python -m scripts.explain_cross_attention --runs 'runs/evidence/DemoA_DemoB_data1/cross_attention_seed*' \
-        --baselines 'runs/evidence/DemoA_DemoB_data1/baseline_seed*' --data runs/evidence/data_seed1
+    python -m scripts.explain_cross_attention
+
+explains the runs that `python -m scripts.evidence` left; other runs by --runs, --baselines and --data.
 
 Per run, on the test set: the share of image -> text attention on the words for damage, on the class's own words and on
 the rest, for patches inside and outside defects, beside the share of the tokens (attention that looks at nothing in
@@ -20,7 +21,7 @@ import torch
 
 import options
 import train_cross_attention
-from checkpoints import load_checkpoint, load_module
+from checkpoints import load_checkpoint
 from context_controls import controlled_text_contexts
 from dataset import DOMAINS, get_dataset
 from dataset.constants import REAL_NAMES
@@ -31,9 +32,11 @@ from forward_utils_cross_attention import fixed_anchors, text_context_dictionary
 from model.adapter import AdaptedCLIP
 from model.clip import surgery_copy
 from model.tokenizer import tokenize
-from run_files import BASELINE, CROSS_ATTENTION, text_checkpoint
+from run_files import BASELINE, CROSS_ATTENTION
 from runs import create_backbone, create_cross_attention_model, only_training, training_loaders
+from test_stage2_gradients import load_run
 
+STUDY = "runs/evidence/DemoA_DemoB_data1"
 DAMAGE = ("damaged", "broken", "flaw", "defect", "damage")
 BATCHES = 8  # of each stage, for the gradients
 
@@ -75,22 +78,13 @@ def attention_shares(model, dataset, test_sets, contexts):
 
 
 def arguments(folder, kind, args):
-    """A run's training flags, as its checkpoint has them, with the data's place."""
+    """A run's training flags, as its checkpoint has them, with the data's place and in float32."""
     stored = load_checkpoint(Path(folder) / f"{kind.image_prefix}.pth", keys=["settings"])["settings"]
     flags = options.parse(train_cross_attention.build_parser(), ["--model_name", stored["model_name"]])
     for key, value in stored.items():
         setattr(flags, key, value)
-    flags.data_root = args.data
+    flags.data_root, flags.precision = args.data, "fp32"
     return flags
-
-
-def load(model, folder, kind):
-    """Load a run's last adapters, and attentions, into a model."""
-    file = Path(folder) / f"{kind.image_prefix}.pth"
-    for path, keys in ((text_checkpoint(kind, file), kind.text_keys), (file, kind.image_keys)):
-        content = load_checkpoint(path, keys=keys)
-        for key in keys:
-            load_module(getattr(model, key), content[key], path)
 
 
 def separation(model, dataset):
@@ -129,9 +123,9 @@ def gradient_shares(model, clip, flags):
 def explain(folder, args):
     """Everything this script measures of one cross-attention run."""
     flags = arguments(folder, CROSS_ATTENTION, args)
-    clip = create_backbone(argparse.Namespace(**vars(flags) | {"precision": "fp32"}), "cpu")
+    clip = create_backbone(flags, "cpu")
     model = create_cross_attention_model(clip, flags, "cpu").eval()
-    load(model, folder, CROSS_ATTENTION)
+    load_run(model, folder)
     test_sets = get_dataset(args.dataset, flags.img_size, "full_shot", 0, "test", logging.getLogger(__name__),
                             data_root=args.data)  # fmt: skip
     contexts = text_context_dictionary(model, args.dataset, "cpu")
@@ -151,10 +145,9 @@ def explain(folder, args):
 def explain_baseline(folder, args):
     """The anchors' cosine of a baseline run."""
     flags = arguments(folder, BASELINE, args)
-    model = AdaptedCLIP(create_backbone(argparse.Namespace(**vars(flags) | {"precision": "fp32"}), "cpu"),
-                        flags.text_adapt_weight, flags.image_adapt_weight, flags.text_adapt_until,
-                        flags.image_adapt_until, relu=flags.relu).eval()  # fmt: skip
-    load(model, folder, BASELINE)
+    model = AdaptedCLIP(create_backbone(flags, "cpu"), flags.text_adapt_weight, flags.image_adapt_weight,
+                        flags.text_adapt_until, flags.image_adapt_until, relu=flags.relu).eval()  # fmt: skip
+    load_run(model, folder)
     return {"anchor cosine": separation(model, args.dataset)}
 
 
@@ -187,17 +180,17 @@ def markdown(found, baselines):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", required=True, help="folders of cross-attention runs, as a pattern")
-    parser.add_argument("--baselines", help="folders of baseline runs, as a pattern")
+    parser.add_argument("--runs", default=f"{STUDY}/cross_attention_seed*", help="cross-attention runs, as a pattern")
+    parser.add_argument("--baselines", default=f"{STUDY}/baseline_seed*", help="baseline runs, as a pattern")
     parser.add_argument("--dataset", default="DemoB", help="the test set")
-    parser.add_argument("--data", required=True, help="folder of the rendered sets")
+    parser.add_argument("--data", default="runs/evidence/data_seed1", help="folder of the rendered sets")
     parser.add_argument("--out", default="results/evidence/explanation", help="file without its ending")
     args = parser.parse_args(argv)
     folders = sorted(glob.glob(args.runs))
     if not folders:
         raise FileNotFoundError(f"--runs {args.runs}: no such folder")
     found = {Path(folder).name: explain(folder, args) for folder in folders}
-    others = sorted(glob.glob(args.baselines or ""))
+    others = sorted(glob.glob(args.baselines))
     baselines = {Path(folder).name: explain_baseline(folder, args) for folder in others}
     write_text(f"{args.out}.json", json.dumps(found | baselines, indent=1) + "\n")
     told = markdown(found, baselines)

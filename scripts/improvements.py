@@ -16,7 +16,7 @@ from pathlib import Path
 from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
 from dataset.jsonl import write_rows
 from evaluation import write_text
-from scripts.evidence import IDEA, OFF, REFERENCE, STEPS, tasks
+from scripts.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
 from scripts.paired_report import report
 from scripts.study import CROSS, ROOT, read_results, run_missing
 
@@ -63,13 +63,8 @@ def both_halves(results):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[311, 312])
+    add_study_flags(parser, "improvements", [311, 312], data_seed=2)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default all")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
-    parser.add_argument("--data_seed", type=int, default=2, help="seed of the rendered images")
-    parser.add_argument("--runs", default="runs/improvements", help="folder of the rendered set and the run folders")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
-    parser.add_argument("--out", default=str(ROOT / "results" / "improvements"), help="folder of the JSON files")
     args = parser.parse_args(argv)
     out, data = Path(args.out), Path(args.runs).resolve() / f"data_seed{args.data_seed}"
     render = ["-m", "dataset.demo", "--name", "DemoA", "--out", str(data), "--seed", str(args.data_seed)]

@@ -22,7 +22,8 @@ def paired_rows(results, arms, test_set, metric, baseline="baseline"):
         baseline: the arm the others are compared with.
 
     Returns:
-        {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", …}}, in percent.
+        {arm: {"seeds", "mean", "baseline", "value", "low", "high", "p", "wins", "ties", "losses", "by_class", …}},
+        in percent; by_class is {class: mean difference over the seeds}.
         The interval resamples classes and seeds (not images); p flips signs over (class x seed).
     """
     rows = {}
@@ -43,7 +44,9 @@ def paired_rows(results, arms, test_set, metric, baseline="baseline"):
         found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
         found |= {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
         percent = {key: 100 * found[key] for key in ("baseline", "mean", "value", "low", "high")}
-        rows[arm] = found | percent | {"seeds": len(seeds)}
+        names = list(results[arm, seeds[0]]["metrics"][test_set]["classes"])
+        by_class = {name: 100 * float(row.mean()) for name, row in zip(names, sides[1] - sides[0], strict=True)}
+        rows[arm] = found | percent | {"seeds": len(seeds), "by_class": by_class}
     return rows
 
 
@@ -63,4 +66,10 @@ def report(results, arms, test_set, baseline="baseline"):
             counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
             cells = [row["seeds"], f"{row['baseline']:.2f}", f"{row['mean']:.2f}", interval, counts]
             parts.append(f"| {arm} | " + " | ".join(map(str, cells)) + f" | {row.get('verdict', '')} |")
+        if metric in DECISIVE and rows:
+            classes = list(next(iter(rows.values()))["by_class"])
+            parts += ["", f"Difference by class, {metric}:", "", "| arm | " + " | ".join(classes) + " |",
+                      "|--|" + "--|" * len(classes)]  # fmt: skip
+            for arm, row in rows.items():
+                parts.append(f"| {arm} | " + " | ".join(f"{row['by_class'][name]:+.1f}" for name in classes) + " |")
     return "\n".join(parts).strip() + "\n"

@@ -78,7 +78,7 @@ def main(argv=None):
     plan = BankPlan(options.images, options.bank_size, options.captions, options.seed)
     open_bank(Path(options.cache) / "bank", plan, options.processes, logger.info)
     if options.precision == "auto":
-        options.precision = faster_precision()
+        options.precision = faster_precision(model_config(options)["vision_cfg"]["width"])
     if options.processes == 1:
         train(0, options, plan, None)
         return
@@ -89,13 +89,18 @@ def main(argv=None):
         torch.multiprocessing.spawn(train, arguments, nprocs=options.processes)
 
 
-def faster_precision():
-    """'bf16' where matrix products in it are clearly faster on one thread of this CPU, else 'fp32'."""
+def model_config(options):
+    """The open_clip model config that --config names."""
+    return json.loads(Path(options.config).read_text())
+
+
+def faster_precision(width):
+    """'bf16' where the products of an MLP of this width are clearly faster in it on one thread here, else 'fp32'."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        tokens, weight = torch.ones(4096, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
+        tokens, weight = torch.ones(4096, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
         tokens @ weight
         start = time.perf_counter()
         for _ in range(10):
@@ -160,7 +165,7 @@ def build_model(options, token_ids):
     The words that no caption uses keep their initial values; leaving them out saves the optimiser most of its work.
     """
     torch.manual_seed(options.seed)
-    model = CLIP(**json.loads(Path(options.config).read_text()))
+    model = CLIP(**model_config(options))
     full = model.token_embedding.weight.detach().clone()
     model.token_embedding = torch.nn.Embedding.from_pretrained(full[token_ids].clone(), freeze=False)
     return model, full

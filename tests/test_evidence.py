@@ -33,6 +33,12 @@ def test_shards_share_out_all_tasks_seed_by_seed():
         evidence.tasks(["a"], [1], "2/2")
 
 
+def test_arms_of_another_study_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        evidence.main(["--arms", "baseline", "self_reference"])
+    assert "--arms self_reference: not in --study idea, which has baseline, cross_att" in capsys.readouterr().err
+
+
 def test_differences_are_paired_by_class_and_seed_and_seeds_without_a_baseline_left_out():
     worse = {name: {"pixel_ap": 0.4} for name in CLASSES}
     results = {("baseline", 1): run(), ("baseline", 2): run(**worse), ("cross_attention", 1): run(**worse),
@@ -41,6 +47,17 @@ def test_differences_are_paired_by_class_and_seed_and_seeds_without_a_baseline_l
     assert (row["seeds"], row["wins"], row["ties"], row["losses"]) == (2, 0, 4, 4)
     assert row["value"] == pytest.approx(-5)
     assert row["baseline"] == pytest.approx(45)
+
+
+def test_differences_by_class_are_means_over_the_seeds():
+    results = {("baseline", 1): run(), ("baseline", 2): run(gear={"pixel_ap": 0.3}),
+               ("cross_attention", 1): run(tile={"pixel_ap": 0.9}), ("cross_attention", 2): run()}  # fmt: skip
+    row = paired_report.paired_rows(results, ["cross_attention"], "DemoB", "pixel_ap")["cross_attention"]
+    assert row["by_class"] == pytest.approx({"gear": 10, "tile": 20, "rope": 0, "coin": 0})
+    told = paired_report.report(results, ["cross_attention"], "DemoB").splitlines()
+    start = told.index("Difference by class, pixel_ap:")
+    assert told[start + 2] == "| arm | gear | tile | rope | coin |"
+    assert told[start + 4] == "| cross_attention | +10.0 | +20.0 | +0.0 | +0.0 |"
 
 
 def test_the_report_gives_verdicts_for_the_decisive_metrics_only():

@@ -14,6 +14,7 @@ from initialisation import looks_untrained
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import create_model
 from model.self_reference import TYPICAL, TYPICAL_PEAK, SelfReference, rarity
+from test_stage2_gradients import load_run
 
 NAMES = ["bottle", "screw", "bottle", "screw"]
 
@@ -152,7 +153,7 @@ def state(folder, file):
     return torch.load(folder / file, weights_only=True)
 
 
-def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, tmp_path):
+def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, tmp_path, clip):
     train_cross_attention.main([*train_flags, "--self_reference", "0.3", "--cross_attn_gate", "zero"])
     image = state(tmp_path / "run", "image_adapter_cross_attn.pth")
     starts = {"weight": 0.3, "typical": TYPICAL, "head_weight": 1.0, "typical_peak": TYPICAL_PEAK}
@@ -162,6 +163,10 @@ def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, t
         assert all(value != pytest.approx(start, abs=1e-6) for value in learned), key
     assert float(image["image_cross_attn"]["gate"]) != 0
     assert float(state(tmp_path / "run", "text_adapter_cross_attn.pth")["text_cross_attn"]["gate"]) != 0
+    model = build(clip, self_reference=0.3, gate="zero")
+    load_run(model, tmp_path / "run")
+    for key, module in model.image_modules.items():
+        assert all(torch.equal(value, image[key][name]) for name, value in module.state_dict().items()), key
     (result,) = test.main(common)
     assert result["mean"]["pixel_auroc"] is not None
     with pytest.raises(RuntimeError, match="--self_reference was 0.3, is 0.0"):
