@@ -7,7 +7,7 @@ from pathlib import Path
 try:
     from synthesis.backbone import LICENCE
     from synthesis.system import DTYPES, assemble
-    from synthesis.training import OPTIMIZERS, Schedule, make_optimizer, train
+    from synthesis.training import LR_SCHEDULES, OPTIMIZERS, Schedule, make_optimizer, train
     from synthesis.weights import checkpoints_of, load_optimizer, load_weights_into, read_config, save_system
 except ModuleNotFoundError as error:
     if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
@@ -57,6 +57,10 @@ def build_parser():
     group.add_argument("--batch_size", type=int, default=1, help="triptychs per step")
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adamw")
     group.add_argument("--lr", type=float, help=f"default by optimizer: {OPTIMIZERS}")
+    group.add_argument("--lr_schedule", choices=LR_SCHEDULES, default="constant",
+                       help="cosine: rises over the first 20th of the steps, falls to 0 at the last")  # fmt: skip
+    group.add_argument("--fill_share", type=float,
+                       help="share of the loss on tokens to be filled; default: all tokens count alike")  # fmt: skip
     group.add_argument("--gradient_clip", type=float, default=0.5, help="largest norm of all gradients together")
     group.add_argument("--lora_rank", type=int, default=32)
     group.add_argument("--lora_alpha", type=int, default=32)
@@ -76,8 +80,8 @@ def check(args):
     for flag in ("steps", "batch_size", "log_every", "save_every"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected 1 or more")
-    for flag in ("text_drop", "semantic_drop"):
-        if not 0 <= getattr(args, flag) <= 1:
+    for flag in ("text_drop", "semantic_drop", "fill_share"):
+        if getattr(args, flag) is not None and not 0 <= getattr(args, flag) <= 1:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected a share between 0 and 1")
     for flag in ("gradient_clip", "lr"):
         value = getattr(args, flag)
@@ -95,10 +99,11 @@ def natural_fill_mask(dataset, looked_at=16):
 def check_resume(stored, args, examples):
     """Raises ValueError when a run's flags or number of triptychs differ from its checkpoint's."""
     now = {**settings(args), "examples": examples}
+    may_differ = MAY_DIFFER - ({"steps"} if args.lr_schedule == "cosine" else set())  # the rate depends on the last one
     differing = [
         f"{name} {stored.get(name)} -> {value}"
         for name, value in now.items()
-        if name not in MAY_DIFFER and stored.get(name) != value
+        if name not in may_differ and stored.get(name) != value
     ]
     if differing:
         raise ValueError(

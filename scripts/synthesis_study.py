@@ -30,7 +30,8 @@ from scripts.study import MODEL, ROOT, run_arm
 TRAIN_SET, TEST_SET = "DemoA", "DemoB"
 SIZE = 192  # pixels of the rendered images
 FILL_MODEL = ["--model", "small"]
-FILL_TRAINING = ["--train_backbone", "--batch_size", "4", "--lr", "1e-3"]
+FILL_TRAINING = ["--train_backbone", "--batch_size", "4", "--lr", "2e-3", "--lr_schedule", "cosine", "--fill_share",
+                 "0.5"]  # fmt: skip
 ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
     "real": None,
     "perlin": ["--method", "perlin", "--masks", "perlin"],
@@ -38,6 +39,7 @@ ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
     "sham": ["--method", "fill", "--masks", "real", "--sham_ratio", "0.5"],
 }
 DELTAS = ("pixel_ap", "pixel_auroc", "image_auroc")
+COMMON = ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size", "precision")  # of all runs of one table
 SPARE = 1.25  # images generated per image used, for those the gate refuses
 
 
@@ -50,8 +52,9 @@ def build_parser():
     parser.add_argument("--ratio", type=float, default=0.5, help="extra images' share of the training set")
     parser.add_argument("--text_steps", type=int, default=128, help="updates of stage 1 in every arm")
     parser.add_argument("--image_steps", type=int, default=256, help="updates of stage 2 in every arm")
-    parser.add_argument("--fill_steps", type=int, default=800, help="updates of semantic fill")
+    parser.add_argument("--fill_steps", type=int, default=600, help="updates of semantic fill")
     parser.add_argument("--fill_size", type=int, default=SIZE, help="side of a panel; default as rendered")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the detector's training")
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
     parser.add_argument("--work", default="runs/synthesis_study", help="triptychs, generated images, unfinished runs")
     parser.add_argument("--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table")
@@ -60,7 +63,7 @@ def build_parser():
 
 def settings_of(args):
     """What all runs of one table have in common."""
-    return {key: getattr(args, key) for key in ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size")}
+    return {key: getattr(args, key) for key in COMMON}
 
 
 def read_results(out, args):
@@ -108,7 +111,7 @@ def training_flags(args, shot, own, extra, rows):
     """
     defaults = parse(train.build_parser(), ["--model_name", MODEL])
     sizes = {"text": defaults.text_batch_size, "image": defaults.image_batch_size}
-    flags = ["--training_mode", "few_shot", "--shot", str(shot)]
+    flags = ["--training_mode", "few_shot", "--shot", str(shot), "--precision", args.precision]
     for stage, steps in (("text", args.text_steps), ("image", args.image_steps)):
         flags += [f"--{stage}_epoch", str(epochs(steps, own + extra, sizes[stage], f"--{stage}_steps"))]
     return flags + (["--extra_meta", str(rows), "--extra_ratio", str(args.ratio)] if rows else [])

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from synthesis.injection import semantic_injection
+from synthesis.latents import filled_tokens
 
 TRAINING_GUIDANCE = 1.0  # no guidance: the loss wants the data's own velocity
 
@@ -60,8 +61,17 @@ def predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_se
     return velocity.float()
 
 
-def flow_matching_loss(backbone, attention, encoded, prompt, times, noise, keep_semantic=None):
-    """Mean squared error of the velocity over both panels; shapes as in `predict_velocity`."""
+def flow_matching_loss(backbone, attention, encoded, prompt, times, noise, keep_semantic=None, fill_share=None):
+    """Mean squared error of the velocity over both panels; shapes as in `predict_velocity`.
+
+    Args:
+        fill_share: None: all tokens count alike. Else in [0, 1]: how much of the loss the mean over the tokens with a
+            pixel to be filled makes, the rest being the mean over the other tokens.
+    """
     noisy, target = interpolate(encoded.clean, noise, times)
     velocity = predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_semantic)
-    return functional.mse_loss(velocity, target)
+    filled = filled_tokens(encoded.condition)
+    if fill_share is None or not filled.any():  # a map may be empty
+        return functional.mse_loss(velocity, target)
+    inside, outside = (functional.mse_loss(velocity[where], target[where]) for where in (filled, ~filled))
+    return fill_share * inside + (1 - fill_share) * outside

@@ -8,6 +8,7 @@ from diffusers.pipelines.flux.pipeline_flux_fill import retrieve_latents
 from synthesis.attention import places
 
 TOKEN_PIXELS = 16  # 8 by the codec, 2 by packing
+CONDITION_IMAGE = 64  # the condition's channels of the masked diptych; those of the mask follow
 FILL_MASKS = ("semantic", "panel")
 
 
@@ -52,6 +53,11 @@ def image_ids(rows, columns):
     """[rows * columns, 3] position ids of a packed grid: 0, row, column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
+
+
+def filled_tokens(condition):
+    """[B, N, 320] condition -> [B, N] booleans: the tokens with a pixel to be filled."""
+    return condition[..., CONDITION_IMAGE:].amax(dim=-1) > 0
 
 
 def fill_mask_of(semantic, mode):

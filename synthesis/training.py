@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from synthesis.latents import encode_triptych, fill_mask_of
 from utils import on_terminal
 
 OPTIMIZERS = {"adamw": 1e-4, "prodigy": 1.0}  # name: learning rate
+LR_SCHEDULES = ("constant", "cosine")  # cosine rises over the first 20th of the steps and falls to 0 at the last
 
 
 class Schedule(NamedTuple):
@@ -25,6 +27,8 @@ class Schedule(NamedTuple):
     fill_mask: str  # "semantic" or "panel"
     text_drop: float = 0.1  # share of examples that see the empty prompt
     semantic_drop: float = 0.1  # share of examples without injection
+    fill_share: float | None = None  # see flow_matching_loss
+    lr_schedule: str = "constant"  # or "cosine", see LR_SCHEDULES
     gradient_clip: float = 0.5  # largest norm of all gradients together
     log_every: int = 10
     save_every: int = 500
@@ -86,7 +90,23 @@ def training_loss(system, batch, schedule, step):
     texts = ["" if drop < schedule.text_drop else schedule.prompt for drop in drops[0]]
     keep_semantic = (drops[1] >= schedule.semantic_drop).to(device)
     return flow_matching_loss(
-        system.backbone, system.attention, encoded, system.prompts.batch(texts), times, noise, keep_semantic
+        system.backbone, system.attention, encoded, system.prompts.batch(texts), times, noise, keep_semantic,
+        schedule.fill_share,
+    )  # fmt: skip
+
+
+def make_lr_scheduler(optimizer, schedule, first_step):
+    """The learning rate's course from `first_step` on; None for a constant one.
+
+    Raises:
+        ValueError: another name.
+    """
+    if schedule.lr_schedule not in LR_SCHEDULES:
+        raise ValueError(f"--lr_schedule {schedule.lr_schedule}: expected one of {', '.join(LR_SCHEDULES)}")
+    if schedule.lr_schedule == "constant":
+        return None
+    return get_cosine_schedule_with_warmup(
+        optimizer, num_warmup_steps=schedule.steps // 20, num_training_steps=schedule.steps, last_epoch=first_step - 1
     )
 
 
@@ -96,7 +116,7 @@ def train(system, dataset, optimizer, schedule, logger, *, first_step=0, workers
     Args:
         system: FillSystem.
         dataset: items {"visible", "target", "semantic": [3, S, S] in [-1, 1], "name"}.
-        optimizer: over `system.trainable()`.
+        optimizer: over `system.trainable()`; after a resume as `load_optimizer` restored it.
         schedule: Schedule.
         logger: gets one line per `log_every` steps.
         first_step: steps done before, after a resume.
@@ -110,6 +130,7 @@ def train(system, dataset, optimizer, schedule, logger, *, first_step=0, workers
         dataset, batch_sampler=batch_indices(len(dataset), schedule, first_step), num_workers=workers,
         collate_fn=default_collate,
     )  # fmt: skip
+    lr_scheduler = make_lr_scheduler(optimizer, schedule, first_step)
     parameters, losses, started = system.trainable(), [], time.perf_counter()
     steps = range(first_step, schedule.steps)
     for step, batch in zip(tqdm(steps, disable=not on_terminal(), unit="step"), loader, strict=True):
@@ -120,7 +141,10 @@ def train(system, dataset, optimizer, schedule, logger, *, first_step=0, workers
             raise FloatingPointError(
                 f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}; lower --lr, or train in float32"
             )
+        rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        if lr_scheduler:
+            lr_scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         done = step + 1
@@ -128,7 +152,7 @@ def train(system, dataset, optimizer, schedule, logger, *, first_step=0, workers
             seconds = (time.perf_counter() - started) / len(losses)
             logger.info(
                 f"step {done}/{schedule.steps} loss {sum(losses) / len(losses):.4f} gradient norm {norm.item():.3f} "
-                f"lr {optimizer.param_groups[0]['lr']:.2e} semantic scale {system.attention.mean_scale():.3e} "
+                f"lr {rate:.2e} semantic scale {system.attention.mean_scale():.3e} "
                 f"{seconds:.2f} s/step"
             )
             losses, started = [], time.perf_counter()

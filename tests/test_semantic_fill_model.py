@@ -135,6 +135,30 @@ def test_the_loss_is_the_mean_square_of_the_velocity_error():
     assert torch.allclose(loss, (predicted - (noise - encoded.clean)).square().mean())
 
 
+def test_the_loss_can_weigh_what_is_to_be_filled():
+    system = tiny_system(scale=0.2)
+    encoded, times = encoded_batch(system), torch.tensor([0.2, 0.7])
+    noise, prompt = torch.randn(encoded.clean.shape), system.prompts.batch(["a defect", "a defect"])
+    errors = flow.predict_velocity(
+        system.backbone, system.attention, flow.interpolate(encoded.clean, noise, times)[0], encoded, prompt, times
+    ) - (noise - encoded.clean)  # fmt: skip
+
+    def loss(condition, fill_share):
+        parts = encoded._replace(condition=condition)
+        return flow.flow_matching_loss(
+            system.backbone, system.attention, parts, prompt, times, noise, fill_share=fill_share
+        )
+
+    pixels = encoded.condition[..., 64:].reshape(2, 8, 256)
+    filled = pixels.sum(-1) > 0  # [2, 8]
+    assert 0 < filled.sum() < 8
+    inside, outside = errors[filled].square().mean(), errors[~filled].square().mean()
+    for share in (0.0, 0.3, 1.0):
+        assert torch.allclose(loss(encoded.condition, share), share * inside + (1 - share) * outside)
+    none_to_fill = torch.cat((encoded.condition[..., :64], torch.zeros(2, 8, 256)), dim=-1)
+    assert torch.equal(loss(none_to_fill, 0.3), loss(none_to_fill, None))
+
+
 def test_the_transformer_gets_times_of_0_to_1_and_guidance_1():
     system, seen = tiny_system(), {}
     system.backbone.transformer.register_forward_pre_hook(

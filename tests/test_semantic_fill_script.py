@@ -83,6 +83,16 @@ def test_a_resume_with_other_flags_or_data_is_refused(data, run, tmp_path):
         train_semantic_fill.main(flags(more, run, 5))
 
 
+def test_a_cosine_run_cannot_be_given_another_end(data, tmp_path):
+    cosine = ("--lr_schedule", "cosine", "--fill_share", "0.5")
+    train_semantic_fill.main(flags(data, tmp_path, 2, *cosine))
+    rates = [line.split(" lr ")[1].split()[0] for line in (tmp_path / "train.log").read_text().splitlines()
+             if "semantic scale" in line]  # fmt: skip
+    assert rates == ["1.00e-03", "5.00e-04"]
+    with pytest.raises(ValueError, match="other settings .*steps 2 -> 3"):
+        train_semantic_fill.main(flags(data, tmp_path, 3, *cosine))
+
+
 @pytest.mark.parametrize(
     ("more", "count"),
     [
@@ -108,6 +118,7 @@ def test_every_variant_trains_and_its_log_says_so(data, tmp_path, more, count):
         ("--batch_size", "0", "--batch_size 0"),
         ("--text_drop", "1.5", "--text_drop 1.5: expected a share"),
         ("--semantic_drop", "-0.1", "--semantic_drop -0.1"),
+        ("--fill_share", "1.5", "--fill_share 1.5: expected a share"),
         ("--gradient_clip", "0", "--gradient_clip 0.0: expected a positive"),
         ("--lr", "nan", "--lr nan"),
         ("--semantic_heads", "5", "--semantic_heads 5: must divide"),
