@@ -53,7 +53,7 @@ def build_parser():
     parser.add_argument("--text_steps", type=int, default=128, help="updates of stage 1 in every arm")
     parser.add_argument("--image_steps", type=int, default=256, help="updates of stage 2 in every arm")
     parser.add_argument("--fill_steps", type=int, default=600, help="updates of semantic fill")
-    parser.add_argument("--fill_size", type=int, default=SIZE, help="side of a panel; default as rendered")
+    parser.add_argument("--fill_size", type=int, default=128, help="side of a panel")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the detector's training")
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
     parser.add_argument("--work", default="runs/synthesis_study", help="triptychs, generated images, unfinished runs")
