@@ -77,6 +77,13 @@ def add_study_flags(parser, name, seeds, data_seed):
     parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
 
 
+def corrections(plain, corrected, test_set):
+    """Markdown: what correcting AA-CLIP's oddities changes in the baseline; arguments {(arm, seed): the run's JSON}."""
+    runs = {(arm, seed): run for (arm, seed), run in plain.items() if arm == "baseline"}
+    runs |= {("corrected_baseline", seed): run for (arm, seed), run in corrected.items() if arm == "baseline"}
+    return report(runs, ["corrected_baseline"], test_set)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
@@ -97,8 +104,10 @@ def main(argv=None):
     for rendered in (args.train, args.test):
         render = ["-m", "dataset.demo", "--name", rendered, "--out", str(data), "--seed", str(args.data_seed)]
         subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
-    common = (["--corrected"] if args.corrected else []) + ["--precision", args.precision]
-    every = {arm: (script, [*flags, *common]) for arm, (script, flags) in arms.items()}
+    precision = ["--precision", args.precision]
+    plain = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
+    every = {arm: (script, [*flags, "--corrected", *precision]) for arm, (script, flags) in arms.items()}
+    every = every if args.corrected else plain
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     run_missing(todo, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
@@ -110,6 +119,9 @@ def main(argv=None):
     for control in CONTROLS:  # does what a tower sees matter, or its parameters?
         if any(arm == control for arm, _ in results):
             told += "\n" + report(results, METHODS, args.test, control)
+    if args.corrected:
+        told += "\n" + corrections(read_results(out.with_name(name.replace("_corrected", "")), plain, args.train),
+                                   results, args.test)  # fmt: skip
     write_text(out / "table.md", f"    {command}\n\n{told}")
     print(told)
 

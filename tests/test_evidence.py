@@ -60,6 +60,16 @@ def test_differences_by_class_are_means_over_the_seeds():
     assert told[start + 4] == "| cross_attention | +10.0 | +20.0 | +0.0 | +0.0 |"
 
 
+def test_the_corrected_baseline_is_held_against_the_plain_one_of_its_seed():
+    better = {name: {"pixel_ap": 0.6} for name in CLASSES}
+    plain = {("baseline", 1): run(), ("baseline", 2): run(**better), ("cross_attention", 1): run(**better)}
+    corrected = {("baseline", 1): run(**better), ("cross_attention", 1): run()}
+    told = evidence.corrections(plain, corrected, "DemoB").splitlines()
+    start = told.index("### pixel_ap, DemoB")
+    assert told[start + 4].startswith("| corrected_baseline | 1 | 50.00 | 60.00 | +10.00 ")
+    assert told[start + 5] == ""
+
+
 def test_the_report_gives_verdicts_for_the_decisive_metrics_only():
     better = {name: {"pixel_ap": 0.6} for name in CLASSES}
     results = {}
