@@ -5,26 +5,25 @@
 Arms: the k shots alone (real), and with as many extra images as there are shots: textures in Perlin noise (perlin),
 semantic fill trained on the same k shots (generated), and half of these sham normal images (sham). All see the same
 number of updates. One process per training; a run whose JSON lies in --out is not repeated, so the study can be
-stopped, continued, extended, and split over processes by seed. The table is --out/README.md.
+stopped, continued, extended, and split over processes by seed. The table is --out/table.md.
 """
 
 import argparse
 import json
 import math
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import cv2
-from scipy import stats
 
 import train
 from dataset import get_dataset
 from evaluation import write_text
 from options import parse
+from scripts import paired_report
 from scripts.study import MODEL, ROOT, run_arm
 
 TRAIN_SET, TEST_SET = "DemoA", "DemoB"
@@ -38,7 +37,7 @@ ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
     "generated": ["--method", "fill", "--masks", "real"],
     "sham": ["--method", "fill", "--masks", "real", "--sham_ratio", "0.5"],
 }
-DELTAS = ("pixel_ap", "pixel_auroc", "image_auroc")
+PAIRS = {"real": ["perlin", "generated", "sham"], "perlin": ["generated", "sham"]}  # arm: those compared with it
 COMMON = ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size", "precision")  # of all runs of one table
 SPARE = 1.25  # images generated per image used, for those the gate refuses
 
@@ -162,54 +161,33 @@ def run(args, arm, shot, seed, data, work):
     }  # fmt: skip
 
 
-def difference(values):
-    """Mean of paired differences and its 95 % interval by Student's t, in points: "+1.2 (-0.3 to 2.7)"."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.1f} (one seed)"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
-
-
-def table(results):
-    """Markdown: pixel AP of every arm, and the difference of every metric to real only, paired by seed, in percent.
+def tables(results):
+    """Markdown: what every arm changes against the shots alone, and semantic fill against Perlin defects.
 
     Args:
         results: {(arm, shot, seed): result}.
     """
-    lines = ["| shots | arm | seeds | pixel AP | " + " | ".join(f"Δ {name} (95 %)" for name in DELTAS) + " |",
-             "|--|--|--|--|" + "--|" * len(DELTAS)]  # fmt: skip
+    parts = []
     for shot in sorted({shot for _, shot, _ in results}):
-        for arm in ARMS:
-            runs = {seed: result for (own, k, seed), result in sorted(results.items()) if (own, k) == (arm, shot)}
-            if not runs:
-                continue
-            means = {seed: result["metrics"][TEST_SET]["mean"] for seed, result in runs.items()}
-            found = [100 * mean["pixel_ap"] for mean in means.values()]
-            cells = [f"{statistics.mean(found):.1f} ({min(found):.1f}–{max(found):.1f})"]
-            for name in DELTAS:
-                pairs = [100 * (mean[name] - results["real", shot, seed]["metrics"][TEST_SET]["mean"][name])
-                         for seed, mean in means.items() if ("real", shot, seed) in results]  # fmt: skip
-                cells.append(difference(pairs) if pairs and arm != "real" else "–")
-            lines.append(f"| {shot} | {arm} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        runs = {(arm, seed): result for (arm, k, seed), result in results.items() if k == shot}
+        for base, arms in PAIRS.items():
+            if any(arm == base for arm, _ in runs):
+                parts.append(f"## {shot} shots, against {base}\n\n" + paired_report.report(runs, arms, TEST_SET, base))
+    return "\n".join(parts)
 
 
 def report(results, args):
-    """The text of --out/README.md."""
+    """The text of --out/table.md."""
     seeds = " ".join(str(seed) for seed in sorted({seed for _, _, seed in results}))
     shots = " ".join(str(shot) for shot in sorted({shot for _, shot, _ in results}))
     flags = " ".join(f"--{key} {value}" for key, value in settings_of(args).items())
     seconds = [result["seconds"] + result["generation_seconds"] for result in results.values()]
-    return f"""# Synthetic anomalies as extra training data
+    return f"""# Synthetic anomalies as extra training data: the table
 
     python -m scripts.synthesis_study --seeds {seeds} --shots {shots} {flags}
 
 The baseline detector (`train.py`, {MODEL}) trained on k shots of {TRAIN_SET} and tested on {TEST_SET}: other
-classes, other defects. Percent, mean (smallest–largest) over the seeds; Δ against `real` with the same shots and seed,
-mean and 95 % interval over the seeds (Student's t: few seeds make it wide, and it says nothing about other data).
-
-{table(results)}
+classes, other defects.
 
 * `real`: the k shots per class, half of them anomalous. The other arms add images, all made from the same k shots,
   until these are a share {args.ratio} of the training set. `perlin`: foreign textures blended into Perlin noise (after
@@ -223,7 +201,8 @@ mean and 95 % interval over the seeds (Student's t: few seeds make it wide, and 
   semantic fill's training, and every mask and sample.
 * Seconds per run, generation included: {min(seconds):.0f} to {max(seconds):.0f}. Each run's commands, versions and
   metrics by class are in its JSON file; `images_<k>shot.jpg` shows source, label and image of `generated`.
-"""
+
+{tables(results)}"""
 
 
 def keep_picture(sheet, file):
@@ -250,8 +229,8 @@ def main(argv=None):
                 keep_picture(work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
                              out / f"images_{shot}shot.jpg")  # fmt: skip
     results = read_results(out, args)
-    write_text(out / "README.md", report(results, args))
-    print(table(results))
+    write_text(out / "table.md", report(results, args))
+    print(tables(results))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import pytest
 pytest.importorskip("scipy", reason="the study's intervals need requirements-demo.txt")
 
 from scripts import synthesis_study as study
+from scripts.paired_report import METRICS
 
 
-def result(arm, seed, pixel_ap, **settings):
+def result(arm, seed, pixel_ap, shot=2, **settings):
     """One run's JSON content."""
-    mean = dict.fromkeys(study.DELTAS, 0.5) | {"pixel_ap": pixel_ap}
+    classes = {name: dict.fromkeys(METRICS, 0.5) | {"pixel_ap": pixel_ap} for name in ("gear", "rope")}
     settings = study.settings_of(study.build_parser().parse_args([])) | settings
-    return {"arm": arm, "shot": 2, "seed": seed, "settings": settings, "metrics": {"DemoB": {"mean": mean}},
+    return {"arm": arm, "shot": shot, "seed": seed, "settings": settings, "metrics": {"DemoB": {"classes": classes}},
             "seconds": 60.0, "generation_seconds": 1.0, "commands": []}  # fmt: skip
 
 
@@ -21,18 +22,17 @@ def keyed(*results):
     return {(entry["arm"], entry["shot"], entry["seed"]): entry for entry in results}
 
 
-def test_differences_are_paired_by_seed_and_carry_students_interval():
-    found = keyed(result("real", 1, 0.50), result("real", 2, 0.60), result("generated", 1, 0.55),
-                  result("generated", 2, 0.67), result("generated", 3, 0.99))  # fmt: skip
-    lines = study.table(found).splitlines()
-    assert lines[2] == "| 2 | real | 2 | 55.0 (50.0–60.0) | – | – | – |"
-    # 5 and 7 points: mean 6, standard error 1, t(0.975, 1) = 12.706; seed 3 has no partner
-    assert lines[3].startswith("| 2 | generated | 3 | 73.7 (55.0–99.0) | +6.0 (-6.7 to +18.7) | +0.0 (+0.0 to +0.0) |")
-
-
-def test_one_seed_has_no_interval_and_an_arm_without_real_no_difference():
-    assert "| +10.0 (one seed) |" in study.table(keyed(result("real", 1, 0.5), result("perlin", 1, 0.6)))
-    assert study.table(keyed(result("perlin", 1, 0.6))).splitlines()[2].endswith("| – | – | – |")
+def test_shots_are_compared_apart_and_semantic_fill_with_perlin_too():
+    found = keyed(result("real", 1, 0.50), result("perlin", 1, 0.40), result("generated", 1, 0.55),
+                  result("generated", 2, 0.99), result("real", 1, 0.60, shot=16))  # fmt: skip
+    told = study.tables(found).splitlines()
+    assert [line for line in told if line.startswith("## ")] == [
+        "## 2 shots, against real", "## 2 shots, against perlin", "## 16 shots, against real"
+    ]  # fmt: skip
+    start = told.index("### pixel_ap, DemoB")
+    assert told[start + 4].startswith("| perlin | 1 | 50.00 | 40.00 | -10.00 ")
+    assert told[start + 5].startswith("| generated | 1 | 50.00 | 55.00 | +5.00 ")  # seed 2 has no partner
+    assert any(line.startswith("| generated | 1 | 40.00 | 55.00 | +15.00 ") for line in told)
 
 
 @pytest.mark.parametrize("shot", [2, 16])
@@ -66,8 +66,8 @@ def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_pat
     assert ran == [("real", 2, 1), ("sham", 2, 1)]
     study.main([*flags, "--seeds", "1", "2"])
     assert ran[2:] == [("real", 2, 2), ("sham", 2, 2)]
-    text = (tmp_path / "README.md").read_text()
-    assert "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text and study.table(study.read_results(
+    text = (tmp_path / "table.md").read_text()
+    assert "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text and study.tables(study.read_results(
         tmp_path, study.build_parser().parse_args([]))) in text  # fmt: skip
     assert json.loads((tmp_path / "sham_2shot_seed1.json").read_text())["commands"] == ["DATA/x WORK/y"]
 
