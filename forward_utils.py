@@ -1,6 +1,6 @@
 """From prompts to anchors and from features to anomaly maps; names and signatures are AA-CLIP's."""
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def class_prompts(real_name):
     )
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _tokens(real_name):
     normal, abnormal = class_prompts(real_name)
     return tokenize(normal + abnormal), len(normal)

@@ -108,6 +108,8 @@ def main(argv=None):
     plain = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
     every = {arm: (script, [*flags, "--corrected", *precision]) for arm, (script, flags) in arms.items()}
     every = every if args.corrected else plain
+    plain_out = out.with_name(name.replace("_corrected", ""))
+    uncorrected = read_results(plain_out, plain, args.train) if args.corrected else {}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     run_missing(todo, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
@@ -119,9 +121,8 @@ def main(argv=None):
     for control in CONTROLS:  # does what a tower sees matter, or its parameters?
         if any(arm == control for arm, _ in results):
             told += "\n" + report(results, METHODS, args.test, control)
-    if args.corrected:
-        told += "\n" + corrections(read_results(out.with_name(name.replace("_corrected", "")), plain, args.train),
-                                   results, args.test)  # fmt: skip
+    if uncorrected:
+        told += "\n" + corrections(uncorrected, results, args.test)
     write_text(out / "table.md", f"    {command}\n\n{told}")
     print(told)
 

@@ -189,8 +189,10 @@ def main(argv=None):
     folders = sorted(glob.glob(args.runs))
     if not folders:
         raise FileNotFoundError(f"--runs {args.runs}: no such folder")
-    found = {Path(folder).name: explain(folder, args) for folder in folders}
     others = sorted(glob.glob(args.baselines))
+    if not others:
+        raise FileNotFoundError(f"--baselines {args.baselines}: no such folder")
+    found = {Path(folder).name: explain(folder, args) for folder in folders}
     baselines = {Path(folder).name: explain_baseline(folder, args) for folder in others}
     write_text(f"{args.out}.json", json.dumps(found | baselines, indent=1) + "\n")
     told = markdown(found, baselines)

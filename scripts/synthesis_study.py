@@ -37,6 +37,7 @@ ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
     "generated": ["--method", "fill", "--masks", "real"],
     "sham": ["--method", "fill", "--masks", "real", "--sham_ratio", "0.5"],
 }
+# arm: those held against it
 PAIRS = {"real": ["perlin", "generated", "sham"], "perlin": ["generated", "sham"], "generated": ["sham"]}
 COMMON = ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size", "precision")  # of all runs of one table
 SPARE = 1.25  # images generated per image used, for those the gate refuses
@@ -162,7 +163,7 @@ def run(args, arm, shot, seed, data, work):
 
 
 def tables(results):
-    """Markdown: what every arm changes against those PAIRS gives, shots by shots.
+    """Markdown, for each number of shots: what the arms change against the one PAIRS holds them against.
 
     Args:
         results: {(arm, shot, seed): result}.

@@ -1,5 +1,7 @@
 """The study at equal steps and its paired tables: scripts/evidence.py, scripts/paired_report.py."""
 
+import json
+
 import pytest
 
 from feedback_recipes import fill_in, plan
@@ -68,6 +70,20 @@ def test_the_corrected_baseline_is_held_against_the_plain_one_of_its_seed():
     start = told.index("### pixel_ap, DemoB")
     assert told[start + 4].startswith("| corrected_baseline | 1 | 50.00 | 60.00 | +10.00 ")
     assert told[start + 5] == ""
+
+
+def test_plain_runs_of_another_command_are_refused_before_a_corrected_study_trains(tmp_path, monkeypatch):
+    plain = tmp_path / "DemoA_DemoB_data1"
+    plain.mkdir()
+    content = run() | {"arm": "baseline", "seed": 211, "commands": ["python train.py --precision fp32"]}
+    (plain / "baseline_seed211.json").write_text(json.dumps(content))
+    trained = []
+    monkeypatch.setattr(evidence.subprocess, "run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(evidence, "run_missing", lambda *args: trained.append(args))
+    flags = ["--runs", str(tmp_path), "--out", str(tmp_path), "--precision", "bf16"]
+    with pytest.raises(ValueError, match="baseline_seed211.json was trained by\npython train.py --precision fp32"):
+        evidence.main([*flags, "--corrected"])
+    assert not trained
 
 
 def test_the_report_gives_verdicts_for_the_decisive_metrics_only():
