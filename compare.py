@@ -15,7 +15,6 @@ import logging
 import sys
 from pathlib import Path
 
-from checkpoints import versions
 from comparison.arms import read_arm
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
@@ -24,8 +23,10 @@ from comparison.replicates import METRICS
 from comparison.report import render
 from comparison.tables import console, csv_text, latex, markdown
 from dataset import get_dataset
-from evaluation import write_text
-from runs import declare_datasets
+from files.atomic import write_text
+from run_folder.checkpoints import versions
+from run_folder.session import declare_datasets
+from run_folder.settings import DataSettings
 
 ENOUGH_SEEDS = 5
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
@@ -117,7 +118,7 @@ def main(argv=None):
     args = build_parser().parse_args(own)
     if args.replicates < 100:
         raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
-    declare_datasets(args)
+    declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
     baseline, arms = read_arms(args)
     flags = [text for flag in ("data_root", "dataset_config", "real_names") if (value := getattr(args, flag))
              for text in (f"--{flag}", value)]  # fmt: skip

@@ -1,29 +1,35 @@
-"""From prompts to anchors and from features to anomaly maps; names and signatures are AA-CLIP's."""
+"""From prompts to anchors, from features to anomaly maps, and the losses on them; the names are AA-CLIP's."""
 
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from dataset.constants import CLASS_NAMES, PROMPTS, REAL_NAMES
-from losses import BinaryDiceLoss, FocalLoss, calculate_seg_loss, dice_loss, focal_loss
+from files.pictures import visualize
 from metrics import metrics_eval
+from model.adapter import SIMILARITY_SCALE, patch_logits
 from model.blocks import run_blocks
 from model.tokenizer import tokenize
-from visualization import visualize
 
 __all__ = [
-    "BinaryDiceLoss", "FocalLoss", "anchors_of_batch", "calculate_seg_loss", "calculate_similarity_map",
-    "class_prompts", "dice_loss", "focal_loss", "frozen_patches", "get_adapted_single_class_text_embedding",
-    "get_adapted_single_sentence_text_embedding", "get_adapted_text_embedding", "metrics_eval", "visualize",
+    "BinaryDiceLoss", "FocalLoss", "SIMILARITY_SCALE", "anchors_of_batch", "calculate_seg_loss",
+    "calculate_similarity_map", "class_prompts", "class_tokens", "dice_loss", "encode_anchors",
+    "fixed_anchors", "focal_loss", "frozen_image_features", "frozen_patches",
+    "get_adapted_single_class_text_embedding", "get_adapted_single_sentence_text_embedding",
+    "get_adapted_text_embedding", "metrics_eval", "probability_map", "score_map", "visualize",
 ]  # fmt: skip
 
-SIMILARITY_SCALE = 100.0  # CLIP's logit scale, applied to every cosine of a similarity map
 BLUR = {"Industrial": (7, 1.0), "Medical": (9, 1.5)}  # kernel side and sigma in patches, test maps only
+Batch = dict  # {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]}
+ImageFeatures = Callable[[Batch], tuple[dict[int, Tensor], Tensor]]  # ({level: patches [B, L, E]}, cls [B, E])
+SMOOTH = 1e-5  # keeps the focal loss's one-hot target and logarithm away from 0 and 1
 
 
-def class_prompts(real_name):
+def class_prompts(real_name: str) -> tuple[list[str], list[str]]:
     """Sentences of a class: (normal, abnormal) lists, every state in every template."""
     return tuple(
         [frame.format(state.format(real_name)) for state in PROMPTS[kind] for frame in PROMPTS["prompt_templates"]]
@@ -37,7 +43,7 @@ def _tokens(real_name):
     return tokenize(normal + abnormal), len(normal)
 
 
-def class_tokens(dataset_name, class_name):
+def class_tokens(dataset_name: str, class_name: str) -> tuple[Tensor, int]:
     """Token ids [P, T] of a class's prompts and the number of normal ones, which come first.
 
     Raises:
@@ -52,14 +58,18 @@ def class_tokens(dataset_name, class_name):
     return _tokens(known[class_name])
 
 
-def get_adapted_single_sentence_text_embedding(model, dataset_name, class_name, device):
+def get_adapted_single_sentence_text_embedding(
+    model: nn.Module, dataset_name: str, class_name: str, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Every prompt's unit-length embedding: (normal [P_n, E], abnormal [P_a, E])."""
     tokens, normal = class_tokens(dataset_name, class_name)
     features = F.normalize(model.encode_text(tokens.to(device)), dim=-1)
     return features[:normal], features[normal:]
 
 
-def get_adapted_single_class_text_embedding(model, dataset_name, class_name, device):
+def get_adapted_single_class_text_embedding(
+    model: nn.Module, dataset_name: str, class_name: str, device: torch.device | str
+) -> Tensor:
     """A class's anchor pair [E, 2] (normal, abnormal): prompts normalised, averaged, normalised again.
 
     `model` is an AdaptedCLIP or a plain CLIP: whatever has `encode_text`.
@@ -67,12 +77,14 @@ def get_adapted_single_class_text_embedding(model, dataset_name, class_name, dev
     return anchor_pair(get_adapted_single_sentence_text_embedding(model, dataset_name, class_name, device))
 
 
-def anchor_pair(states):
+def anchor_pair(states: tuple[Tensor, Tensor]) -> Tensor:
     """Anchors [E, 2] of unit-length prompt embeddings (normal [P_n, E], abnormal [P_a, E])."""
     return torch.stack([F.normalize(state.mean(dim=0), dim=-1) for state in states], dim=1)
 
 
-def get_adapted_text_embedding(model, dataset_name, device):
+def get_adapted_text_embedding(
+    model: nn.Module, dataset_name: str, device: torch.device | str
+) -> dict[str, Tensor]:
     """Anchor pairs of all classes of a dataset: {class name: [E, 2]}."""
     return {
         name: get_adapted_single_class_text_embedding(model, dataset_name, name, device)
@@ -80,20 +92,57 @@ def get_adapted_text_embedding(model, dataset_name, device):
     }
 
 
-def anchors_of_batch(model, dataset_name, class_names, device):
+def encode_anchors(
+    model: nn.Module, dataset_name: str, class_names: Sequence[str], contexts: Sequence[Tensor | None] = ()
+) -> Tensor:
+    """Anchors [n, E, 2] of n requests, whose prompts all go through the text tower together.
+
+    Args:
+        model: whatever has `encode_text`; with contexts one that takes `image_contexts`.
+        class_names: n names; the same one may come several times, with other contexts.
+        contexts: per request the patches [S, E] its prompts attend to, or None for nothing; () for nothing at all.
+    """
+    tokens, normal = zip(*(class_tokens(dataset_name, name) for name in class_names), strict=True)
+    counts = [len(own) for own in tokens]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    groups = [
+        (range(end - count, end), patches)
+        for end, count, patches in zip(ends, counts, contexts or [None] * len(counts), strict=True)
+        if patches is not None
+    ]
+    ids = torch.cat(tokens).to(next(model.parameters()).device)
+    features = F.normalize(model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1)
+    parts = zip(features.split(counts), normal, strict=True)
+    return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])
+
+
+def anchors_of_batch(model: nn.Module, dataset_name: str, class_names: Sequence[str]) -> Tensor:
     """Anchors of a batch [B, E, 2]; the prompts of all its classes go through the text tower together, once each."""
     classes = list(dict.fromkeys(class_names))
-    tokens, normal = zip(*(class_tokens(dataset_name, name) for name in classes), strict=True)
-    features = F.normalize(model.encode_text(torch.cat(tokens).to(device)), dim=-1)
-    pairs = {
-        name: anchor_pair((own[:count], own[count:]))
-        for name, own, count in zip(classes, features.split([len(part) for part in tokens]), normal, strict=True)
-    }
+    pairs = dict(zip(classes, encode_anchors(model, dataset_name, classes), strict=True))
     return torch.stack([pairs[name] for name in class_names])
 
 
+def fixed_anchors(
+    model: nn.Module, dataset_name: str, means: dict[str, Tensor] | None = None
+) -> Callable[[Batch], Tensor]:
+    """Anchors after stage 1 that no image changes: function batch -> [B, E, 2].
+
+    Args:
+        model: an adapted model, or plain CLIP.
+        means: {class name: [E, 2]} of `mean_anchors`; every other class has anchors without image context.
+    """
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        anchors = get_adapted_text_embedding(model, dataset_name, device)
+    anchors |= {name: pair.to(device) for name, pair in (means or {}).items()}
+    return lambda batch: torch.stack([anchors[name] for name in batch["class_name"]])
+
+
 @torch.no_grad()
-def frozen_patches(clip, surgery, image, levels):
+def frozen_patches(
+    clip: nn.Module, surgery: nn.Module, image: Tensor, levels: Sequence[int]
+) -> tuple[dict[int, Tensor], Tensor]:
     """Stage 1's image side: frozen patch features per level, with the image's CLS added to every patch.
 
     Args:
@@ -121,6 +170,12 @@ def frozen_patches(clip, surgery, image, levels):
     return dict(zip(levels, patches, strict=True)), cls
 
 
+def frozen_image_features(model: nn.Module, surgery: nn.Module, levels: Iterable[int]) -> ImageFeatures:
+    """Stage 1's frozen image side at some levels: function batch -> forward_utils.frozen_patches's result."""
+    wanted = sorted(set(levels))
+    return lambda batch: frozen_patches(model.clipmodel, surgery, batch["image"], wanted)
+
+
 @lru_cache(maxsize=64)
 def _interpolation_matrix(size_in, size_out, device, dtype):
     """[size_out, size_in] weights of linear interpolation with aligned corners."""
@@ -129,16 +184,53 @@ def _interpolation_matrix(size_in, size_out, device, dtype):
     return weights.T.to(device=device, dtype=dtype).contiguous()
 
 
-def upsample(maps, img_size):
+def upsample(maps: Tensor, img_size: int) -> Tensor:
     """Bilinear upsampling with aligned corners as two matrix products: [..., G, G] -> [..., img_size, img_size].
 
     Equal to torch's interpolate up to rounding; its backward is deterministic on CUDA, where interpolate's is not.
     """
-    matrix = _interpolation_matrix(maps.shape[-1], img_size, maps.device, maps.dtype)
+    # What torch.export or torch.compile traces is no tensor to keep: the next call without them would get it.
+    weights = _interpolation_matrix.__wrapped__ if torch.compiler.is_compiling() else _interpolation_matrix
+    matrix = weights(maps.shape[-1], img_size, maps.device, maps.dtype)
     return matrix @ maps @ matrix.T
 
 
-def calculate_similarity_map(patch_features, epoch_text_feature, img_size, test=False, domain="Medical"):
+def probability_map(logits: Tensor, img_size: int) -> Tensor:
+    """Probabilities [B, 2, img_size, img_size] of (normal, abnormal) from patch logits [B, L, 2]."""
+    return torch.softmax(upsample(_grid(logits), img_size), dim=1)
+
+
+def score_map(logits: Tensor, img_size: int, domain: str) -> Tensor:
+    """Blurred anomaly scores [B, 1, img_size, img_size], (100 cos_abnormal + 1 - 100 cos_normal) / 2, for testing.
+
+    Args:
+        logits: [B, L, 2], of AdaptedCLIP.compare.
+        domain: "Industrial" or "Medical"; chooses the blur.
+
+    Raises:
+        ValueError: the domain is unknown, or there are too few patches for its blur.
+    """
+    if domain not in BLUR:
+        raise ValueError(f"domain {domain!r}: expected one of {sorted(BLUR)}")
+    kernel, sigma = BLUR[domain]
+    grid = _grid(logits)
+    side = grid.shape[-1]
+    if side <= kernel // 2:
+        raise ValueError(
+            f"{side} x {side} patches are too few for the {domain} blur of {kernel}: give a larger --img_size"
+        )
+    score = (grid[:, 1:] + 1 - grid[:, :1]) / 2
+    return upsample(gaussian_blur(score, kernel, sigma), img_size)
+
+
+def _grid(logits):
+    side = int(logits.shape[1] ** 0.5)
+    return logits.transpose(1, 2).unflatten(2, (side, side))  # [B, 2, G, G]
+
+
+def calculate_similarity_map(
+    patch_features: Tensor, epoch_text_feature: Tensor, img_size: int, test: bool = False, domain: str = "Medical"
+) -> Tensor:
     """Compare patches with an anchor pair.
 
     Args:
@@ -149,20 +241,43 @@ def calculate_similarity_map(patch_features, epoch_text_feature, img_size, test=
         domain: "Industrial" or "Medical"; chooses the blur of test maps.
 
     Returns:
-        [B, 2, img_size, img_size] probabilities of (normal, abnormal); with `test` [B, 1, img_size, img_size]
-        scores (100 cos_abnormal + 1 - 100 cos_normal) / 2.
+        `probability_map`'s [B, 2, img_size, img_size]; with `test` `score_map`'s [B, 1, img_size, img_size].
     """
-    logits = SIMILARITY_SCALE * patch_features @ epoch_text_feature  # [B, L, 2]
-    side = int(logits.shape[1] ** 0.5)
-    grid = logits.transpose(1, 2).unflatten(2, (side, side))  # [B, 2, G, G]
-    if not test:
-        return torch.softmax(upsample(grid, img_size), dim=1)
-    if domain not in BLUR:
-        raise ValueError(f"domain {domain!r}: expected one of {sorted(BLUR)}")
-    kernel, sigma = BLUR[domain]
-    if side <= kernel // 2:
-        raise ValueError(
-            f"{side} x {side} patches are too few for the {domain} blur of {kernel}: give a larger --img_size"
-        )
-    score = (grid[:, 1:] + 1 - grid[:, :1]) / 2
-    return upsample(gaussian_blur(score, kernel, sigma), img_size)
+    logits = patch_logits(patch_features, epoch_text_feature)
+    return score_map(logits, img_size, domain) if test else probability_map(logits, img_size)
+
+
+class FocalLoss(nn.Module):
+    """Mean of -(1 - pt)^2 log pt with pt the probability of the true class (arXiv 1708.02002)."""
+
+    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
+        """prob [B, 2, H, W] in [0, 1], mask [B, 1, H, W] or [B, H, W] of 0/1 -> scalar."""
+        mask = mask.reshape(prob.shape[0], *prob.shape[2:])
+        target = mask.clamp(SMOOTH, 1 - SMOOTH)
+        normal = (1 - mask).clamp(SMOOTH, 1 - SMOOTH)
+        pt = normal * prob[:, 0] + target * prob[:, 1] + SMOOTH
+        return (-((1 - pt) ** 2) * torch.log(pt)).mean()
+
+
+class BinaryDiceLoss(nn.Module):
+    """1 - mean over the batch of (2 sum p m + 1) / (sum p + sum m + 1) (soft Dice, arXiv 1606.04797)."""
+
+    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
+        """prob [B, H, W] in [0, 1], mask of as many elements -> scalar."""
+        prob, mask = prob.flatten(1), mask.reshape(prob.shape[0], -1)
+        overlap = (prob * mask).sum(1)
+        return 1 - ((2 * overlap + 1) / (prob.sum(1) + mask.sum(1) + 1)).mean()
+
+
+focal_loss = FocalLoss()
+dice_loss = BinaryDiceLoss()
+
+
+def calculate_seg_loss(prob: Tensor, mask: Tensor) -> Tensor:
+    """focal(p, m) + dice(p_normal, 1 - m) + dice(p_abnormal, m) (AA-CLIP, Eq. 3).
+
+    Args:
+        prob: [B, 2, H, W], probabilities of normal and abnormal.
+        mask: [B, 1, H, W], 1 where abnormal.
+    """
+    return focal_loss(prob, mask) + dice_loss(prob[:, 0], 1 - mask) + dice_loss(prob[:, 1], mask)

@@ -7,133 +7,143 @@ the second half of the steps: how much gradient reaches the adapters while they 
 alone. The embedded default is measured on images it renders itself; --run and --dataset take real checkpoints and data.
 """
 
-import argparse
 import copy
 import logging
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-import options
-from checkpoints import load_checkpoint, load_module
 from dataset import get_dataset
-from dataset.demo import Counts, render_demo
-from engine import gradient_norm, image_stage_loss, to_device
-from forward_utils_cross_attention import fixed_anchors, text_context_dictionary, text_context_groups
-from run_files import BASELINE, find_run, text_checkpoint
-from runs import adam, create_backbone, create_cross_attention_model, declare_datasets
-from train_cross_attention import image_modules
+from demo_world.render_sets import Counts, render_demo
+from forward_utils import fixed_anchors
+from forward_utils_cross_attention import comparison_seeing_prompts, text_context_dictionary
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.settings import option
+from run_folder.flags import parse
+from run_folder.loaded_run import GROUPS as RUN_GROUPS
+from run_folder.loaded_run import load_parts
+from run_folder.session import create_adapted_model, create_backbone, declare_datasets
+from run_folder.settings import Settings
+from training.engine import StepLoss, gradient_norm, to_device
+from training.optimisation import adam
+from training.stages import image_stage_loss
 from utils import choose_device, setup_seed
 
 HEALTHY = 0.8
 
 
-def build_parser():
-    """Model, cross-attention, data and run flags, and how much is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_model_flags(parser)
-    options.add_cross_attention_flags(parser)
-    options.add_network_oddity_flags(parser)
-    options.add_data_flags(parser, dataset=None, shot=0)
-    options.add_run_flags(parser, save_path=None)
-    parser.set_defaults(model_name="ViT-Tiny-8-demo")
-    group = parser.add_argument_group("measurement")
-    group.add_argument("--run", help="folder of a trained run, baseline or cross-attention; default fresh modules")
-    group.add_argument("--text_only", action="store_true", help="of --run: its text side alone, as stage 2 starts")
-    group.add_argument("--steps", type=int, default=0, help="measure over the second half of this many steps")
-    group.add_argument("--image_lr", type=float, default=5e-4, help="learning rate of these steps")
-    group.add_argument("--batch_size", type=int, default=8)
-    group.add_argument("--batches", type=int, default=4)
-    return parser
+@dataclass(frozen=True)
+class MeasurementSettings:
+    """measurement"""
+
+    run: str | None = option(None, "folder of a trained run, baseline or cross-attention; default fresh modules")
+    text_only: bool = option(False, "of --run: its text side alone, as stage 2 starts")
+    steps: int = option(0, "measure over the second half of this many steps")
+    image_lr: float = option(5e-4, "learning rate of these steps")
+    batch_size: int = option(8, "images per batch")
+    batches: int = option(4, "batches measured")
 
 
-def load_run(model, folder, text_only=False):
-    """Load whatever adapters and attentions a run's last checkpoints hold, or those of its text side."""
-    kind, (image_file,) = find_run(folder)
-    text_file = text_checkpoint(kind, image_file)
-    image_keys = kind.image_keys if kind is BASELINE else tuple(model.image_modules)
-    for file, keys in ((image_file, () if text_only else image_keys), (text_file, kind.text_keys)):
-        content = load_checkpoint(file, keys=keys)
-        for key in keys:
-            load_module(getattr(model, key), content[key], file)
+GROUPS = {**RUN_GROUPS, "own": MeasurementSettings}
+DEFAULTS = {"model_name": "ViT-Tiny-8-demo", "dataset": None, "shot": 0, "save_path": None}
 
 
-def training_images(args, folder):
+def training_images(settings: Settings, folder: str) -> tuple[str, Dataset]:
     """(dataset name, images): the training set the flags name, or a few rendered images of DemoA."""
-    if args.dataset:
-        return args.dataset, get_dataset(args.dataset, args.img_size, "few_shot", args.shot, "train",
-                                         logging.getLogger(__name__), data_root=args.data_root, seed=args.seed)[1]
-    render_demo("DemoA", folder, args.seed, counts=Counts(train_good=0, test_good=2, test_defective=2))
-    return "DemoA", get_dataset("DemoA", args.img_size, "full_shot", 0, "train", logging.getLogger(__name__),
-                                data_root=folder, seed=args.seed)[1]  # fmt: skip
+    data, seed, size = settings.data, settings.run.seed, settings.model.img_size
+    quiet = logging.getLogger(__name__)
+    if data.dataset:
+        return data.dataset, get_dataset(
+            data.dataset, size, "few_shot", data.shot, "train", quiet, data_root=data.data_root, seed=seed
+        )[1]
+    render_demo("DemoA", folder, seed, counts=Counts(train_good=0, test_good=2, test_defective=2))
+    return "DemoA", get_dataset("DemoA", size, "full_shot", 0, "train", quiet, data_root=folder, seed=seed)[1]
 
 
-def part_norms(model):
+def part_norms(model: AdaptedCLIPWithCrossAttention) -> dict[str, float]:
     """Norm of the gradient now in each layer adapter and in the whole image adapter: {name: value}."""
     adapters = dict(enumerate(model.image_adapter["layer_adapters"]))
     parts = {f"layer adapter {i}": adapter for i, adapter in adapters.items()} | {"image adapter": model.image_adapter}
     return {name: float(gradient_norm(part)) for name, part in parts.items()}
 
 
-def norms_at_the_start(model, batches, loss_of):
+def norms_at_the_start(
+    model: AdaptedCLIPWithCrossAttention, batches: list[dict], step_loss: StepLoss
+) -> dict[str, float]:
     """Norms of the mean gradient over the batches."""
     model.zero_grad(set_to_none=True)
     for batch in batches:
-        (loss_of(batch) / len(batches)).backward()
+        (sum(step_loss(batch).values()) / len(batches)).backward()
     return part_norms(model)
 
 
-def norms_in_training(model, batches, loss_of, steps, lr):
+def norms_in_training(
+    model: AdaptedCLIPWithCrossAttention, batches: list[dict], step_loss: StepLoss, steps: int, lr: float
+) -> dict[str, float]:
     """Mean norms of the batches' gradients over the second half of `steps` steps of stage 2, the batches in turn."""
-    optimizer, found = adam(image_modules(model), lr), []
+    optimizer, norms_of_steps = adam(model.image_modules, lr), []
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        loss_of(batches[step % len(batches)]).backward()
+        sum(step_loss(batches[step % len(batches)]).values()).backward()
         optimizer.step()
-        found.append(part_norms(model))
-    late = found[steps // 2 :]
+        norms_of_steps.append(part_norms(model))
+    late = norms_of_steps[steps // 2 :]
     return {name: statistics.mean(norms[name] for norms in late) for name in late[0]}
 
 
-def main(argv=None):
-    args = options.parse(build_parser(), argv)
-    setup_seed(args.seed)
-    device = choose_device(args.device)
-    declare_datasets(args)
-    model = create_cross_attention_model(create_backbone(args, device), args, device).eval()
-    if args.run:
-        load_run(model, args.run, args.text_only)
+def measure(
+    model: AdaptedCLIPWithCrossAttention, batches: list[dict], contexts: dict, anchors_of: Callable, start: dict,
+    own: MeasurementSettings,
+) -> dict[str, float]:  # fmt: skip
+    """Norms of stage 2's gradient from the weights `start`, images attending to `contexts` ({} for nothing)."""
+    compare = comparison_seeing_prompts(model, contexts)
+    step_loss = partial(image_stage_loss, compare=compare, anchors_of=anchors_of)
+    model.load_state_dict(start)
+    if own.steps:
+        return norms_in_training(model, batches, step_loss, own.steps, own.image_lr)
+    return norms_at_the_start(model, batches, step_loss)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = parse(__doc__, GROUPS, argv, DEFAULTS)
+    own = settings.own
+    setup_seed(settings.run.seed)
+    device = choose_device(settings.run.device)
+    declare_datasets(settings.data)
+    clip = create_backbone(settings, device, logging.getLogger(__name__))
+    model = create_adapted_model(clip, settings, device).eval()
+    if own.run:
+        load_parts(model, own.run, text_only=own.text_only)
     model.requires_grad_(False)
-    for module in image_modules(model).values():
+    for module in model.image_modules.values():
         module.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
-        name, images = training_images(args, folder)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
-        loader = DataLoader(images, args.batch_size, sampler=order[: args.batches * args.batch_size])
+        name, images = training_images(settings, folder)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.run.seed)).tolist()
+        loader = DataLoader(images, own.batch_size, sampler=order[: own.batches * own.batch_size])
         batches = [to_device(batch, device) for batch in loader]
-    contexts = text_context_dictionary(model, name, device, args.context_control)
-    anchors_of = fixed_anchors(model, name, {}, device)
-    start = copy.deepcopy(model.state_dict())
+    contexts = text_context_dictionary(model, name, settings.contexts.context_control)
+    anchors_of, start = fixed_anchors(model, name), copy.deepcopy(model.state_dict())
+    without = measure(model, batches, {}, anchors_of, start, own)
+    beside = measure(model, batches, contexts, anchors_of, start, own)
 
-    def measure(encode):
-        def loss_of(batch):
-            return sum(image_stage_loss(batch, encode, lambda one: model.with_reference(anchors_of(one))).values())
+    attention = settings.cross_attention
+    when = f"over the second half of {own.steps} steps" if own.steps else "at the first step"
+    print(f"{settings.model.model_name}, {name}, {len(batches)} batches of {own.batch_size}, {when}, "
+          f"image_cross_attn_weight {attention.image_cross_attn_weight}, norm matching "
+          f"{'off' if attention.no_norm_match else 'on'}, context normalised "
+          f"{'no' if attention.no_normalize_context else 'yes'}")  # fmt: skip
+    return print_ratios(without, beside)
 
-        model.load_state_dict(start)
-        if args.steps:
-            return norms_in_training(model, batches, loss_of, args.steps, args.image_lr)
-        return norms_at_the_start(model, batches, loss_of)
 
-    without = measure(lambda batch: model(batch["image"]))
-    beside = measure(lambda batch: model(batch["image"], text_context_groups(contexts, batch["class_name"])))
-
-    when = f"over the second half of {args.steps} steps" if args.steps else "at the first step"
-    print(f"{args.model_name}, {name}, {len(batches)} batches of {args.batch_size}, {when}, image_cross_attn_weight "
-          f"{args.image_cross_attn_weight}, norm matching {'off' if args.no_norm_match else 'on'}, "
-          f"context normalised {'no' if args.no_normalize_context else 'yes'}")  # fmt: skip
+def print_ratios(without: dict[str, float], beside: dict[str, float]) -> int:
+    """Print the norms without and with cross-attention and the verdict; the exit status."""
     print(f"{'gradient norm of':18s} {'without':>12s} {'with':>12s} {'ratio':>8s}")
     for part, norm in without.items():
         print(f"{part:18s} {norm:12.6f} {beside[part]:12.6f} {beside[part] / norm:8.3f}")

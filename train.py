@@ -1,150 +1,110 @@
 """Train the AA-CLIP baseline: stage 1 adapts the text tower, stage 2 the image tower (arXiv 2503.06661)."""
 
-import argparse
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
-import options
-from engine import image_stage_loss, text_stage_loss, train_stage
-from forward_utils import anchors_of_batch, frozen_patches, get_adapted_text_embedding
-from model.adapter import AdaptedCLIP
-from model.clip import surgery_copy
-from runs import (
-    adam,
-    create_backbone,
-    declare_datasets,
-    image_schedule,
-    log_settings,
-    open_run,
-    record_of,
-    resume_stage,
-    save_stage,
-    training_loaders,
+from forward_utils import anchors_of_batch, fixed_anchors, frozen_image_features
+from model.adapter import AdaptedCLIP as Model
+from model.clip import CLIP
+from run_folder.flags import parse, settings_of
+from run_folder.kinds import BASELINE as KIND
+from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of, training_session
+from run_folder.settings import BASELINE_GROUPS as GROUPS
+from run_folder.settings import Settings
+from run_folder.state import TrainState, record_of
+from training.engine import StagePlan, StepLoss
+from training.history import write_history
+from training.loaders import training_loaders
+from training.stages import (
+    image_stage,
+    image_stage_loss,
+    loss_levels,
+    run_stage,
+    text_stage,
+    text_stage_loss,
+    train_and_save,
 )
-from utils import setup_seed
+
+
+def text_loss(model: Model, clip_surgery: CLIP, settings: Settings) -> StepLoss:
+    """Stage 1's loss, a function of a batch: anchors segment frozen patches."""
+    levels, dataset = loss_levels(model, settings.corrections), settings.data.dataset
+    return partial(
+        text_stage_loss,
+        patches_of=frozen_image_features(model, clip_surgery, levels),
+        anchors_of=lambda batch, patches: anchors_of_batch(model, dataset, batch["class_name"]),
+        loss_levels=levels,
+        norm_weight=settings.training.text_norm_weight,
+        cls_weight=settings.corrections.text_cls_weight,
+    )
+
+
+def image_loss(model: Model, anchors_of: Callable, settings: Settings) -> StepLoss:
+    """Stage 2's loss, a function of a batch: adapted patches and head agree with fixed anchors."""
+    return partial(
+        image_stage_loss,
+        compare=lambda batch, anchors: model.compare(batch["image"], anchors),
+        anchors_of=anchors_of,
+        head_temperature=settings.corrections.head_temperature,
+    )
+
+
+def train(session: Session) -> None:
+    """Both stages of a run, each from where its checkpoint left it."""
+    settings, device, logger = session
+    dataset, save_path = settings.data.dataset, settings.run.save_path
+    clip = create_backbone(settings, device, logger)
+    clip_surgery = surgery_of(clip, settings)
+    model = create_adapted_model(clip, settings, device)
+    text_loader, image_loader = training_loaders(settings, logger)
+    record = record_of(settings, clip)
+
+    stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
+    text = run_stage(session, stage, loss, text_loader, record)
+
+    anchors_of = fixed_anchors(model if settings.training.text_epoch > 0 else clip, dataset)
+
+    stage, loss = image_stage(KIND, model, save_path), image_loss(model, anchors_of, settings)
+    image = run_stage(session, stage, loss, image_loader, record)
+    write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
+    logger.info(f"done: checkpoints in {save_path}")
 
 
 def train_text_adapter(
     adapted_model, clip_surgery, text_norm_weight, train_loader, optimizer, device, start_epoch, save_path, text_epoch,
-    dataset_name, img_size, logger, *, text_loss_levels="last", text_cls_weight=0.0, record=None,
-):  # fmt: skip
-    """Stage 1: train `adapted_model.text_adapter` on frozen patches; upstream's arguments.
-
-    Args:
-        clip_surgery: the surgery model whose patches are segmented.
-        train_loader: iterable of batches {"image", "mask", "label", "class_name"}.
-        img_size: side of the images and masks in pixels.
-        text_loss_levels, text_cls_weight: corrections of oddities, see engine.text_stage_loss.
-        record: runs.Record written into `text_adapter.pth`.
-
-    Returns:
-        `adapted_model`.
-    """
-    model = adapted_model
-    levels = model.levels if text_loss_levels == "all" else model.levels[-1:]
-    step_loss = partial(
-        text_stage_loss,
-        patches_of=lambda batch: frozen_patches(model.clipmodel, clip_surgery, batch["image"], levels),
-        anchors_of=lambda batch, patches: anchors_of_batch(model, dataset_name, batch["class_name"], device),
-        loss_levels=levels,
-        norm_weight=text_norm_weight,
-        cls_weight=text_cls_weight,
-    )
-
-    def save(epoch):
-        modules = {"text_adapter": model.text_adapter}
-        save_stage(Path(save_path) / "text_adapter.pth", epoch, modules, "text_optimizer", optimizer, record=record)
-
-    train_stage("text", step_loss, train_loader, optimizer, device, start_epoch=start_epoch, epochs=text_epoch,
-                logger=logger, save=save)  # fmt: skip
-    return model
+    dataset_name, img_size, logger,
+) -> Model:  # fmt: skip
+    """Stage 1 by itself, with AA-CLIP's arguments; returns `adapted_model`."""
+    stage = text_stage(KIND, adapted_model, save_path)
+    settings = settings_of(GROUPS, {"dataset": dataset_name, "text_norm_weight": text_norm_weight})
+    loss = text_loss(adapted_model, clip_surgery, settings)
+    state = TrainState(stage.name, stage.modules, optimizer, epoch=start_epoch)
+    train_and_save(stage, state, loss, train_loader, StagePlan(text_epoch), device, logger)
+    return adapted_model
 
 
 def train_image_adapter(
     model, text_embeddings, train_loader, optimizer, scheduler, device, start_epoch, save_path, image_epoch, img_size,
-    logger, *, head_temperature=1.0, record=None,
-):  # fmt: skip
-    """Stage 2: train `model.image_adapter` against fixed anchors; upstream's arguments.
+    logger,
+) -> Model:  # fmt: skip
+    """Stage 2 by itself, with AA-CLIP's arguments; `text_embeddings` is {class name: anchors [E, 2]}."""
 
-    Args:
-        text_embeddings: {class name: anchors [E, 2]}, not trained.
-        scheduler: stepped after every batch.
-        head_temperature: correction of an oddity, see engine.image_stage_loss.
-        record: runs.Record written into `image_adapter.pth` and `image_adapter_{n}.pth`.
+    def anchors_of(batch):
+        return torch.stack([text_embeddings[name] for name in batch["class_name"]])
 
-    Returns:
-        `model`.
-    """
-    step_loss = partial(
-        image_stage_loss,
-        encode=lambda batch: model(batch["image"]),
-        anchors_of=lambda batch: torch.stack([text_embeddings[name] for name in batch["class_name"]]),
-        head_temperature=head_temperature,
-    )
-
-    def save(epoch):
-        files = [Path(save_path) / f"image_adapter_{epoch}.pth", Path(save_path) / "image_adapter.pth"]
-        modules = {"image_adapter": model.image_adapter}
-        save_stage(files, epoch, modules, "image_optimizer", optimizer, scheduler, record)
-
-    train_stage("image", step_loss, train_loader, optimizer, device, start_epoch=start_epoch, epochs=image_epoch,
-                logger=logger, save=save, scheduler=scheduler)  # fmt: skip
+    stage = image_stage(KIND, model, save_path)
+    loss = image_loss(model, anchors_of, settings_of(GROUPS, {}))
+    state = TrainState(stage.name, stage.modules, optimizer, scheduler, epoch=start_epoch)
+    train_and_save(stage, state, loss, train_loader, StagePlan(image_epoch), device, logger)
     return model
 
 
-def build_parser():
-    """The flags of this script: AA-CLIP's, the run's and the corrections."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_model_flags(parser)
-    options.add_data_flags(parser, dataset="VisA", shot=32)
-    options.add_training_flags(parser)
-    options.add_oddity_flags(parser)
-    options.add_run_flags(parser, save_path="ckpt/baseline")
-    return parser
-
-
-def main(argv=None):
-    args = options.parse(build_parser(), argv)
-    with open_run(args, "train.log") as (device, logger):
-        train(args, device, logger)
-
-
-def train(args, device, logger):
-    """Both stages of a run, each from where its checkpoint left it."""
-    log_settings(args, device, logger)
-    declare_datasets(args)
-    clip = create_backbone(args, device)
-    clip_surgery = surgery_copy(clip, args.surgery_until_layer, across_batch=args.surgery_attention == "batch")
-    setup_seed(args.seed)  # the adapters' first values do not depend on the backbone
-    model = AdaptedCLIP(clip, args.text_adapt_weight, args.image_adapt_weight, args.text_adapt_until,
-                        args.image_adapt_until, relu=args.relu).to(device)  # fmt: skip
-    text_loader, image_loader = training_loaders(args, logger)
-    save_path, record = Path(args.save_path), record_of(args)
-
-    if args.text_epoch == 0 and (save_path / "text_adapter.pth").exists():
-        raise ValueError(f"--text_epoch 0 in {save_path}, which holds a text_adapter.pth: choose another --save_path")
-    if args.text_epoch > 0:
-        modules = {"text_adapter": model.text_adapter}
-        optimizer = adam(modules, args.text_lr)
-        done = resume_stage(save_path / "text_adapter.pth", modules, "text_optimizer", optimizer, None, args, logger)
-        train_text_adapter(model, clip_surgery, args.text_norm_weight, text_loader, optimizer, device, done, save_path,
-                           args.text_epoch, args.dataset, args.img_size, logger,
-                           text_loss_levels=args.text_loss_levels, text_cls_weight=args.text_cls_weight,
-                           record=record)  # fmt: skip
-    with torch.no_grad():
-        source = model if args.text_epoch > 0 else clip
-        text_embeddings = get_adapted_text_embedding(source, args.dataset, device)
-
-    modules = {"image_adapter": model.image_adapter}
-    optimizer = adam(modules, args.image_lr)
-    scheduler = image_schedule(args, optimizer, args.image_epoch, len(image_loader))
-    done = resume_stage(save_path / "image_adapter.pth", modules, "image_optimizer", optimizer, scheduler, args, logger)
-    train_image_adapter(model, text_embeddings, image_loader, optimizer, scheduler, device, done, save_path,
-                        args.image_epoch, args.img_size, logger, head_temperature=args.head_temperature,
-                        record=record)  # fmt: skip
-    logger.info(f"done: checkpoints in {save_path}")
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = parse(__doc__, GROUPS, argv, {"save_path": KIND.save_path})
+    with training_session(settings) as session:
+        train(session)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoints import load_checkpoint
-from comparison.scores import read_about
-from run_files import find_run, kind_of_file
-
-RAW_CLIP = "raw_clip"  # what test.py calls the evaluation of the unadapted backbone
+from evaluation.run import RAW_CLIP
+from evaluation.scores import read_about
+from run_folder.checkpoints import settings_in
+from run_folder.kinds import find_run, kind_of_file
 
 
 class Run(NamedTuple):
@@ -35,7 +34,7 @@ class Arm(NamedTuple):
     runs: list
 
 
-def read_arm(text):
+def read_arm(text: str) -> Arm:
     """An arm from the command line.
 
     Args:
@@ -66,7 +65,7 @@ def read_arm(text):
     return Arm(name or last.replace("*", "").replace("?", "").strip("_-. ") or patterns[0], runs)
 
 
-def read_run(path):
+def read_run(path: Path) -> Run:
     """What lies at a path: a run folder (its last checkpoint), a checkpoint file, or a folder of evaluations only.
 
     Raises:
@@ -82,11 +81,11 @@ def read_run(path):
             if len(evaluated) != 1:
                 raise
             return evaluated_run(path, evaluated.pop())
-    settings = load_checkpoint(file, keys=kind.image_keys).get("settings")
+    settings = settings_in(file, keys=kind.image_keys)
     return Run(file.parent, file.name, file, kind.name, (settings or {}).get("seed"), settings)
 
 
-def evaluated_checkpoints(folder):
+def evaluated_checkpoints(folder: Path) -> set[str]:
     """Names of the checkpoints that a folder holds evaluations of."""
     found = {read_about(path)["checkpoint"] for path in folder.glob("scores/*/*.npz")}
     if (folder / "metrics.json").is_file():
@@ -95,7 +94,7 @@ def evaluated_checkpoints(folder):
     return found
 
 
-def evaluated_run(folder, checkpoint):
+def evaluated_run(folder: Path, checkpoint: str) -> Run:
     """A run of which only evaluations are left, or raw CLIP, which has no checkpoint."""
     files = sorted(folder.glob("scores/*/*.npz"))
     if files:
@@ -108,7 +107,7 @@ def evaluated_run(folder, checkpoint):
     return Run(folder, checkpoint, None, RAW_CLIP if raw else about["kind"], seed, settings)
 
 
-def pair(baseline, arm):
+def pair(baseline: Arm, arm: Arm) -> tuple[list[tuple[int | None, Run, Run]], list[int | None]]:
     """Pair the runs of an arm with the baseline's by seed; a single run without a seed goes with every run.
 
     Returns:

@@ -1,9 +1,11 @@
-"""Which runs may be set side by side: the same images at the same size, oddities and definitions of the metrics."""
+"""Which runs may be set side by side: same images, image size, known deviations and definitions of the metrics."""
 
-from comparison.arms import RAW_CLIP
-from options import ODDITIES
-from run_files import FEEDBACK
-from runs import MAY_DIFFER, NETWORK_FLAGS
+from evaluation.run import GROUPS, RAW_CLIP
+from model.settings import MAY_CHANGE
+from run_folder.flags import settings_of
+from run_folder.kinds import FEEDBACK
+from run_folder.settings import DEVIATIONS
+from training.feedback_recipes import GROUPS as EVERY_GROUP
 
 MUST_AGREE = {  # fields of a scores file and what to do where they differ
     "img_size": "test both with one --img_size",
@@ -11,7 +13,10 @@ MUST_AGREE = {  # fields of a scores file and what to do where they differ
     "metrics_version": "evaluate both with this version of the project",
 }
 SHOWN = 3  # differing files named in a refusal
-NOT_METHOD = MAY_DIFFER - {"clip_weights", "dataset_config", "real_names", "corrected"} | {"seed"}
+NETWORK_FLAGS = settings_of(GROUPS, {}).flags(at_test=MAY_CHANGE)
+NOT_METHOD = set(settings_of(EVERY_GROUP, {}).flags(moves_numbers=False)) - {
+    "clip_weights", "dataset_config", "real_names", "corrected"
+} | {"seed"}  # fmt: skip
 
 
 def reasons(classes, about, other_classes, other_about):
@@ -24,10 +29,10 @@ def reasons(classes, about, other_classes, other_about):
     for key, remedy in MUST_AGREE.items():
         if about[key] != other_about[key]:
             found.append(f"{key} is {about[key]} there and {other_about[key]} here; {remedy}")
-    ours, theirs = oddities(about), oddities(other_about)
+    ours, theirs = deviations(about), deviations(other_about)
     for flag in ours:
         if flag in theirs and ours[flag] != theirs[flag]:
-            found.append(f"oddity flag --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike")
+            found.append(f"known deviation --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike")
     if set(classes) != set(other_classes):
         found.append(f"other classes: {sorted(set(classes) ^ set(other_classes))} in one of them only")
     for name in sorted(set(classes) & set(other_classes)):
@@ -41,17 +46,17 @@ def reasons(classes, about, other_classes, other_about):
     return found
 
 
-def oddities(about):
-    """The oddity flags an evaluation depends on: {flag: value}.
+def deviations(about: dict) -> dict:
+    """The known deviations of AA-CLIP an evaluation depends on: {flag: value}.
 
     Raw CLIP has none but the network's activation. A feedback run's milestones are its recipe's, not AA-CLIP's.
-    Files of AA-CLIP carry no settings and have all its oddities.
+    Files of AA-CLIP carry no settings and have all of them.
     """
     tested = {"quick_gelu (at test)": about["tested_with"]["quick_gelu"]}
     if about["checkpoint"] == RAW_CLIP:
         return tested
     stored = about["settings"] or {}
-    trained = {flag: stored.get(flag, kept) for flag, (kept, _) in ODDITIES.items()}
+    trained = {flag: stored.get(flag, kept) for flag, (kept, _) in DEVIATIONS.items()}
     if about["kind"] == FEEDBACK.name:
         del trained["milestones"]
     return trained | tested

@@ -1,15 +1,18 @@
 """Evaluations of runs: making those that are missing or out of date, and reading them."""
 
 import json
+from collections.abc import Callable, Sequence
 
-import test
-from comparison.arms import RAW_CLIP
-from comparison.scores import read_about, scores_file, sha256
+from comparison.arms import Run
+from comparison.comparable import NETWORK_FLAGS
+from evaluation.run import DEFAULTS, GROUPS, RAW_CLIP, evaluate_run
+from evaluation.scores import read_about, scores_file
+from files.atomic import sha256
 from metrics import METRICS_VERSION
-from runs import NETWORK_FLAGS
+from run_folder.flags import parse
 
 
-def outdated(run, dataset):
+def outdated(run: Run, dataset: str) -> str | None:
     """Why a run's stored scores on a dataset cannot be used, or None if they can."""
     path = scores_file(run.folder, dataset, run.checkpoint)
     if not path.is_file():
@@ -29,8 +32,10 @@ def outdated(run, dataset):
     return None
 
 
-def evaluate_missing(runs, datasets, flags, say):
-    """Evaluate every run on every dataset where that is missing or out of date, with test.py.
+def evaluate_missing(
+    runs: Sequence[Run], datasets: Sequence[str], flags: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Evaluate every run on every dataset where that is missing or out of date, as test.py does.
 
     Args:
         flags: further flags for test.py, for instance ["--data_root", ...].
@@ -50,10 +55,11 @@ def evaluate_missing(runs, datasets, flags, say):
                     f"{run.folder} holds evaluations but no checkpoint, and on {dataset} it is {reason}: "
                     "leave the dataset out, or put the checkpoint back"
                 )
-            test.main([*how_to_load(run), "--dataset", dataset, "--save_path", str(run.folder), *flags])
+            chosen = [*how_to_load(run), "--dataset", dataset, "--save_path", str(run.folder), *flags]
+            evaluate_run(parse("test.py's flags", GROUPS, chosen, DEFAULTS))
 
 
-def how_to_load(run):
+def how_to_load(run: Run) -> list[str]:
     """test.py's flags that choose a run's model."""
     if run.kind == RAW_CLIP:
         metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import re
 from pathlib import Path
 
 from comparison.tables import TITLES, seeds_text
@@ -75,7 +74,7 @@ def learning_curves(arms):
     """Mean loss of every epoch of both stages, one line per run in its arm's colour.
 
     Returns:
-        an `<img>` source, or None without any training log.
+        an `<img>` source, or None where no run has a history.json.
     """
     losses = [(arm.name, read_losses(run.folder)) for arm in arms for run in arm.runs]
     if not any(stages["text"] or stages["image"] for _, stages in losses):
@@ -97,19 +96,8 @@ def learning_curves(arms):
     return data_uri(figure)
 
 
-def read_losses(folder):
-    """Mean loss per epoch from history.json of a feedback run, else from train.log: {"text": [...], "image": [...]}.
-
-    A log that was continued or written anew holds an epoch several times; the last one counts.
-    """
-    history, log = Path(folder) / "history.json", Path(folder) / "train.log"
-    if history.is_file():
-        loops = json.loads(history.read_text(encoding="utf-8"))["loops"]
-        return {stage: [entry["loss"] for loop in loops for entry in loop[stage]] for stage in ("text", "image")}
-    found, current = {"text": {}, "image": {}}, None
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        if match := re.search(r"training (text|image) epoch (\d+):", line):
-            current = match[1], int(match[2])
-        elif current and (match := re.search(r"\bloss: ([0-9.eE+-]+)$", line)):
-            found[current[0]][current[1]] = float(match[1])
-    return {stage: [value for _, value in sorted(epochs.items())] for stage, epochs in found.items()}
+def read_losses(folder: Path | str) -> dict[str, list[float]]:
+    """Mean loss per epoch from a run's history.json: {"text": [...], "image": [...]}, empty where there is none."""
+    history = Path(folder) / "history.json"
+    loops = json.loads(history.read_text(encoding="utf-8"))["loops"] if history.is_file() else []
+    return {stage: [entry["loss"] for loop in loops for entry in loop[stage]] for stage in ("text", "image")}

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from comparison.arms import pair
-from comparison.scores import RAREST, digest, read_scores, scores_file
-from visualization import outline, overlay, to_picture
+from evaluation.scores import RAREST, digest, read_scores, scores_file
+from files.pictures import outline, overlay, to_picture
 
 SIDE = 160  # pixels of the embedded pictures
 SHOWN, SHOWN_PER_CLASS = 6, 2  # images per dataset

@@ -7,8 +7,8 @@ import numpy as np
 from comparison.arms import pair
 from comparison.comparable import reasons
 from comparison.replicates import METRICS, image_weights, resampled
-from comparison.scores import read_scores, scores_file
 from comparison.significance import compare_pairs, holm, verdict
+from evaluation.scores import read_scores, scores_file
 
 
 def compare_arms(baseline, arms, datasets, *, verdict_metrics, replicates, seed):

@@ -5,7 +5,10 @@ import numpy as np
 from metrics import PRO_LIMIT
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max", "own_image_auroc", "own_image_ap", "own_image_f1max")
+IMAGE_METRICS = (
+    "image_auroc", "image_ap", "image_f1max", "image_auroc_unnormalised", "image_ap_unnormalised",
+    "image_f1max_unnormalised",
+)  # fmt: skip
 METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
 
 
@@ -64,7 +67,7 @@ def weighted_metrics(scores, weights):
     Pixel metrics treat the pixels of one histogram bin as tied.
 
     Args:
-        scores: comparison.scores.ClassScores.
+        scores: evaluation.scores.ClassScores.
         weights: [R, n].
 
     Returns:
@@ -74,13 +77,13 @@ def weighted_metrics(scores, weights):
     found = {f"pixel_{key}": value for key, value in ranking_rows(positive, negative).items()}
     regions = weights @ scores.regions.astype(np.float64)
     found["pixel_aupro"] = aupro_rows(weights @ scores.overlap, regions, negative)
-    for name, image_score in (("image", scores.fused), ("own_image", scores.own)):
+    for image_score, ending in ((scores.fused, ""), (scores.own, "_unnormalised")):
         _, rank = np.unique(-image_score, return_inverse=True)  # equal scores share a bin
         member = np.zeros((len(rank), rank.max() + 1))
         member[np.arange(len(rank)), rank] = 1
         abnormal = scores.labels > 0
         rows = ranking_rows((weights * abnormal) @ member, (weights * ~abnormal) @ member)
-        found |= {f"{name}_{key}": value for key, value in rows.items()}
+        found |= {f"image_{key}{ending}": value for key, value in rows.items()}
     return found
 
 

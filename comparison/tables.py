@@ -9,7 +9,8 @@ from comparison.significance import LEVEL
 TITLES = {
     "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1-max", "pixel_aupro": "AUPRO@0.3",
     "image_auroc": "image AUROC", "image_ap": "image AP", "image_f1max": "image F1-max",
-    "own_image_auroc": "own image AUROC", "own_image_ap": "own image AP", "own_image_f1max": "own image F1-max",
+    "image_auroc_unnormalised": "image AUROC, unnormalised", "image_ap_unnormalised": "image AP, unnormalised",
+    "image_f1max_unnormalised": "image F1-max, unnormalised",
 }  # fmt: skip
 COLUMNS = (
     "dataset", "arm", "class", "metric", "baseline", "arm_value", "value", "low", "high", "p", "p_holm", "wins", "ties",

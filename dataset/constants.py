@@ -6,7 +6,7 @@ MVTec, VisA and the medical sets stay as they are; `dataset.custom.load_real_nam
 keys are AA-CLIP's public ones.
 """
 
-from dataset.rendering.names import DEMO_DOMAINS, DEMO_REAL_NAMES
+from dataset.demo_names import DEMO_DOMAINS, DEMO_REAL_NAMES
 
 # The data root when neither an argument nor the environment variable AACLIP_DATA names one.
 BASE_PATH = "./data"

@@ -6,11 +6,11 @@ Keys: `image_path`, `label` (0 normal, 1 anomalous; int or float), `class_name`,
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset.paths import DataFolder, PathOutsideDataRoot
+from files.atomic import write_text
 
 PROBLEMS_SHOWN = 5
 
@@ -74,11 +74,7 @@ def check_rows(
 
 def write_rows(rows: list[dict], path: Path) -> None:
     """Write a metadata file; it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.chmod(file.name, 0o644)  # temporary files are private, metadata is not
-    os.replace(file.name, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _parse(line: bytes) -> dict:

@@ -1,10 +1,15 @@
 """AA-CLIP's adapted model: residual adapters in both towers of a frozen CLIP (arXiv 2503.06661)."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from model.adapter_modules import SimpleAdapter, SimpleProj, match_norm
 from model.blocks import run_blocks
+
+SIMILARITY_SCALE = 100.0  # CLIP's logit scale, applied to every cosine of a similarity map
 
 
 class AdaptedCLIP(nn.Module):
@@ -67,13 +72,13 @@ class AdaptedCLIP(nn.Module):
         self.clipmodel.eval()
         return self
 
-    def after_text_block(self, i, x):
+    def after_text_block(self, i: int, x: Tensor) -> Tensor:
         """Text tokens [P, T, W] after block i, with the block's adapter mixed in."""
         if i >= self.text_adapt_until:
             return x
         return self._mix(self.text_adapter[i], x, self.text_adapt_weight)
 
-    def after_image_block(self, i, x):
+    def after_image_block(self, i: int, x: Tensor) -> Tensor:
         """Vision tokens [B, N, C] after block i, with the block's adapter mixed in."""
         if i >= self.image_adapt_until:
             return x
@@ -83,13 +88,13 @@ class AdaptedCLIP(nn.Module):
     def _mix(adapter, x, weight):
         return weight * match_norm(adapter(x), x) + (1 - weight) * x
 
-    def encode_text(self, text, adapt_text=True):
+    def encode_text(self, text: Tensor, adapt_text: bool = True) -> Tensor:
         """Text features of token ids [P, T] -> [P, E], not normalised; plain CLIP's when `adapt_text` is off."""
         if not adapt_text:
             return self.clipmodel.encode_text(text)
         return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, self.after_text_block))
 
-    def image_levels(self, image, after_block=None):
+    def image_levels(self, image: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
         """Adapted vision tokens at every level: images [B, 3, H, W] -> list of [B, N, C].
 
         `after_block` replaces `after_image_block` as the place where adaptation enters.
@@ -100,7 +105,7 @@ class AdaptedCLIP(nn.Module):
             autocast=visual.autocast,
         )[1]  # fmt: skip
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings, compared with anchors by cosine.
 
         Args:
@@ -112,7 +117,34 @@ class AdaptedCLIP(nn.Module):
         """
         return self.embed_levels(self.image_levels(image))
 
-    def embed_levels(self, tokens):
+    @property
+    def device(self) -> torch.device:
+        """Where the adapters lie."""
+        return next(self.text_adapter.parameters()).device
+
+    @property
+    def text_modules(self) -> dict[str, nn.Module]:
+        """What stage 1 trains, by checkpoint key."""
+        return {"text_adapter": self.text_adapter}
+
+    @property
+    def image_modules(self) -> dict[str, nn.Module]:
+        """What stage 2 trains, by checkpoint key."""
+        return {"image_adapter": self.image_adapter}
+
+    def compare(self, image: Tensor, anchors: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Similarities of images to anchor pairs, what both the loss of stage 2 and the scores at test are made of.
+
+        Args:
+            image: [B, 3, H, W].
+            anchors: [B, E, 2], one pair per image.
+
+        Returns:
+            (patch logits [B, L, 2] per level, SIMILARITY_SCALE times the cosines; head cosines [B, 2]).
+        """
+        return compare_embeddings(*self(image), anchors)
+
+    def embed_levels(self, tokens: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings (seg, det), as `forward`, of vision tokens [B, N, C] per level."""
         patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in tokens]  # CLS dropped
         seg = [
@@ -122,3 +154,17 @@ class AdaptedCLIP(nn.Module):
         det = F.normalize(self.image_adapter["det_proj"](patches[-1]), dim=-1).mean(dim=1)
         return seg, det
 
+
+def compare_embeddings(seg: list[Tensor], det: Tensor, anchors: Tensor) -> tuple[list[Tensor], Tensor]:
+    """(patch logits [B, L, 2] per level, head cosines [B, 2]) of embeddings as `AdaptedCLIP.forward` returns them.
+
+    Args:
+        seg: patches [B, L, E] per level.  det: [B, E].
+        anchors: [B, E, 2].
+    """
+    return [patch_logits(patches, anchors) for patches in seg], torch.einsum("be,bec->bc", det, anchors)
+
+
+def patch_logits(patches: Tensor, anchors: Tensor) -> Tensor:
+    """SIMILARITY_SCALE times the cosines of patches [B, L, E] and anchors [E, 2] or [B, E, 2]: [B, L, 2]."""
+    return SIMILARITY_SCALE * patches @ anchors

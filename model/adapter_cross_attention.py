@@ -6,19 +6,24 @@ Both add w * y * |x| / |y| to x. Without the scale w and the norm match the resi
 the adapters behind it shrinks ("gradient dilution", measured by test_stage2_gradients.py).
 
 A context is an argument of a call, never kept in a model, and always comes with the rows it is for: contexts are given
-as a list of groups (rows, context [S, W]), where `rows` are the prompts or images that attend to it.
+as a list of groups (rows, context [S, W]), where `rows` are the prompts or images that attend to it; None for all.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from model.adapter import AdaptedCLIP
+from model.adapter import AdaptedCLIP, compare_embeddings
 from model.attention import scaled_dot_product
 from model.blocks import run_blocks
 from model.self_reference import SelfReference
+from model.settings import CrossAttentionSettings, SelfReferenceSettings
 
 NORM_FLOOR = 1e-6  # added to the norm that is divided by
+Contexts = Sequence[tuple[Sequence[int] | None, Tensor]]  # groups (rows, context [S, W])
 
 
 class CrossAttentionModule(nn.Module):
@@ -31,7 +36,7 @@ class CrossAttentionModule(nn.Module):
         gate: start of a learned residual scale; None for the caller's fixed one.
     """
 
-    def __init__(self, dim, num_heads=8, dropout=0.1, gate=None):
+    def __init__(self, dim: int, num_heads: int = 8, dropout: float = 0.1, gate: float | None = None):
         super().__init__()
         self._build(dim, dim, num_heads, dropout, gate)
 
@@ -51,14 +56,14 @@ class CrossAttentionModule(nn.Module):
     def _heads(self, x):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # [..., heads, tokens, head width]
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from x [n, T, query width] to one context [S, dim] that all n share -> [n, T, query width]."""
         query = self._heads(self.q_proj(x.flatten(0, 1)))[None]  # [1, heads, n * T, head width]: one context, one call
         key, value = self._heads(self.k_proj(context))[None], self._heads(self.v_proj(context))[None]
         y = scaled_dot_product(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(y[0].transpose(0, 1).flatten(1)).unflatten(0, x.shape[:2])
 
-    def attention_map(self, x, context):
+    def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
         """Attention weights, averaged over the heads, for pictures: x [n, T, ...], context [S, dim] -> [n, T, S]."""
         query, key = self._heads(self.q_proj(x)), self._heads(self.k_proj(context))
         weights = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
@@ -68,7 +73,9 @@ class CrossAttentionModule(nn.Module):
 class ImageCrossAttentionModule(CrossAttentionModule):
     """Image -> text: q projects C -> W, k and v W -> W, out W -> C; otherwise as CrossAttentionModule."""
 
-    def __init__(self, image_dim, text_dim, num_heads=8, dropout=0.1, gate=None):
+    def __init__(
+        self, image_dim: int, text_dim: int, num_heads: int = 8, dropout: float = 0.1, gate: float | None = None
+    ):
         nn.Module.__init__(self)
         self._build(image_dim, text_dim, num_heads, dropout, gate)
 
@@ -76,59 +83,50 @@ class ImageCrossAttentionModule(CrossAttentionModule):
 class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     """AdaptedCLIP whose towers may attend to each other; without contexts it is AdaptedCLIP.
 
-    Args, beside AdaptedCLIP's:
-        cross_attn_heads, cross_attn_dropout: of both modules.
-        text_cross_attn_weight, image_cross_attn_weight: residual scale w of each direction; 0 switches it off exactly.
-        norm_match: rescale y to x's norm per token (off only to reproduce the dilution).
-        normalize_context: unit length for the text context's tokens (off only to reproduce the dilution).
-        gate: "fixed": w as given; "learned": a parameter that starts at w; "zero": a parameter that starts at 0. A
-            weight of 0 switches its direction off whatever the gate.
-        image_cross_attn_after: the vision block, from 0, after which images attend to prompts.
-        self_reference, self_reference_head, self_reference_neighbours, self_reference_control: arguments of
-            model.self_reference.SelfReference; weight 0 for none.
+    Args:
+        clip_model, adapter_arguments: AdaptedCLIP's.
+        settings: fields of model.settings.CrossAttentionSettings and SelfReferenceSettings by name, as
+            `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1, image_cross_attn_weight=0.1`, and
+            AdaptedCLIP's arguments by name. A weight of 0 switches its direction off exactly, whatever the gate.
+            `cross_attn_gate` "fixed": the residual scale is the weight; "learned": a parameter that starts at it;
+            "zero": a parameter that starts at 0.
 
     Raises:
         ValueError: a setting is out of range, or the joint width is not the text width.
+        TypeError: no setting has that name.
     """
 
-    def __init__(
-        self, clip_model, *adapter_arguments, cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1,
-        image_cross_attn_weight=0.1, norm_match=True, normalize_context=True, gate="fixed", image_cross_attn_after=0,
-        self_reference=0.0, self_reference_head=1.0, self_reference_neighbours=0.08, self_reference_control="none",
-        **adapter_settings,
-    ):  # fmt: skip
-        super().__init__(clip_model, *adapter_arguments, **adapter_settings)
+    def __init__(self, clip_model, *adapter_arguments, **settings):
+        attention, settings = _taken(CrossAttentionSettings(), settings)
+        reference, settings = _taken(SelfReferenceSettings(), settings)
+        super().__init__(clip_model, *adapter_arguments, **settings)
         text_width, vision_width = clip_model.ln_final.weight.shape[0], clip_model.visual.proj.shape[0]
         if clip_model.embed_dim != text_width:
             raise ValueError(
                 f"text -> image attention reads patches of the joint width {clip_model.embed_dim} as keys of the text "
                 f"width {text_width}: choose a backbone where they are equal, as ViT-L-14-336"
             )
-        self.text_cross_attn_weight, self.image_cross_attn_weight = text_cross_attn_weight, image_cross_attn_weight
-        self.norm_match, self.normalize_context = norm_match, normalize_context
-        last = max(self.levels) - 1
-        if not 0 <= image_cross_attn_after <= last:
-            raise ValueError(f"--image_cross_attn_after {image_cross_attn_after}: expected a vision block in 0..{last}")
-        self.image_cross_attn_after = image_cross_attn_after
-        starts = {"fixed": (None, None), "learned": (text_cross_attn_weight, image_cross_attn_weight), "zero": (0, 0)}
-        text_gate, image_gate = starts[gate]
-        self.text_cross_attn = CrossAttentionModule(text_width, cross_attn_heads, cross_attn_dropout, text_gate)
-        self.image_cross_attn = ImageCrossAttentionModule(
-            vision_width, text_width, cross_attn_heads, cross_attn_dropout, image_gate
-        )
-        self.self_reference = None
-        if self_reference:
-            self.self_reference = SelfReference(
-                len(self.levels), self_reference, self_reference_head, self_reference_neighbours, self_reference_control
-            )
+        last, place = max(self.levels) - 1, attention.image_cross_attn_after
+        if not 0 <= place <= last:
+            raise ValueError(f"--image_cross_attn_after {place}: expected a vision block in 0..{last}")
+        self.attention = attention
+        starts = {"learned": (attention.text_cross_attn_weight, attention.image_cross_attn_weight), "zero": (0, 0)}
+        text_gate, image_gate = starts.get(attention.cross_attn_gate, (None, None))
+        heads, dropout = attention.cross_attn_heads, attention.cross_attn_dropout
+        self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate)
+        self.image_cross_attn = ImageCrossAttentionModule(vision_width, text_width, heads, dropout, image_gate)
+        self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
 
     @property
-    def image_modules(self):
-        """What stage 2 trains, by checkpoint key."""
-        own = {} if self.self_reference is None else {"self_reference": self.self_reference}
-        return {"image_adapter": self.image_adapter, "image_cross_attn": self.image_cross_attn} | own
+    def text_modules(self) -> dict[str, nn.Module]:
+        return super().text_modules | {"text_cross_attn": self.text_cross_attn}
 
-    def encode_text(self, text, adapt_text=True, image_contexts=None):
+    @property
+    def image_modules(self) -> dict[str, nn.Module]:
+        own = {} if self.self_reference is None else {"self_reference": self.self_reference}
+        return super().image_modules | {"image_cross_attn": self.image_cross_attn} | own
+
+    def encode_text(self, text: Tensor, adapt_text: bool = True, image_contexts: Contexts = ()) -> Tensor:
         """Text features [P, E] of token ids [P, T].
 
         Args:
@@ -138,35 +136,49 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             return super().encode_text(text, adapt_text)
 
         after_block = self._attend_once(
-            self.text_cross_attn, image_contexts, self.text_cross_attn_weight, self.after_text_block
+            self.text_cross_attn, image_contexts, self.attention.text_cross_attn_weight, self.after_text_block
         )
         return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, after_block))
 
-    def forward(self, image, text_contexts=None):
-        """(seg, det) of images [B, 3, H, W], as AdaptedCLIP.forward.
-
-        With self-reference both have one coordinate more, E + 1, for the anchors of `with_reference`.
+    def forward(self, image: Tensor, text_contexts: Contexts = ()) -> tuple[list[Tensor], Tensor]:
+        """(seg, det) of images [B, 3, H, W], as AdaptedCLIP.forward; self-reference enters in `compare`.
 
         Args:
-            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`); None for none.
+            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`).
         """
-        seg, det = self.semantic(image, text_contexts)
-        if self.self_reference is None:
-            return seg, det
-        rare, peak = self.self_reference(self.clipmodel, image, self.levels)
-        return [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)], torch.cat([det, peak], dim=-1)
-
-    def semantic(self, image, text_contexts=None):
-        """What `forward` gives without self-reference: (seg, det) of width E."""
         after_block = self._attend_once(
-            self.image_cross_attn, text_contexts or (), self.image_cross_attn_weight, self.after_image_block,
-            self.image_cross_attn_after,
+            self.image_cross_attn, text_contexts, self.attention.image_cross_attn_weight, self.after_image_block,
+            self.attention.image_cross_attn_after,
         )  # fmt: skip
         return self.embed_levels(self.image_levels(image, after_block))
 
-    def attending_tokens(self, image):
+    def compare(
+        self, image: Tensor, anchors: Tensor, text_contexts: Contexts = (), rarities: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """(patch logits [B, L, 2] per level, head cosines [B, 2]), as AdaptedCLIP.compare.
+
+        With self-reference, rarity is one more coordinate of the embeddings; the abnormal anchor has 1 there.
+
+        Args:
+            anchors: [B, E, 2].
+            text_contexts: as in `forward`.
+            rarities: of SelfReference.rarities for these images, if they are at hand; the pass is made otherwise.
+        """
+        seg, det = self(image, text_contexts)
+        if self.self_reference is None:
+            return compare_embeddings(seg, det, anchors)
+        if rarities is None:
+            rarities = self.self_reference.rarities(self.clipmodel, image, self.levels)
+        rare, peak = self.self_reference(rarities)
+        row = anchors.new_tensor([0.0, 1.0]).expand(*anchors.shape[:-2], 1, 2)
+        return compare_embeddings(
+            [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)], torch.cat([det, peak], dim=-1),
+            torch.cat([anchors, row], dim=-2),
+        )  # fmt: skip
+
+    def attending_tokens(self, image: Tensor) -> Tensor:
         """The tokens [B, N, C] of images that attend to prompts: after block `image_cross_attn_after`."""
-        place, visual = self.image_cross_attn_after, self.clipmodel.visual
+        visual, place = self.clipmodel.visual, self.attention.image_cross_attn_after
 
         def adapt_before(i, x):
             return x if i == place else self.after_image_block(i, x)
@@ -175,43 +187,39 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             visual.transformer.resblocks, visual.embed(image), (), adapt_before, place + 1, autocast=visual.autocast
         )[0]
 
-    def with_reference(self, anchors):
-        """Anchors [..., E, 2] for what `forward` gives: with self-reference [..., E + 1, 2], its row (0, 1) last."""
-        if self.self_reference is None:
-            return anchors
-        row = anchors.new_tensor([0.0, 1.0]).expand(*anchors.shape[:-2], 1, 2)
-        return torch.cat([anchors, row], dim=-2)
-
-    def _attend_once(self, attention, contexts, weight, after_block, place=0):
+    def _attend_once(
+        self, module: CrossAttentionModule, contexts: Contexts, weight: float,
+        after_block: Callable[[int, Tensor], Tensor], place: int = 0,
+    ) -> Callable[[int, Tensor], Tensor]:  # fmt: skip
         """The block-loop hook that attends after block `place` and then adapts as `after_block` does."""
 
         def attend_then_adapt(i, x):
             if i == place and contexts and weight:
-                x = self._attend(attention, x, contexts, weight)
+                x = self._attend(module, x, contexts, weight)
             return after_block(i, x)
 
         return attend_then_adapt
 
-    def _attend(self, attention, x, contexts, weight):
-        """x + w * attention(x, context) for every group of rows, norm-matched per token."""
-        rows, parts, scale = [], [], weight if attention.gate is None else attention.gate
+    def _attend(self, module: CrossAttentionModule, x: Tensor, contexts: Contexts, weight: float) -> Tensor:
+        """x + w * module(x, context) for every group of rows, norm-matched per token."""
+        rows, parts, scale = [], [], weight if module.gate is None else module.gate
         for own, context in contexts:
-            own = torch.as_tensor(own, device=x.device)
-            y = attention(x[own], context)
-            if self.norm_match:
+            own = torch.arange(x.shape[0], device=x.device) if own is None else torch.as_tensor(own, device=x.device)
+            y = module(x[own], context)
+            if not self.attention.no_norm_match:
                 y = y * x[own].norm(dim=-1, keepdim=True) / (y.norm(dim=-1, keepdim=True) + NORM_FLOOR)
             rows.append(own)
             parts.append(scale * y)
         return x.index_add(0, torch.cat(rows), torch.cat(parts).to(x.dtype))
 
-    def text_context(self, text):
+    def text_context(self, text: Tensor) -> Tensor:
         """What images attend to: prompt tokens after text block 0 and text_adapter[0].
 
         Args:
             text: token ids [P, T] of one class's prompts, padding included.
 
         Returns:
-            [P * T, W], each token of unit length (unless `normalize_context` is off). The rows of padding are there
+            [P * T, W], each token of unit length (unless `no_normalize_context`). The rows of padding are there
             too; see forward_utils_cross_attention.text_context_of_class for the mask that hides them.
         """
         clip = self.clipmodel
@@ -219,4 +227,11 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         mask = clip.attn_mask[: text.shape[1], : text.shape[1]]
         x, _ = run_blocks(clip.transformer.resblocks, x, (), self.after_text_block, stop_after=1, attn_mask=mask)
         x = x.flatten(0, 1)
-        return F.normalize(x, dim=-1) if self.normalize_context else x
+        return x if self.attention.no_normalize_context else F.normalize(x, dim=-1)
+
+
+def _taken(defaults, settings):
+    """(the dataclass `defaults` with what `settings` says of its fields, the rest of `settings`)."""
+    own = {field.name for field in fields(defaults)} & settings.keys()
+    taken = {name: settings[name] for name in own}
+    return replace(defaults, **taken), {name: value for name, value in settings.items() if name not in own}

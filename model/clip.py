@@ -1,14 +1,17 @@
 """The frozen CLIP backbone: open_clip's modules under AA-CLIP's public interface."""
 
 import copy
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from files.atomic import sha256
 from model.attention import BatchFirstAttention
 from model.blocks import run_blocks
 from model.surgery import replace_attention
@@ -17,7 +20,13 @@ from model.weights_file import find_weights, load_backbone_weights
 CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 CLIP_VOCABULARY = 49408  # byte pairs of OpenAI's tokenizer
-logger = logging.getLogger(__name__)
+
+
+class WeightsSource(NamedTuple):
+    """The file a backbone's weights were read from."""
+
+    file: str
+    sha256: str
 
 
 class VisionTower(nn.Module):
@@ -63,9 +72,14 @@ class VisionTower(nn.Module):
 class CLIP(nn.Module):
     """Frozen CLIP; parameter names are OpenAI's and open_clip's."""
 
-    def __init__(self, model):
-        """model: open_clip.model.CLIP with a ViT image tower and end-of-text pooling."""
+    def __init__(self, model: nn.Module, source: WeightsSource | None = None):
+        """
+        Args:
+            model: open_clip.model.CLIP with a ViT image tower and end-of-text pooling.
+            source: where its weights are from; None for random ones.
+        """
         super().__init__()
+        self.source = source
         self.visual = VisionTower(model.visual)
         self.transformer = model.transformer
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
@@ -145,7 +159,7 @@ def create_model(
         device: torch device of the result.
         cache_dir: where open_clip keeps its downloads.
         require_pretrained: raise instead of returning random weights when `pretrained` is None.
-        quick_gelu: build the activation OpenAI trained with. Kept oddity of AA-CLIP: off, although OpenAI's
+        quick_gelu: build the activation OpenAI trained with. Known deviation, kept by default: off, although OpenAI's
             weights are QuickGELU weights. Networks trained with GELU (the tiny demo CLIP) must leave it off.
         clip_weights: weight file; before the environment's AACLIP_CLIP_WEIGHTS, and both before every other place.
 
@@ -158,14 +172,15 @@ def create_model(
     model = _build(model_name, img_size, quick_gelu)
     if pretrained is None and require_pretrained:
         raise ValueError("require_pretrained without `pretrained`: pass pretrained='openai', a tag or a file")
+    source = None
     if pretrained is not None:
         path = find_weights(model_name, pretrained, clip_weights, cache_dir)
+        source = WeightsSource(path.name, sha256(path))
         load_backbone_weights(model, path, model_name)
-        logger.info("backbone %s from %s", model_name, path.name)
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if precision not in dtypes:
         raise ValueError(f"precision {precision!r}: choose one of {sorted(dtypes)}")
-    return CLIP(model).to(device=device, dtype=dtypes[precision]).requires_grad_(False).eval()
+    return CLIP(model, source).to(device=device, dtype=dtypes[precision]).requires_grad_(False).eval()
 
 
 def _build(model_name, img_size, quick_gelu):
@@ -193,7 +208,17 @@ def _build(model_name, img_size, quick_gelu):
     return model
 
 
-def surgery_copy(clip, surgery_until_layer, across_batch=True):
+@contextmanager
+def full_precision(clip: CLIP) -> Iterator[None]:
+    """Float32 in a backbone's vision blocks also after `VisionTower.use_bfloat16`; as before afterwards."""
+    before, clip.visual.autocast = clip.visual.autocast, None
+    try:
+        yield
+    finally:
+        clip.visual.autocast = before
+
+
+def surgery_copy(clip: CLIP, surgery_until_layer: int, across_batch: bool = True) -> CLIP:
     """The surgery model of `clip` with shared weights: blocks before the surgery are the very same modules."""
     surgery, visual = copy.copy(clip), copy.copy(clip.visual)
     surgery._modules, visual._modules = dict(clip._modules), dict(clip.visual._modules)

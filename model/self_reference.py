@@ -7,15 +7,16 @@ something of classes never seen. Neighbours within one image as the reference: T
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from model.settings import SelfReferenceSettings
 
 TYPICAL, TYPICAL_PEAK = 0.25, 0.5  # rarity of a patch, of an image's rarest: where "neither way" starts to be learned
 PEAK = 0.02  # share of an image's patches whose mean rarity speaks for the image
-CONTROLS = ("none", "constant", "shuffled")
 
 
 @torch.no_grad()
-def rarity(patches, share):
+def rarity(patches: Tensor, share: float) -> Tensor:
     """How unlike the most similar other patches of its image a patch is.
 
     Args:
@@ -32,7 +33,7 @@ def rarity(patches, share):
     return 1 - cosine.topk(count, dim=-1).values.mean(dim=-1)
 
 
-def peak(rarities):
+def peak(rarities: list[Tensor]) -> Tensor:
     """[B] of an image: mean of its rarest patches; rarities [B, L] per level, averaged over the levels first."""
     mean = torch.stack(rarities).mean(dim=0)
     return mean.topk(max(1, round(PEAK * mean.shape[1])), dim=-1).values.mean(dim=-1)
@@ -46,25 +47,26 @@ class SelfReference(nn.Module):
 
     Args:
         levels: number of levels.
-        weight: start of the patches' weights, above 0.
-        head_weight: start of the image's weight; 0 leaves the head score without reference.
-        neighbours: share of an image's other patches that a patch is compared with, in (0, 1].
-        control: "none"; "constant": every patch counts as typical, no information; "shuffled": the rarities of an
-            image in another order of its patches, the same for every image: how rare, but not where.
+        settings: starts of the weights (`self_reference` of the patches, `self_reference_head` of the image, 0 for a
+            head score without reference), the share of other patches a patch is compared with, and the control:
+            "none"; "constant": every patch counts as typical, no information; "shuffled": the rarities of an image in
+            another order of its patches, the same for every image: how rare, but not where.
 
     Raises:
-        ValueError: `neighbours` or a weight out of range.
+        ValueError: the share of neighbours or a weight is out of range.
     """
 
-    def __init__(self, levels, weight=0.3, head_weight=1.0, neighbours=0.08, control="none"):
+    def __init__(self, levels: int, settings: SelfReferenceSettings):
         super().__init__()
+        weight, head_weight = settings.self_reference, settings.self_reference_head
+        neighbours = settings.self_reference_neighbours
         if not 0 < neighbours <= 1:
             raise ValueError(f"--self_reference_neighbours {neighbours}: expected a share in (0, 1]")
         if weight <= 0:
             raise ValueError(f"--self_reference {weight}: expected a weight above 0, or 0 for none")
         if head_weight < 0:
             raise ValueError(f"--self_reference_head {head_weight}: expected a weight above 0, or 0 for none")
-        self.neighbours, self.control = neighbours, control
+        self.neighbours, self.control = neighbours, settings.self_reference_control
         self.weight = nn.Parameter(torch.full((levels,), float(weight)))
         self.typical = nn.Parameter(torch.full((levels,), TYPICAL))
         self.head_weight = self.typical_peak = None
@@ -72,23 +74,27 @@ class SelfReference(nn.Module):
             self.head_weight = nn.Parameter(torch.tensor(float(head_weight)))
             self.typical_peak = nn.Parameter(torch.tensor(TYPICAL_PEAK))
 
-    def forward(self, clip, image, levels):
-        """(coordinates of the patches [B, L, 1] per level, of the image [B, 1]).
+    @torch.no_grad()
+    def rarities(self, clip: nn.Module, image: Tensor, levels: list[int]) -> list[Tensor]:
+        """Rarity [B, L] of every patch per level: a pass of the frozen backbone that no training step changes.
 
         Args:
             clip: the frozen backbone.
             image: [B, 3, H, W].
             levels: numbers of vision blocks.
         """
-        with torch.no_grad():
-            tokens = clip.encode_image(image, levels)[1]
-            rarities = [self._controlled(rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours)) for x in tokens]
+        tokens = clip.encode_image(image, levels)[1]
+        return [self._controlled(rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours)) for x in tokens]
+
+    def forward(self, rarities: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """(coordinates of the patches [B, L, 1] per level, of the image [B, 1]) from `rarities`, one [B, L] per level.
+        """
         patches = [
             (weight * (rare - typical))[..., None]
             for weight, typical, rare in zip(self.weight, self.typical, rarities, strict=True)
         ]
         if self.head_weight is None:
-            return patches, rarities[0].new_zeros(len(image), 1)
+            return patches, rarities[0].new_zeros(rarities[0].shape[0], 1)
         return patches, (self.head_weight * (peak(rarities) - self.typical_peak))[:, None]
 
     def _controlled(self, rare):

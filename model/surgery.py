@@ -11,7 +11,7 @@ from model.attention import scaled_dot_product
 class ValueValueAttention(nn.Module):
     """Self-attention with q = k = v, over the value and output projections of an existing attention.
 
-    Kept oddity of AA-CLIP: with `across_batch` the [B, N, C] tokens are read as [N, B, C], so every position
+    Known deviation, kept by default: with `across_batch` the [B, N, C] tokens are read as [N, B, C], so every position
     attends to the same position of the batch's other images (`--surgery_attention spatial` corrects it).
     """
 

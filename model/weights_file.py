@@ -10,7 +10,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from checkpoints import UNREADABLE, reading_failure
+from files.tensors import UNREADABLE, reading_failure
 
 HERE = Path(__file__).parent
 LOCAL_FILES = {

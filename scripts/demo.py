@@ -9,27 +9,26 @@ heatmaps. Rendering and training that are done are not repeated, evaluation is; 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 
-import compare
-import dataset.demo
-import test
-import train
-import train_cross_attention
-import train_cross_attention_feedback
-from evaluation import write_text
-from visualization import safe_name, sheet, write_png
+from demo_world import render_sets
+from files.atomic import write_text
+from files.pictures import safe_name, sheet, write_png
+from scripts.commands import run_command
 
 MODEL = "ViT-Tiny-8-demo"
 TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 PICTURED = 2  # defective images per class on the contact sheet
 CONTINUED = {  # run: (script, flags); short, because each starts from the baseline's adapters
-    "cross-attention": (train_cross_attention, ["--text_epoch", "1", "--image_epoch", "3"]),
-    "feedback": (train_cross_attention_feedback, ["--num_feedback_loops", "2", "--text_epoch", "1",
-                                                  "--image_epoch", "2"]),
+    "cross-attention": ("train_cross_attention.py", ["--text_epoch", "1", "--image_epoch", "3"]),
+    "feedback": ("train_cross_attention_feedback.py", [
+        "--num_feedback_loops", "2", "--text_epoch", "1", "--image_epoch", "2",
+    ]),
 }  # fmt: skip
 NOTE = (
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
@@ -37,14 +36,14 @@ NOTE = (
 )
 
 
-def evaluate(run, data, flags):
+def evaluate(run: Path, data: Path, flags: Sequence[str]) -> None:
     """Evaluate a run on every test set."""
     for name in TEST_SETS:
-        test.main([*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
-                   "--save_path", str(run), "--visualize"])  # fmt: skip
+        run_command("test.py", [*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
+                                "--save_path", str(run), "--visualize"])  # fmt: skip
 
 
-def claim(out, seeds):
+def bind_folder_to_seeds(out: Path, seeds: dict[str, int]) -> None:
     """Tie a demo folder to its seeds, so that a model of other data is never evaluated as if it were this one's.
 
     Raises:
@@ -57,7 +56,7 @@ def claim(out, seeds):
     write_text(stamp, json.dumps(seeds) + "\n")
 
 
-def table(runs):
+def table(runs: dict[str, Path]) -> str:
     """Markdown table: one line per test set and run, percent."""
     lines = ["| test set | run | " + " | ".join(COLUMNS) + " |", "|--|--|" + "--|" * len(COLUMNS)]
     for name in TEST_SETS:
@@ -69,7 +68,7 @@ def table(runs):
     return "\n".join(lines) + "\n"
 
 
-def contact_sheet(runs, dataset_name):
+def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
     """Original, truth and each run's heatmap for some defective images of every class."""
     first, *others = runs.values()
     folder = Path("visualization") / safe_name(dataset_name)
@@ -84,7 +83,7 @@ def contact_sheet(runs, dataset_name):
     return sheet([[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)])
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="runs/demo", help="folder of the report, the data and the runs")
     parser.add_argument("--seed", type=int, default=111, help="seed of training")
@@ -94,26 +93,26 @@ def main(argv=None):
     data, runs = out / "data", {"raw CLIP": out / "raw_clip", "baseline": out / "baseline"}
     common = ["--model_name", MODEL, "--dataset", TRAIN_SET, "--data_root", str(data), "--seed", str(args.seed)]
 
-    claim(out, {"seed": args.seed, "data_seed": args.data_seed})
+    bind_folder_to_seeds(out, {"seed": args.seed, "data_seed": args.data_seed})
     print(f"[1/6] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
-    dataset.demo.main(["--out", str(data), "--seed", str(args.data_seed)])
+    render_sets.main(["--out", str(data), "--seed", str(args.data_seed)])
     print("[2/6] unadapted CLIP")
     evaluate(runs["raw CLIP"], data, ["--raw_clip"])
     print(f"[3/6] train the baseline on {TRAIN_SET}, evaluate it on classes and defects it has not seen")
-    train.main([*common, "--save_path", str(runs["baseline"])])
+    run_command("train.py", [*common, "--save_path", str(runs["baseline"])])
     evaluate(runs["baseline"], data, [])
     base = ["--load_base_text_adapter", str(runs["baseline"] / "text_adapter.pth"),
             "--load_base_image_adapter", str(runs["baseline"] / "image_adapter.pth")]  # fmt: skip
     for number, (title, (script, flags)) in enumerate(CONTINUED.items(), start=4):
         print(f"[{number}/6] {title} from the baseline's checkpoints")
         runs[title] = out / title.replace("-", "_")
-        script.main([*common, *base, *flags, "--save_path", str(runs[title])])
+        run_command(script, [*common, *base, *flags, "--save_path", str(runs[title])])
         evaluate(runs[title], data, [])
 
     print("[6/6] compare")
     arms = [f"{title}={runs[title]}" for title in CONTINUED]
-    compare.main(["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets", *TEST_SETS,
-                  "--data_root", str(data), "--out", str(out)])  # fmt: skip
+    run_command("compare.py", ["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets",
+                               *TEST_SETS, "--data_root", str(data), "--out", str(out)])  # fmt: skip
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))

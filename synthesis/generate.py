@@ -8,12 +8,12 @@ from PIL import Image
 
 from dataset.image_files import read_image, read_mask
 from dataset.jsonl import Sample
+from files.pictures import safe_name
 from synthesis.compositing import paste, refusal
 from synthesis.data import to_pixels, to_tensor
 from synthesis.latents import fill_mask_of
 from synthesis.masks import keyed_rng, moved_mask, object_region, perlin_mask
 from synthesis.perlin_defects import texture_defect
-from visualization import safe_name
 
 
 class Item(NamedTuple):

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from checkpoints import load_checkpoint, save_checkpoint
+from files.tensors import load_tensors, save_tensors
 from synthesis.system import assemble
 from synthesis.text import Prompt
 
@@ -60,7 +60,7 @@ def save_system(run, step, system, config, optimizer=None):
         }
         save_file(on_cpu(named), temporary / PROMPTS_FILE)
         if optimizer is not None:
-            save_checkpoint(temporary / OPTIMISER_FILE, optimizer.state_dict())
+            save_tensors(temporary / OPTIMISER_FILE, optimizer.state_dict())
         content = {**config, "step": step, "prompts": texts, "versions": library_versions()}
         (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for file in temporary.iterdir():
@@ -179,7 +179,7 @@ def load_optimizer(optimizer, folder):
     Raises:
         FileNotFoundError, RuntimeError: no such file, or a damaged one.
     """
-    optimizer.load_state_dict(load_checkpoint(Path(folder) / OPTIMISER_FILE, keys=("state", "param_groups")))
+    optimizer.load_state_dict(load_tensors(Path(folder) / OPTIMISER_FILE, keys=("state", "param_groups")))
 
 
 def read_tensors(path):

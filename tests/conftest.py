@@ -1,4 +1,4 @@
-"""One tiny random CLIP, four images and an MVTec-layout folder: all the tests run on, without network, data or GPU."""
+"""One tiny random CLIP, four images and an MVTec-layout folder: all tests run on, no network, data or GPU."""
 
 import json
 import logging
@@ -26,6 +26,13 @@ CONFIG = {
 }
 SIZE = 32  # pixels; 16 patches
 CLASSES = ("bottle", "screw")
+
+
+def pytest_configure(config):
+    """`-m bit_equality` replaces pyproject's `-m "not slow"`; slow tests run only where one says slow."""
+    wanted = config.option.markexpr
+    if wanted and "slow" not in wanted:
+        config.option.markexpr = f"({wanted}) and not slow"
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +149,7 @@ def lines():
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
-    """MVTec's layout: two classes, PNG, JPG and BMP files of unequal sizes, three good and three broken each."""
+    """MVTec's layout: two classes, PNG, JPG and BMP of unequal sizes, three good, three broken each."""
     root = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(5)
     for class_name in CLASSES:
@@ -167,8 +174,8 @@ def flags(model_name, weights, data_root, tmp_path):
     """Command line of a short run on the tiny CLIP; flags behind it win."""
     return [
         "--model_name", model_name, "--clip_weights", str(weights), "--img_size", str(SIZE),
-        "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset", "MVTec", "--data_root", str(data_root),
-        "--save_path", str(tmp_path / "run"),
+        "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset", "MVTec", "--data_root",
+        str(data_root), "--save_path", str(tmp_path / "run"),
     ]  # fmt: skip
 
 
@@ -176,6 +183,6 @@ def flags(model_name, weights, data_root, tmp_path):
 def train_flags(flags):
     """The same for train.py: one epoch of each stage on all images."""
     return flags + [
-        "--surgery_until_layer", "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1",
-        "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-3",
+        "--surgery_until_layer", "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch",
+        "1", "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-3",
     ]  # fmt: skip

@@ -16,7 +16,7 @@ CONFIG = {
 
 
 def write_world(folder):
-    """Register the architecture and write random weights drawn large enough that attention matters; their file."""
+    """Register the architecture, write random weights so large that attention matters; their file."""
     (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     open_clip.add_model_config(folder)
     torch.manual_seed(7)

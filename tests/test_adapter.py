@@ -22,6 +22,7 @@ def adapt(x, weight, w):
     return w * a + (1 - w) * x
 
 
+@pytest.mark.bit_equality
 def test_simple_adapter_is_a_linear_map_without_bias_and_a_leaky_relu():
     module = SimpleAdapter(3, 2)
     with torch.no_grad():
@@ -64,7 +65,11 @@ def test_state_dict_keys_are_upstreams(clip):
 def test_widths_come_from_the_backbone(adapted):
     shapes = {name: tuple(value.shape) for name, value in adapted.image_adapter.state_dict().items()}
     assert shapes["layer_adapters.0.fc.0.weight"] == (32, 32) and shapes["seg_proj.0.fc.weight"] == (16, 32)
-    assert [tuple(value.shape) for value in adapted.text_adapter.parameters()] == [(24, 24), (24, 24), (16, 24)]
+    assert [tuple(value.shape) for value in adapted.text_adapter.parameters()] == [
+        (24, 24),
+        (24, 24),
+        (16, 24),
+    ]
 
 
 def test_weights_start_xavier_uniform(adapted):
@@ -86,7 +91,10 @@ def test_the_image_forward_equals_the_paper_by_hand(clip, images, relu):
             x = adapt(x, weights[f"layer_adapters.{i}.fc.0.weight"], 0.3)
         tokens.append(clip.visual.ln_post(x[:, 1:]))
     suffix = "fc.0.weight" if relu else "fc.weight"
-    want = [F.normalize(project(tokens[k] @ weights[f"seg_proj.{i}.{suffix}"].T), dim=-1) for i, k in ((0, 0), (1, 2))]
+    want = [
+        F.normalize(project(tokens[k] @ weights[f"seg_proj.{i}.{suffix}"].T), dim=-1)
+        for i, k in ((0, 0), (1, 2))
+    ]
     head = F.normalize(project(tokens[2] @ weights[f"det_proj.{suffix}"].T), dim=-1).mean(dim=1)
     with torch.no_grad():
         seg, det = model(images)
@@ -114,17 +122,38 @@ def test_the_text_forward_equals_the_paper_by_hand(clip):
 def test_weight_zero_leaves_the_features_of_plain_clip(clip, images):
     model = AdaptedCLIP(clip, 0.0, 0.0, text_adapt_until=4, image_adapt_until=4)
     with torch.no_grad():
-        for got, want in zip(model.image_levels(images), clip.encode_image(images, [1, 2, 3, 4])[1], strict=True):
+        for got, want in zip(
+            model.image_levels(images), clip.encode_image(images, [1, 2, 3, 4])[1], strict=True
+        ):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
         tokens = tokenize(TEXTS)
         got = clip.text_tokens_at_end(tokens, model.after_text_block)
         torch.testing.assert_close(got, clip.text_tokens_at_end(tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.bit_equality
 def test_adaptation_switched_off_is_plain_clips_text(clip, adapted):
     tokens = tokenize(TEXTS)
     assert torch.equal(adapted.encode_text(tokens, adapt_text=False), clip.encode_text(tokens))
     assert not torch.allclose(adapted.encode_text(tokens), clip.encode_text(tokens), atol=0.1)
+
+
+@torch.no_grad()
+def test_a_comparison_gives_100_times_the_cosines_of_patches_and_the_bare_ones_of_the_head(adapted, images):
+    anchors = F.normalize(torch.randn(4, 16, 2, generator=torch.Generator().manual_seed(1)), dim=1)
+    (seg, det), (logits, head) = adapted(images), adapted.compare(images, anchors)
+    assert [level.shape for level in logits] == [(4, 16, 2)] * 4 and head.shape == (4, 2)
+    for image in range(4):
+        torch.testing.assert_close(head[image], det[image] @ anchors[image], rtol=1e-5, atol=1e-6)
+        for level, patches in zip(logits, seg, strict=True):
+            torch.testing.assert_close(
+                level[image], 100 * (patches[image] @ anchors[image]), rtol=1e-5, atol=1e-4
+            )
+
+
+def test_what_a_stage_trains_is_named_as_in_its_checkpoint(adapted):
+    assert adapted.text_modules == {"text_adapter": adapted.text_adapter}
+    assert adapted.image_modules == {"image_adapter": adapted.image_adapter}
 
 
 def test_gradients_reach_every_adapter_and_nothing_of_clip(adapted, images):

@@ -1,17 +1,15 @@
-"""Both attention modules and the model around them: model.adapter_cross_attention, forward_utils_cross_attention."""
+"""Both attention modules and the model around them: model/adapter_cross_attention.py, its forward_utils."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cross_attention_world import MODEL, WIDTH, write_world
 
-from forward_utils import anchors_of_batch, class_tokens, frozen_patches
+from forward_utils import anchors_of_batch, class_tokens, encode_anchors, fixed_anchors, frozen_patches
 from forward_utils_cross_attention import (
     anchors_of_each_image,
-    anchors_with_context,
     batch_scope,
     class_scope,
-    fixed_anchors,
     mean_anchors,
     text_context_dictionary,
     text_context_groups,
@@ -50,6 +48,19 @@ def patches(clip, images):
     return frozen_patches(clip, surgery_copy(clip, 3), images, [1])[0][1]
 
 
+def anchors_by_class(model, contexts):
+    """{class: [E, 2]} of {class: patches its prompts attend to}."""
+    return dict(
+        zip(contexts, encode_anchors(model, "MVTec", list(contexts), list(contexts.values())), strict=True)
+    )
+
+
+def anchors_of_own_patches(model, patches, names):
+    """[B, E, 2]: each image's prompts attend to its own of these first-level patches."""
+    batch = {"image": patches, "class_name": names}
+    return anchors_of_each_image(batch, model, "MVTec", lambda batch: batch["image"])
+
+
 def test_attention_equals_torchs_multi_head_attention():
     torch.manual_seed(0)
     ours, theirs = CrossAttentionModule(8, 2, 0.0), torch.nn.MultiheadAttention(8, 2, batch_first=True)
@@ -77,12 +88,15 @@ def test_modules_have_the_shared_key_names_biases_of_zero_and_xavier_weights():
     assert 0.9 * bound < module.q_proj.weight.abs().max() <= bound
 
 
-@pytest.mark.parametrize("heads, dropout, word", [(3, 0.1, "cross_attn_heads 3"), (4, 1.0, "cross_attn_dropout 1.0")])
+@pytest.mark.parametrize(
+    "heads, dropout, word", [(3, 0.1, "cross_attn_heads 3"), (4, 1.0, "cross_attn_dropout 1.0")]
+)
 def test_bad_sizes_are_refused_with_their_value(heads, dropout, word):
     with pytest.raises(ValueError, match=word):
         CrossAttentionModule(16, heads, dropout)
 
 
+@pytest.mark.bit_equality
 def test_dropout_acts_in_training_and_not_in_evaluation():
     torch.manual_seed(0)
     module, x, context = CrossAttentionModule(16, 4, 0.5), torch.randn(2, 3, 16), torch.randn(20, 16)
@@ -91,7 +105,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
 
 
 def test_residual_is_scaled_and_matched_to_the_norm_of_every_token(clip, images, model):
-    contexts = text_context_groups(text_context_dictionary(model, "MVTec", "cpu"), NAMES)
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec"), NAMES)
     x = clip.visual.transformer.resblocks[0](clip.visual.embed(images))
     seen = []
     real = model.after_image_block
@@ -104,25 +118,27 @@ def test_residual_is_scaled_and_matched_to_the_norm_of_every_token(clip, images,
     torch.testing.assert_close(added[1:2], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.bit_equality
 def test_weight_0_is_the_baseline_to_the_last_bit(clip, images, patches):
     torch.manual_seed(3)
     baseline = AdaptedCLIP(clip, text_adapt_until=2, image_adapt_until=2).eval()
     crossed = build(clip, text_cross_attn_weight=0.0, image_cross_attn_weight=0.0).train()
-    contexts = text_context_groups(text_context_dictionary(crossed, "MVTec", "cpu"), NAMES)
+    contexts = text_context_groups(text_context_dictionary(crossed, "MVTec"), NAMES)
     for (seg, det), (wanted_seg, wanted_det) in [(crossed(images, contexts), baseline(images))]:
         assert torch.equal(det, wanted_det) and all(map(torch.equal, seg, wanted_seg))
-    anchors = anchors_with_context(crossed, "MVTec", class_scope(patches, NAMES), "cpu")
-    wanted = anchors_of_batch(baseline, "MVTec", NAMES, "cpu")
+    anchors = anchors_by_class(crossed, class_scope(patches, NAMES))
+    wanted = anchors_of_batch(baseline, "MVTec", NAMES)
     assert torch.equal(torch.stack([anchors[name] for name in NAMES]), wanted)
 
 
+@pytest.mark.bit_equality
 def test_without_contexts_the_model_is_the_baseline(images, model):
     torch.manual_seed(3)
     baseline = AdaptedCLIP(model.clipmodel, text_adapt_until=2, image_adapt_until=2)
     assert torch.equal(model(images)[1], baseline(images)[1])
     assert not torch.equal(
         model(images)[1],
-        model(images, text_context_groups(text_context_dictionary(model, "MVTec", "cpu"), NAMES))[1],
+        model(images, text_context_groups(text_context_dictionary(model, "MVTec"), NAMES))[1],
     )
 
 
@@ -131,7 +147,7 @@ def test_a_batch_of_any_size_behaves_as_its_images_alone_and_permutes(images, mo
     """The reference fork paired prompts and images wrongly at 6 and 10."""
     batch = images.repeat(3, 1, 1, 1)[:size] + torch.arange(size)[:, None, None, None] * 0.1
     names = [NAMES[i % 2] for i in range(size)]
-    contexts = text_context_dictionary(model, "MVTec", "cpu")
+    contexts = text_context_dictionary(model, "MVTec")
     seg, det = model(batch, text_context_groups(contexts, names))
     order = torch.randperm(size, generator=torch.Generator().manual_seed(1))
     mixed = model(batch[order], text_context_groups(contexts, [names[i] for i in order]))
@@ -145,13 +161,16 @@ def test_a_batch_of_any_size_behaves_as_its_images_alone_and_permutes(images, mo
 def test_anchors_with_context_follow_their_images_through_a_permutation(model, patches, size):
     own = patches.repeat(3, 1, 1)[:size] + torch.arange(size)[:, None, None] * 0.05
     names = [NAMES[i % 2] for i in range(size)]
-    pairs = anchors_of_each_image(model, "MVTec", own, names, "cpu")
+    pairs = anchors_of_own_patches(model, own, names)
     order = list(reversed(range(size)))
-    mixed = anchors_of_each_image(model, "MVTec", own[order], [names[i] for i in order], "cpu")
+    mixed = anchors_of_own_patches(model, own[order], [names[i] for i in order])
     torch.testing.assert_close(mixed, pairs[order], rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(pairs[0], pairs[-2 if size > 2 else 1], atol=1e-5)  # another image, other anchors
+    assert not torch.allclose(
+        pairs[0], pairs[-2 if size > 2 else 1], atol=1e-5
+    )  # another image, other anchors
 
 
+@pytest.mark.bit_equality
 def test_class_scope_joins_a_classs_patches_and_batch_scope_averages_all(patches):
     joined, mean = class_scope(patches, NAMES), batch_scope(patches, NAMES)
     assert torch.equal(joined["bottle"], torch.cat([patches[0], patches[2]]))
@@ -160,22 +179,43 @@ def test_class_scope_joins_a_classs_patches_and_batch_scope_averages_all(patches
     assert mean["bottle"] is mean["screw"]
 
 
+def test_anchors_are_asked_for_one_by_one_with_a_context_or_none_in_one_pass_of_the_tower(
+    model, patches, monkeypatch
+):
+    sizes, encode = [], model.encode_text
+    monkeypatch.setattr(
+        model, "encode_text", lambda ids, **rest: sizes.append(len(ids)) or encode(ids, **rest)
+    )
+    pairs = encode_anchors(model, "MVTec", ["screw", "bottle", "screw"], [patches[1], None, None])
+    assert pairs.shape == (3, WIDTH, 2) and sizes == [48]
+    alone = anchors_of_own_patches(model, patches[1:2], ["screw"])[0]
+    plain = anchors_of_batch(model, "MVTec", ["bottle", "screw"])
+    # other prompts pass the tower beside them, so the last bits may differ
+    torch.testing.assert_close(pairs, torch.stack([alone, *plain]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pairs[0], pairs[2], atol=1e-5)
+
+
+def test_as_many_contexts_as_classes_are_asked_for(model, patches):
+    with pytest.raises(ValueError, match="zip"):
+        encode_anchors(model, "MVTec", ["screw", "bottle"], [patches[0]])
+
+
 def test_anchors_of_a_class_ignore_images_of_other_classes(model, patches):
-    before = anchors_with_context(model, "MVTec", class_scope(patches, NAMES), "cpu")
+    before = anchors_by_class(model, class_scope(patches, NAMES))
     changed = patches.clone()
     changed[1] = -changed[1]
-    after = anchors_with_context(model, "MVTec", class_scope(changed, NAMES), "cpu")
+    after = anchors_by_class(model, class_scope(changed, NAMES))
     torch.testing.assert_close(after["bottle"], before["bottle"], rtol=1e-5, atol=1e-7)
     assert not torch.allclose(after["screw"], before["screw"], atol=1e-5)
 
 
 def test_text_context_holds_every_token_at_unit_length_and_hides_padding(model):
-    context = text_context_of_class(model, "MVTec", "screw", "cpu")
+    context = text_context_of_class(model, "MVTec", "screw")
     tokens = class_tokens("MVTec", "screw")[0]
     assert context.tokens.shape == (16 * 77, WIDTH)
     torch.testing.assert_close(context.tokens.norm(dim=-1), torch.ones(16 * 77), rtol=1e-5, atol=1e-5)
     assert context.real.sum() == (tokens != 0).sum()
-    (rows, seen), = text_context_groups({"screw": context}, ["screw", "screw"])
+    ((rows, seen),) = text_context_groups({"screw": context}, ["screw", "screw"])
     assert rows == [0, 1] and len(seen) == context.real.sum()
 
 
@@ -187,15 +227,18 @@ def test_text_context_is_block_0_and_its_adapter_without_cross_attention(model):
     torch.testing.assert_close(model.text_context(tokens), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.bit_equality
 def test_mean_anchors_average_each_classs_images(model, patches):
-    loader = [{"image": i, "class_name": names} for i, names in ((slice(0, 2), NAMES[:2]), (slice(2, 4), NAMES[2:]))]
+    loader = [
+        {"image": i, "class_name": names} for i, names in ((slice(0, 2), NAMES[:2]), (slice(2, 4), NAMES[2:]))
+    ]
     loader = [batch | {"image": patches[batch["image"]]} for batch in loader]
-    means = mean_anchors(model, "MVTec", loader, lambda batch: batch["image"], "cpu")
-    each = anchors_of_each_image(model, "MVTec", patches, NAMES, "cpu")
+    means = mean_anchors(model, "MVTec", loader, lambda batch: batch["image"])
+    each = anchors_of_own_patches(model, patches, NAMES)
     torch.testing.assert_close(means["screw"], F.normalize(each[1] + each[3], dim=0))
-    anchors = fixed_anchors(model, "MVTec", means, "cpu")({"class_name": ["screw", "carpet"]})
+    anchors = fixed_anchors(model, "MVTec", means)({"class_name": ["screw", "carpet"]})
     assert torch.equal(anchors[0], means["screw"])
-    torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"], "cpu"))
+    torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"]))
 
 
 def test_a_backbone_of_unequal_joint_and_text_width_is_refused(new_clip):
@@ -203,12 +246,38 @@ def test_a_backbone_of_unequal_joint_and_text_width_is_refused(new_clip):
         AdaptedCLIPWithCrossAttention(new_clip(), text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)
 
 
+def test_a_setting_of_no_part_of_the_model_is_refused_by_name(clip):
+    with pytest.raises(TypeError, match="cross_attn_head"):
+        build(clip, cross_attn_head=2)
+
+
+def test_what_a_stage_trains_is_named_as_in_its_checkpoint(clip, model):
+    assert list(model.text_modules) == ["text_adapter", "text_cross_attn"]
+    assert list(model.image_modules) == ["image_adapter", "image_cross_attn"]
+    assert list(build(clip, self_reference=0.3).image_modules) == [
+        "image_adapter", "image_cross_attn", "self_reference"
+    ]  # fmt: skip
+    assert model.device.type == "cpu"
+
+
+@torch.no_grad()
+def test_a_comparison_sees_the_prompts_the_images_attend_to(images, model):
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec"), NAMES)
+    anchors = anchors_of_batch(model, "MVTec", NAMES)
+    (seg, det), (logits, head) = model(images, contexts), model.compare(images, anchors, contexts)
+    torch.testing.assert_close(head, torch.einsum("be,bec->bc", det, anchors))
+    for level, patches in zip(logits, seg, strict=True):
+        torch.testing.assert_close(level, 100 * patches @ anchors)
+    assert not torch.allclose(head, model.compare(images, anchors)[1], atol=1e-4)
+
+
 @pytest.mark.parametrize("norm_match", [True, False])
 def test_cross_attention_runs_in_bfloat16_and_returns_float32(tmp_path, images, norm_match):
     full, low = (create_model(MODEL, 32, "openai", clip_weights=write_world(tmp_path)) for _ in range(2))
     low.visual.use_bfloat16()
+    contexts = [([0, 1, 2, 3], torch.ones(5, WIDTH))]
     expected, found = (
-        build(one, norm_match=norm_match)(images, [([0, 1, 2, 3], torch.ones(5, WIDTH))])[0][0] for one in (full, low)
+        build(one, no_norm_match=not norm_match)(images, contexts)[0][0] for one in (full, low)
     )
     assert found.dtype == torch.float32
     assert 1e-5 < (found - expected).norm() / expected.norm() < 0.05

@@ -1,4 +1,4 @@
-"""Checkpoint files survive crashes and refuse what they should: checkpoints.py."""
+"""Checkpoint files survive crashes, refuse what they should: run_folder/checkpoints.py, files/tensors.py."""
 
 import os
 import random
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints import (
+from run_folder.checkpoints import (
     load_checkpoint,
     load_module,
     numbered_checkpoints,
@@ -20,8 +20,13 @@ from checkpoints import (
 )
 
 
+@pytest.mark.bit_equality
 def test_a_checkpoint_comes_back_as_it_was_saved_into_a_new_folder(tmp_path):
-    content = {"epoch": 3, "text_adapter": {"0.fc.0.weight": torch.randn(2, 2)}, "settings": {"milestones": [0.5]}}
+    content = {
+        "epoch": 3,
+        "text_adapter": {"0.fc.0.weight": torch.randn(2, 2)},
+        "settings": {"milestones": [0.5]},
+    }
     save_checkpoint(tmp_path / "new" / "a.pth", content)
     found = load_checkpoint(tmp_path / "new" / "a.pth", keys=["epoch", "text_adapter"])
     assert found["epoch"] == 3 and found["settings"] == content["settings"]
@@ -66,7 +71,9 @@ def test_a_file_with_code_in_it_is_refused_unexecuted(tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
 
     torch.save({"epoch": Code()}, tmp_path / "a.pth")
-    with pytest.raises(RuntimeError, match=r"not a checkpoint \(Unsupported global: GLOBAL io.open [^;]*default\)"):
+    with pytest.raises(
+        RuntimeError, match=r"not a checkpoint \(Unsupported global: GLOBAL io.open [^;]*default\)"
+    ):
         load_checkpoint(tmp_path / "a.pth")
     assert not (tmp_path / "executed").exists()
 
@@ -88,7 +95,9 @@ def saved(tmp_path):
 @pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
 def test_a_truncated_file_is_named_with_size_and_remedy(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(RuntimeError, match=rf"a.pth \({saved.stat().st_size} bytes\) is damaged .*copy it again"):
+    with pytest.raises(
+        RuntimeError, match=rf"a.pth \({saved.stat().st_size} bytes\) is damaged .*copy it again"
+    ):
         load_checkpoint(saved)
 
 
@@ -113,7 +122,9 @@ def test_random_bytes_never_escape_the_message(tmp_path):
 
 def test_a_file_of_another_kind_names_what_it_lacks_and_holds(tmp_path):
     torch.save({"epoch": 1, "image_adapter": {}}, tmp_path / "a.pth")
-    with pytest.raises(RuntimeError, match=r"lacks \['text_adapter'\]; it holds \['epoch', 'image_adapter'\]"):
+    with pytest.raises(
+        RuntimeError, match=r"lacks \['text_adapter'\]; it holds \['epoch', 'image_adapter'\]"
+    ):
         load_checkpoint(tmp_path / "a.pth", keys=["epoch", "text_adapter"])
     torch.save(torch.zeros(2), tmp_path / "a.pth")
     with pytest.raises(RuntimeError, match=r"lacks \['epoch'\]; it holds Tensor"):
@@ -126,11 +137,13 @@ def test_a_state_that_does_not_fit_names_every_difference_and_changes_nothing():
     state = {"0.weight": torch.zeros(2, 2), "1.weight": torch.zeros(3, 2), "2.weight": torch.zeros(1)}
     with pytest.raises(RuntimeError) as error:
         load_module(module, state, "run/a.pth")
-    for part in ("run/a.pth", "1.bias is missing", "2.weight is not expected", "1.weight is (3, 2), expected (2, 2)",
-                 "other adapter settings", "--relu"):  # fmt: skip
+    for part in ("run/a.pth", "1.bias is missing", "2.weight is not expected",
+                 "1.weight is (3, 2), expected (2, 2)", "other adapter settings", "--relu"):  # fmt: skip
         assert part in str(error.value)
     assert torch.equal(module[0].weight.detach(), before)
-    load_module(module, {name: torch.zeros_like(value) for name, value in module.state_dict().items()}, "a.pth")
+    load_module(
+        module, {name: torch.zeros_like(value) for name, value in module.state_dict().items()}, "a.pth"
+    )
     assert not module[1].weight.any()
 
 

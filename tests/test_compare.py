@@ -18,7 +18,8 @@ from comparison.arms import read_arm, read_run
 from comparison.evaluations import evaluate_missing, outdated
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
-from comparison.scores import read_about, read_scores, scores_file
+from evaluation.scores import read_about, read_scores, scores_file
+from metrics import with_old_names
 
 BAD = "<script>alert(1)"
 GOOD_ONLY = "a_b & 50% $x$ | c"
@@ -119,7 +120,8 @@ def test_only_missing_and_outdated_evaluations_are_made(compared, world, tmp_pat
     run, flags = read_run(tmp_path / "run"), ["--flag"]
     shutil.rmtree(tmp_path / "run" / "scores" / "Odd_Set")
     evaluated, told = [], []
-    monkeypatch.setattr(test_script, "main", evaluated.append)
+    monkeypatch.setattr("comparison.evaluations.evaluate_run", lambda words: evaluated.append(words))
+    monkeypatch.setattr("comparison.evaluations.parse", lambda about, groups, words, defaults: words)
     evaluate_missing([run], ["MVTec", "Odd_Set"], flags, told.append)
     assert len(evaluated) == 1 and evaluated[0][-1] == "--flag" and "not evaluated yet" in told[0]
     assert evaluated[0][evaluated[0].index("--dataset") + 1] == "Odd_Set"
@@ -231,7 +233,8 @@ def test_scores_hold_what_the_metrics_were_computed_from(compared, world):
     assert list(one.files) == sorted(one.files) and len(one.files) == 6
     assert one.positive.sum() + one.negative.sum() == 6 * 32 * 32
     assert one.overlap.sum() == pytest.approx(one.regions.sum()) and one.regions.sum() == 3
-    assert about["classes"] == classes_of(world / "base_1")
+    stored = {name: with_old_names(row) for name, row in about["classes"].items()}
+    assert stored == classes_of(world / "base_1")
     assert set(about["checkpoints"]) == {"image_adapter.pth", "text_adapter.pth"}
 
 

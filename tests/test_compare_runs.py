@@ -10,7 +10,7 @@ from comparison.arms import Arm, Run, pair, read_arm
 from comparison.comparable import differing_settings, reasons
 from comparison.figures import plain, read_losses
 from comparison.tables import cells, escape_latex, escape_markdown, percent, verdict_text
-from options import ODDITIES
+from run_folder.settings import DEVIATIONS
 
 FILES = {"x": (["a.png", "b.png"], ["1", "2"])}
 
@@ -36,10 +36,10 @@ def test_equal_evaluations_and_other_training_may_be_compared():
     [({"img_size": 64}, "img_size is 32 there and 64 here"),
      ({"metrics_version": 2}, "metrics_version is 1 there and 2"),
      ({"domain": "Medical"}, "domain is Industrial there and Medical here"),
-     (settings(head_temperature=100.0), "oddity flag --head_temperature is 1.0 there and 100.0 here"),
-     ({"tested_with": {"quick_gelu": True}}, r"oddity flag --quick_gelu \(at test\) is False there")],
+     (settings(head_temperature=100.0), "known deviation --head_temperature is 1.0 there and 100.0 here"),
+     ({"tested_with": {"quick_gelu": True}}, r"known deviation --quick_gelu \(at test\) is False there")],
 )  # fmt: skip
-def test_other_sizes_metrics_and_oddities_are_reasons_to_refuse(changes, reason):
+def test_other_sizes_metrics_and_deviations_are_reasons_to_refuse(changes, reason):
     (found,) = reasons(FILES, about(), FILES, about(**changes))
     assert re.search(reason, found)
 
@@ -55,19 +55,19 @@ def test_other_test_files_are_reasons_to_refuse(other, reason):
     assert reason in found
 
 
-def test_a_file_of_aa_clip_without_settings_has_all_its_oddities():
+def test_a_file_of_aa_clip_without_settings_has_all_its_deviations():
     assert reasons(FILES, about(settings=None), FILES, about()) == []
     assert len(reasons(FILES, about(settings=None), FILES, about(**settings(text_cls_weight=1.0)))) == 1
 
 
-def test_milestones_are_a_feedback_runs_recipe_and_an_oddity_elsewhere():
-    kept, corrected = ODDITIES["milestones"]
+def test_milestones_are_a_feedback_runs_recipe_and_a_deviation_elsewhere():
+    kept, corrected = DEVIATIONS["milestones"]
     base, other = about(**settings(milestones=kept)), settings(milestones=corrected)
     assert reasons(FILES, base, FILES, about(kind="feedback", **other)) == []
     assert len(reasons(FILES, base, FILES, about(kind="cross-attention", **other))) == 1
 
 
-def test_raw_clip_has_no_oddity_but_the_activation():
+def test_raw_clip_has_no_deviation_but_the_activation():
     raw = about(checkpoint="raw_clip", **settings(head_temperature=100.0))
     assert reasons(FILES, about(), FILES, raw) == []
 
@@ -119,11 +119,9 @@ def test_an_arm_is_named_or_called_as_its_path_and_lists_and_patterns_are_opened
         read_arm(f"{tmp_path}/cross_seed*,{tmp_path}/cross_seed1")
 
 
-def test_losses_come_from_history_or_from_the_logs_last_word_on_an_epoch(tmp_path):
-    lines = ["t INFO training text epoch 0:", "t INFO loss: 2.5", "t INFO training text epoch 0:", "t INFO loss: 1.5",
-             "t INFO training image epoch 0:", "t INFO loss: 4e-1", "t INFO training image epoch 1:"]  # fmt: skip
-    (tmp_path / "train.log").write_text("\n".join(lines), encoding="utf-8")
-    assert read_losses(tmp_path) == {"text": [1.5], "image": [0.4]}
+def test_losses_come_from_history_json_and_from_no_log(tmp_path):
+    (tmp_path / "train.log").write_text("t INFO training text epoch 0:\nt INFO loss: 2.5\n", encoding="utf-8")
+    assert read_losses(tmp_path) == {"text": [], "image": []}
     loops = [{"text": [{"loss": 3.0}], "image": [{"loss": 2.0}]}, {"text": [{"loss": 1.0}], "image": []}]
     (tmp_path / "history.json").write_text(json.dumps({"loops": loops}), encoding="utf-8")
     assert read_losses(tmp_path) == {"text": [3.0, 1.0], "image": [2.0]}

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from comparison import scores as scores_module
 from comparison.paired import correct
 from comparison.replicates import METRICS, PIXEL_METRICS, image_weights, ranking_rows, resampled, weighted_metrics
-from comparison.scores import RAREST, bin_numbers, class_scores, rarity_maps
 from comparison.significance import Difference, compare_pairs, holm, sign_flip_p, smallest_p, verdict
 from dataset.jsonl import Sample
+from evaluation import scores as scores_module
+from evaluation.scores import RAREST, bin_numbers, class_scores, rarity_maps
 from metrics import class_metrics
 
 

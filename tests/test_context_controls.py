@@ -1,4 +1,4 @@
-"""Contexts without information: context_controls.py, and a run with them."""
+"""Contexts without information: the controls in forward_utils_cross_attention.py, and a run with them."""
 
 import pytest
 import torch
@@ -6,8 +6,15 @@ from cross_attention_world import MODEL, write_world
 
 import test
 import train_cross_attention
-from context_controls import controlled_scope, controlled_text_contexts
-from forward_utils_cross_attention import TextContext, batch_scope, class_scope, text_context_groups
+from forward_utils_cross_attention import (
+    TextContext,
+    batch_scope,
+    class_scope,
+    controlled_scope,
+    controlled_text_contexts,
+    scope_named,
+    text_context_groups,
+)
 
 NAMES = ["bottle", "screw", "bottle", "zipper"]
 PATCHES = torch.arange(4.0)[:, None, None].expand(4, 2, 3)  # every image's patches hold its row
@@ -24,6 +31,7 @@ def contexts():
 def test_without_control_scope_and_contexts_are_what_they_were(contexts):
     assert controlled_scope(class_scope, "none") is class_scope
     assert controlled_text_contexts(contexts, "none") is contexts
+    assert scope_named("class") is class_scope and scope_named("batch", "none") is batch_scope
 
 
 def test_other_class_shows_prompts_the_images_of_the_next_class_in_the_batch():
@@ -37,6 +45,7 @@ def test_other_class_shows_nothing_in_a_batch_of_one_class():
     assert controlled_scope(class_scope, "other_class")(PATCHES[:2], ["screw", "screw"]) == {"screw": None}
 
 
+@pytest.mark.bit_equality
 @pytest.mark.parametrize("scope", [class_scope, batch_scope])
 def test_a_constant_image_context_does_not_depend_on_the_images(scope):
     first, second = (controlled_scope(scope, "constant")(images, NAMES) for images in (PATCHES, PATCHES + 7))
@@ -54,6 +63,7 @@ def test_other_class_shows_images_the_prompts_of_the_datasets_next_class(context
         controlled_text_contexts({"bottle": contexts["bottle"]}, "other_class")
 
 
+@pytest.mark.bit_equality
 def test_a_constant_text_context_is_one_token_for_all_classes(contexts):
     groups = text_context_groups(controlled_text_contexts(contexts, "constant"), ["screw", "bottle"])
     assert [rows for rows, _ in groups] == [[0], [1]]
@@ -65,9 +75,9 @@ def test_a_run_with_a_control_is_tested_with_it(tmp_path, data_root, tmp_path_fa
     common = ["--model_name", MODEL, "--clip_weights", str(weights), "--dataset", "MVTec", "--data_root",
               str(data_root), "--save_path", str(tmp_path / "run")]  # fmt: skip
     train_cross_attention.main([
-        *common, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2", "--surgery_until_layer",
-        "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--image_lr", "1e-2",
-        "--cross_attn_heads", "4", "--context_control", "constant",
+        *common, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2",
+        "--surgery_until_layer", "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch",
+        "1", "--image_lr", "1e-2", "--cross_attn_heads", "4", "--context_control", "constant",
     ])  # fmt: skip
     stored = torch.load(tmp_path / "run" / "text_context_dict.pth", weights_only=True)["text_context"]
     assert {len(context["tokens"]) for context in stored.values()} == {1}

@@ -86,6 +86,7 @@ def test_the_test_split_is_one_dataset_per_class_in_the_order_of_the_registry(ro
         assert set(item["mask"].unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.bit_equality
 def test_an_item_is_the_bicubic_resize_normalised_with_clips_statistics(sample):
     item = BaseDataset([sample], SIZE)[0]
     resized = Image.open(sample.image_path).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
@@ -95,6 +96,7 @@ def test_an_item_is_the_bicubic_resize_normalised_with_clips_statistics(sample):
     assert torch.equal(item["mask"][0], torch.from_numpy(np.array(mask) / 255).float())
 
 
+@pytest.mark.bit_equality
 def test_the_test_split_is_not_augmented(root):
     one = get_dataset("MVTec", SIZE, "full_shot", 0, "test", data_root=root)["bottle"]
     first = one[0]["image"]
@@ -102,6 +104,7 @@ def test_the_test_split_is_not_augmented(root):
     assert torch.equal(first, one[0]["image"])
 
 
+@pytest.mark.bit_equality
 def test_augmentation_depends_on_seed_stage_epoch_and_index_only(root):
     _, image_set = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root, seed=3)
     _, again = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root, seed=3)
@@ -119,6 +122,7 @@ def test_augmentation_depends_on_seed_stage_epoch_and_index_only(root):
     assert not all(torch.equal(one, other_seed[index]["image"]) for index, one in enumerate(forward))
 
 
+@pytest.mark.bit_equality
 def test_the_same_image_varies_between_indices_and_stages(sample):
     copies = BaseDataset([sample] * 8, SIZE, TEXT)
     other_stage = BaseDataset([sample] * 8, SIZE, TEXT._replace(stage="image"))

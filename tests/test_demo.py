@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import demo, demo_photo
-from dataset.demo import Counts, main, picture_rng, render_demo, render_line_picture
-from dataset.demo_photo import PHOTO_CLASSES, render_photo
-from dataset.rendering.names import DEMO_DOMAINS, DEMO_REAL_NAMES
-from dataset.rendering.product_lines import PRODUCT_LINES
-from dataset.rendering.twins import MASK_SHARE, MASK_THRESHOLD, damage_twin, difference_mask
+from dataset.demo_names import DEMO_DOMAINS, DEMO_REAL_NAMES
+from demo_world import photographs, render_sets
+from demo_world.photographs import PHOTO_CLASSES, render_photo
+from demo_world.render_sets import Counts, main, picture_rng, render_demo, render_line_picture
+from demo_world.rendering.product_lines import PRODUCT_LINES
+from demo_world.rendering.twins import MASK_SHARE, MASK_THRESHOLD, damage_twin, difference_mask
 
 FEW = Counts(train_good=1, test_good=1, test_defective=3)
 LINES = [(name, class_name) for name, lines in PRODUCT_LINES.items() for class_name in lines]
@@ -101,7 +101,7 @@ def test_an_interrupted_rendering_is_done_again(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "_write_png", interrupted)
+    monkeypatch.setattr(render_sets, "_write_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         render_demo("DemoA", tmp_path, size=64, counts=Counts(0, 1, 0))
     monkeypatch.undo()
@@ -123,7 +123,7 @@ def test_photographs_are_rendered_from_the_command_line_for_testing_only(tmp_pat
           "--test_defective", "2"])
     places = {path.parts[-3] for path in (tmp_path / "DemoPhotoMed").rglob("*.png")}
     assert places == {"test", "ground_truth"}
-    assert json.loads((tmp_path / "DemoPhotoMed" / demo.STAMP).read_text())["complete"] is True
+    assert json.loads((tmp_path / "DemoPhotoMed" / render_sets.STAMP).read_text())["complete"] is True
 
 
 def test_demo_a_and_demo_b_share_neither_classes_nor_kinds_of_defects():
@@ -139,7 +139,7 @@ def test_every_rendered_class_has_a_real_name_and_every_dataset_a_domain():
     rendered = {**{name: set(lines) for name, lines in PRODUCT_LINES.items()},
                 **{name: set(classes) for name, classes in PHOTO_CLASSES.items()}}
     assert rendered == {name: set(classes) for name, classes in DEMO_REAL_NAMES.items()}
-    assert set(DEMO_DOMAINS) == set(rendered) == set(demo.demo_names())
+    assert set(DEMO_DOMAINS) == set(rendered) == set(render_sets.demo_names())
 
 
 def test_the_real_name_of_a_product_line_says_what_is_rendered():
@@ -176,7 +176,7 @@ def test_bad_sizes_counts_and_names_are_refused(tmp_path):
 
 
 def test_without_scikit_image_the_error_says_how_to_get_it(tmp_path, monkeypatch):
-    demo_photo.load_photo.cache_clear()
+    photographs.load_photo.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match="pip install scikit-image"):
         render_demo("DemoPhoto", tmp_path, size=64, counts=FEW)

@@ -1,13 +1,18 @@
-"""What the demo and the studies say about finished runs: scripts/demo.py, scripts/study.py."""
+"""What the demo and the studies say about finished runs: scripts/demo.py, studies/study.py."""
 
+import ast
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from scripts import demo, study
-from visualization import write_png
+from files.pictures import write_png
+from scripts import commands, demo
+from studies import study
 
+ROOTS = ("train", "test", "train_cross_attention", "train_cross_attention_feedback", "compare", "test_stage2_gradients")
 VALUES = {"pixel_auroc": 0.9, "pixel_ap": 0.25, "pixel_aupro": 0.5, "image_auroc": None, "image_ap": 0.125}
 
 
@@ -37,10 +42,10 @@ def test_the_contact_sheet_puts_every_runs_heatmap_beside_original_and_truth(tmp
 
 
 def test_a_demo_folder_of_other_seeds_is_refused(tmp_path):
-    demo.claim(tmp_path, {"seed": 1, "data_seed": 0})
-    demo.claim(tmp_path, {"seed": 1, "data_seed": 0})
+    demo.bind_folder_to_seeds(tmp_path, {"seed": 1, "data_seed": 0})
+    demo.bind_folder_to_seeds(tmp_path, {"seed": 1, "data_seed": 0})
     with pytest.raises(ValueError, match="was made with .*'data_seed': 0.* choose another --out"):
-        demo.claim(tmp_path, {"seed": 1, "data_seed": 2})
+        demo.bind_folder_to_seeds(tmp_path, {"seed": 1, "data_seed": 2})
 
 
 def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
@@ -75,3 +80,33 @@ def test_a_feedback_studys_table_has_a_row_per_loop_and_says_whether_the_image_l
     assert lines[3].startswith("| DemoB | v1_3_loops | 2 | 70.0 (60.0–80.0) |")
     assert lines[3].endswith("| 3.000 → 2.750 | 1 of 2 |")
     assert study.loops_table("baseline", {}, ["DemoB"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("scripts.evidence", "--shard"),
+        ("scripts.study", "--study"),
+        ("scripts.pretrain_tiny_clip", "--cache"),
+        ("dataset.demo", "--test_defective"),
+    ],
+)
+def test_names_from_before_still_run(name, flag):
+    ran = subprocess.run(
+        [sys.executable, "-m", name, "--help"], cwd=commands.ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("usage:") and flag in ran.stdout
+
+
+def test_a_command_runs_in_this_process_and_its_error_is_raised_here(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no image_adapter\.pth"):
+        commands.run_command("test.py", ["--save_path", str(tmp_path), "--device", "cpu"])
+
+
+def test_neither_scripts_nor_studies_nor_benchmarks_import_a_command():
+    for room in ("scripts", "studies", "benchmarks", "synthesis"):
+        for file in (commands.ROOT / room).glob("*.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            found |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+            assert not found & set(ROOTS), file

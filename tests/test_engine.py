@@ -1,4 +1,4 @@
-"""The training loop, the two stages' losses and AA-CLIP's oddities in them: engine.py, train.train_*_adapter."""
+"""The training loop, both stages' losses, AA-CLIP's deviations in them: training/, train.train_*_adapter."""
 
 import math
 import re
@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F
 
 import train
-from engine import segmentation, to_device, train_stage
-from forward_utils import anchors_of_batch, calculate_similarity_map, frozen_patches, get_adapted_text_embedding
-from losses import calculate_seg_loss, orthogonality_loss
+from forward_utils import (
+    anchors_of_batch,
+    calculate_seg_loss,
+    calculate_similarity_map,
+    frozen_patches,
+    get_adapted_text_embedding,
+)
+from model.adapter import patch_logits
 from model.clip import surgery_copy
+from run_folder.flags import settings_of
+from run_folder.settings import BASELINE_GROUPS
+from run_folder.state import TrainState
+from training.engine import StagePlan, gradient_norm, to_device, train_stage
+from training.stages import image_stage, orthogonality_loss, segmentation, text_stage, train_and_save
 
 
 @pytest.fixture
@@ -23,17 +33,32 @@ def optimizer_of(module, lr=1e-3):
     return torch.optim.Adam(module.parameters(), lr=lr, betas=(0.5, 0.999))
 
 
+def of_flags(values):
+    return settings_of(BASELINE_GROUPS, values)
+
+
 @pytest.fixture
 def train_text(adapted, surgery, lines, tmp_path):
-    """Function (batches, epochs, **options) -> epoch losses of stage 1, read from upstream's log lines."""
+    """Function (batches, epochs, **corrections) -> epoch losses of stage 1, read from upstream's log."""
 
-    def run(batches, epochs=1, lr=1e-3, norm_weight=0.1, **options):
+    def run(batches, epochs=1, lr=1e-3, norm_weight=0.1, **corrections):
         logger, messages = lines
-        train.train_text_adapter(
-            adapted_model=adapted, clip_surgery=surgery, text_norm_weight=norm_weight, train_loader=batches,
-            optimizer=optimizer_of(adapted.text_adapter, lr), device="cpu", start_epoch=0, save_path=str(tmp_path),
-            text_epoch=epochs, dataset_name="MVTec", img_size=32, logger=logger, **options,
-        )  # fmt: skip
+        optimizer = optimizer_of(adapted.text_adapter, lr)
+        if corrections:  # upstream's arguments know none
+            values = {"dataset": "MVTec", "text_norm_weight": norm_weight} | corrections
+            stage, loss = (
+                text_stage(train.KIND, adapted, tmp_path),
+                train.text_loss(adapted, surgery, of_flags(values)),
+            )
+            state = TrainState("text", stage.modules, optimizer)
+            train_and_save(stage, state, loss, batches, StagePlan(epochs), "cpu", logger)
+        else:
+            trained = train.train_text_adapter(
+                adapted_model=adapted, clip_surgery=surgery, text_norm_weight=norm_weight,
+                train_loader=batches, optimizer=optimizer, device="cpu", start_epoch=0,
+                save_path=str(tmp_path), text_epoch=epochs, dataset_name="MVTec", img_size=32, logger=logger,
+            )  # fmt: skip
+            assert trained is adapted
         return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
 
     return run
@@ -43,16 +68,26 @@ def train_text(adapted, surgery, lines, tmp_path):
 def train_image(adapted, lines, tmp_path):
     """The same for stage 2."""
 
-    def run(batches, epochs=1, lr=1e-3, milestones=(16000, 32000), **options):
+    def run(batches, epochs=1, lr=1e-3, milestones=(16000, 32000), **corrections):
         logger, messages = lines
         optimizer = optimizer_of(adapted.image_adapter, lr)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.5)
         with torch.no_grad():
             anchors = get_adapted_text_embedding(adapted, "MVTec", "cpu")
-        train.train_image_adapter(
-            model=adapted, text_embeddings=anchors, train_loader=batches, optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.5), device="cpu",
-            start_epoch=0, save_path=str(tmp_path), image_epoch=epochs, img_size=32, logger=logger, **options,
-        )  # fmt: skip
+        if corrections:
+            stage, settings = image_stage(train.KIND, adapted, tmp_path), of_flags(corrections)
+            loss = train.image_loss(
+                adapted, lambda batch: torch.stack([anchors[name] for name in batch["class_name"]]), settings
+            )
+            state = TrainState("image", stage.modules, optimizer, scheduler)
+            train_and_save(stage, state, loss, batches, StagePlan(epochs), "cpu", logger)
+        else:
+            trained = train.train_image_adapter(
+                model=adapted, text_embeddings=anchors, train_loader=batches, optimizer=optimizer,
+                scheduler=scheduler, device="cpu", start_epoch=0, save_path=str(tmp_path), image_epoch=epochs,
+                img_size=32, logger=logger,
+            )  # fmt: skip
+            assert trained is adapted
         return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
 
     return run
@@ -66,7 +101,7 @@ def segmentation_by_hand(patches, anchors, mask):
 def stage_1_parts(adapted, surgery, batch):
     """(segmentation loss of each level, orthogonality, cls, anchors) of the untrained model."""
     patches, cls = frozen_patches(adapted.clipmodel, surgery, batch["image"], [1, 2, 3, 4])
-    anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"], "cpu")
+    anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"])
     levels = [segmentation_by_hand(patches[level], anchors, batch["mask"]) for level in (1, 2, 3, 4)]
     return levels, float(orthogonality_loss(anchors)), cls, anchors
 
@@ -86,7 +121,9 @@ def test_stage_1_has_no_image_loss_by_default_and_a_weighted_one_with_the_correc
     _, _, cls, anchors = stage_1_parts(adapted, surgery, batch)
     image_loss = float(F.cross_entropy(100 * torch.einsum("be,bec->bc", cls, anchors), batch["label"]))
     plain = train_text([batch], lr=0.0)[-1]
-    assert train_text([batch], lr=0.0, text_cls_weight=0.5)[-1] - plain == pytest.approx(0.5 * image_loss, rel=1e-4)
+    assert train_text([batch], lr=0.0, text_cls_weight=0.5)[-1] - plain == pytest.approx(
+        0.5 * image_loss, rel=1e-4
+    )
 
 
 def test_the_text_norm_weight_scales_the_orthogonality(adapted, surgery, batch, train_text):
@@ -100,7 +137,7 @@ def test_stage_2_sums_all_levels_and_bare_cosine_logits_by_default_scaled_ones_w
 ):
     with torch.no_grad():
         seg, det = adapted(batch["image"])
-        anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"], "cpu")
+        anchors = anchors_of_batch(adapted, "MVTec", batch["class_name"])
         levels = sum(segmentation_by_hand(level, anchors, batch["mask"]) for level in seg)
         cosines = torch.einsum("be,bec->bc", det, anchors)
     for temperature, options in ((1, {}), (100, {"head_temperature": 100.0})):
@@ -119,7 +156,8 @@ def test_the_log_has_upstreams_lines_in_upstreams_order(batch, train_text, train
     train_image([batch], epochs=1)
     upstream = [line for line in lines[1] if line.startswith(("training", "loss"))]
     assert [re.sub(r"loss: -?\d+\.\d+(e-?\d+)?$", "loss: x", line) for line in upstream] == [
-        "training text epoch 0:", "loss: x", "training text epoch 1:", "loss: x", "training image epoch 0:", "loss: x",
+        "training text epoch 0:", "loss: x", "training text epoch 1:", "loss: x", "training image epoch 0:",
+        "loss: x",
     ]  # fmt: skip
 
 
@@ -137,6 +175,7 @@ def test_both_stages_learn_one_batch(batch, train_text, train_image):
     assert image[3] < image[0]
 
 
+@pytest.mark.bit_equality
 def test_the_text_stage_changes_the_text_adapter_only_and_the_image_stage_the_image_adapter_only(
     adapted, batch, train_text, train_image
 ):
@@ -165,11 +204,13 @@ def test_checkpoints_have_upstreams_names_and_keys(batch, train_text, train_imag
     ]  # fmt: skip
     for name, keys, epoch in (("text_adapter.pth", {"epoch", "text_adapter", "text_optimizer"}, 2),
                               ("image_adapter_1.pth", {"epoch", "image_adapter", "image_optimizer"}, 1),
-                              ("image_adapter.pth", {"epoch", "image_adapter", "image_optimizer"}, 2)):  # fmt: skip
+                              ("image_adapter.pth", {"epoch", "image_adapter", "image_optimizer"},
+                              2)):  # fmt: skip
         content = torch.load(tmp_path / name, weights_only=True)
         assert keys <= set(content) and content["epoch"] == epoch
 
 
+@pytest.mark.bit_equality
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_terms_and_files(
     adapted, batch, train_image, train_text, tmp_path
 ):
@@ -189,12 +230,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_terms_and_fil
 
 @pytest.fixture
 def loop(lines):
-    """Function (step_loss, loader, **options) that trains one weight; returns (weight, epochs saved)."""
+    """Function (step_loss, loader, **plan) that trains one weight; returns (weight, epochs saved)."""
 
-    def run(step_loss, loader, start_epoch=0, epochs=1, **options):
+    def run(step_loss, loader, start_epoch=0, epochs=1, history=(), **plan):
         weight, saved = torch.nn.Parameter(torch.tensor(1.0)), []
-        train_stage("text", lambda batch: step_loss(weight, batch), loader, torch.optim.SGD([weight], lr=0.1), "cpu",
-                    start_epoch=start_epoch, epochs=epochs, logger=lines[0], save=saved.append, **options)  # fmt: skip
+        state = TrainState(
+            "text", {}, torch.optim.SGD([weight], lr=0.1), epoch=start_epoch, history=list(history)
+        )
+        run.state = train_stage(
+            state, lambda batch: step_loss(weight, batch), loader, StagePlan(epochs, **plan), "cpu", lines[0],
+            lambda state: saved.append(state.epoch),
+        )  # fmt: skip
+        assert run.state is state
         return weight.item(), saved
 
     return run
@@ -219,7 +266,9 @@ def test_an_empty_loader_is_an_error_with_its_stage(loop):
 
 
 def test_a_run_cannot_be_shortened(loop, batch):
-    with pytest.raises(ValueError, match="7 epochs are done, --text_epoch asks for 5: a run cannot be shortened"):
+    with pytest.raises(
+        ValueError, match="7 epochs are done, --text_epoch asks for 5: a run cannot be shortened"
+    ):
         loop(lambda weight, batch: {"line": weight}, [batch], start_epoch=7, epochs=5)
 
 
@@ -235,7 +284,9 @@ def test_a_stage_starts_at_its_epoch_saves_after_each_and_tells_the_loader_which
     loader = Loader([batch])
     assert loop(lambda weight, batch: {"line": 1.0 * weight}, loader, start_epoch=2, epochs=4)[1] == [3, 4]
     assert loader.told == [2, 2, 3, 3]  # dataset and sampler
-    assert [line for line in lines[1] if line.startswith("training")] == [f"training text epoch {n}:" for n in (2, 3)]
+    assert [line for line in lines[1] if line.startswith("training")] == [
+        f"training text epoch {n}:" for n in (2, 3)
+    ]
     assert loop(lambda weight, batch: {"line": weight}, [], start_epoch=4, epochs=4)[1] == []
 
 
@@ -244,12 +295,67 @@ def test_an_epochs_line_names_stage_terms_rate_and_time(loop, batch, lines):
     assert re.fullmatch(r"stage text epoch 1/1: first 2.0000, second 0.5000, lr 0.1, \d+\.\d s", lines[1][-1])
 
 
+def test_an_epochs_entry_has_its_number_means_rate_and_seconds(loop, batch):
+    def terms(weight, batch):
+        return {"first": weight * 2, "second": weight * 0.5}
+
+    loop(terms, [batch, batch], start_epoch=1, epochs=3, history=[{"loss": 9.0}])
+    before, first, second = loop.state.history
+    assert before == {"loss": 9.0} and [entry["epoch"] for entry in (first, second)] == [1, 2]
+    assert set(first) == {"epoch", "loss", "terms", "lr", "seconds", "gradients"} and first["seconds"] >= 0
+    assert (
+        first["loss"] == pytest.approx(2.5 * (1 + 0.75) / 2)
+        and first["lr"] == 0.1
+        and first["gradients"] == {}
+    )
+    assert first["terms"] == pytest.approx({"first": 2 * 0.875, "second": 0.5 * 0.875})
+    assert second["loss"] == pytest.approx(2.5 * (0.5 + 0.25) / 2)
+
+
+def test_gradients_are_logged_before_they_are_clipped(batch, lines):
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    state = TrainState("text", {}, torch.optim.SGD(module.parameters(), lr=1.0))
+    plan = StagePlan(1, clip_norm=0.5, log_gradient_norms_of={"layer": module})
+    train_stage(
+        state, lambda batch: {"line": 4 * module.weight.sum()}, [batch], plan, "cpu", lines[0], lambda _: None
+    )
+    assert module.weight.item() == pytest.approx(-0.5)
+    assert state.history[0]["gradients"] == {"layer": 4.0}
+    assert lines[1][-1] == "stage text epoch 1/1: mean gradient norm: layer 4.000e+00"
+    module.zero_grad(set_to_none=True)
+    assert float(gradient_norm(module)) == 0
+
+
+def test_a_stage_stops_before_the_epoch_its_plan_does_not_want(loop, batch, lines):
+    _, saved = loop(lambda weight, batch: {"line": 1.0 * weight}, [batch], epochs=5,
+                    should_stop=lambda history: len(history) == 2)  # fmt: skip
+    assert (
+        saved == [1, 2]
+        and lines[1][-1] == "stage text: the loss has reached a plateau, stopped before epoch 3/5"
+    )
+
+
+def test_the_data_goes_on_from_the_epochs_of_stages_before(loop, batch):
+    class Loader(list):
+        told = []
+
+        def set_epoch(self, epoch):
+            self.told.append(epoch)
+
+    loader = Loader([batch])
+    loader.sampler = loader
+    loop(lambda weight, batch: {"line": 1.0 * weight}, loader, start_epoch=1, epochs=3, epoch_offset=10)
+    assert loader.told == [11, 12]
+
+
 def test_segmentation_adds_the_levels(batch):
     generator = torch.Generator().manual_seed(1)
     levels = [F.normalize(torch.randn(4, 16, 8, generator=generator), dim=-1) for _ in range(2)]
     anchors = F.normalize(torch.randn(8, 2, generator=generator), dim=0).expand(4, 8, 2)
     parts = [segmentation_by_hand(level, anchors, batch["mask"]) for level in levels]
-    assert float(segmentation(levels, anchors, batch["mask"])) == pytest.approx(sum(parts), rel=1e-6)
+    logits = [patch_logits(level, anchors) for level in levels]
+    assert float(segmentation(logits, batch["mask"])) == pytest.approx(sum(parts), rel=1e-6)
 
 
 def test_a_batch_goes_to_the_device_with_float_masks_and_integer_labels_and_the_callers_stays(batch):

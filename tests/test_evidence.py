@@ -1,14 +1,13 @@
-"""The study at equal steps and its paired tables: scripts/evidence.py, scripts/paired_report.py."""
+"""The study at equal steps and its paired tables: studies/evidence.py, studies/paired_report.py."""
 
 import json
 
 import pytest
 
-from feedback_recipes import fill_in, plan
-from options import parse
-from scripts import evidence, paired_report
-from scripts.study import FEEDBACK
-from train_cross_attention_feedback import build_parser
+from run_folder.flags import parse
+from studies import evidence, paired_report
+from studies.study import FEEDBACK
+from training.feedback_recipes import GROUPS, fill_in, plan
 
 CLASSES = ("gear", "tile", "rope", "coin")
 
@@ -22,9 +21,9 @@ def run(**changes):
 
 @pytest.mark.parametrize("arm", [name for name, (script, _) in evidence.IDEA.items() if script == FEEDBACK])
 def test_every_feedback_arm_takes_the_baselines_steps(arm):
-    args = fill_in(parse(build_parser(), ["--model_name", "ViT-Tiny-8-demo", *evidence.IDEA[arm][1]]))
-    assert sum(loop.text_epochs for loop in plan(args)) == 5
-    assert sum(loop.image_epochs for loop in plan(args)) == 10
+    settings = fill_in(parse("", GROUPS, ["--model_name", "ViT-Tiny-8-demo", *evidence.IDEA[arm][1]]))
+    assert sum(loop.text_epochs for loop in plan(settings)) == 5
+    assert sum(loop.image_epochs for loop in plan(settings)) == 10
 
 
 def test_shards_share_out_all_tasks_seed_by_seed():

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import options
 import train as train_script
 import train_cross_attention
-import train_cross_attention_feedback
-from checkpoints import load_checkpoint
 from dataset import get_dataset
-from runs import training_loaders
+from run_folder.checkpoints import load_checkpoint
+from run_folder.flags import parse
+from training import feedback_recipes
+from training.loaders import training_loaders
 
 OWN = 12  # rows of the MVTec-layout folder in conftest
 
@@ -40,14 +40,20 @@ def load(data_root, seed=111, **extra):
 
 
 def extra_names(data_root, file, ratio, seed=111):
-    return [sample.file_name for sample in load(data_root, seed, extra_meta=file, extra_ratio=ratio)[0].samples[OWN:]]
+    return [
+        sample.file_name
+        for sample in load(data_root, seed, extra_meta=file, extra_ratio=ratio)[0].samples[OWN:]
+    ]
 
 
-def test_without_the_flags_samples_order_and_random_state_are_as_without_the_feature(data_root, train_flags, lines):
-    args = options.parse(train_script.build_parser(), train_flags)
-    assert args.extra_meta is None and args.extra_ratio is None
+@pytest.mark.bit_equality
+def test_without_the_flags_samples_order_and_random_state_are_as_without_the_feature(
+    data_root, train_flags, lines
+):
+    settings = parse("train", train_script.GROUPS, train_flags)
+    assert settings.training.extra_meta is None and settings.training.extra_ratio is None
     before = torch.get_rng_state()
-    text, image = training_loaders(args, lines[0])
+    text, image = training_loaders(settings, lines[0])
     assert torch.equal(torch.get_rng_state(), before)
     assert text.dataset.samples == image.dataset.samples == load(data_root)[0].samples
     assert len(text.dataset) == OWN
@@ -88,7 +94,9 @@ def test_extra_images_load_with_their_masks_and_labels(data_root, tmp_path):
 
 
 def test_paths_may_also_be_the_datasets_own_and_must_not_lead_elsewhere(data_root, tmp_path):
-    file = write_extra(tmp_path / "x", anomalous=0, normal=1, classes=["bottle"], image_path="bottle/test/good/000.png")
+    file = write_extra(
+        tmp_path / "x", anomalous=0, normal=1, classes=["bottle"], image_path="bottle/test/good/000.png"
+    )
     assert extra_names(data_root, file, 0.08) == ["mvtec_ad/bottle/test/good/000.png"]
     Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere.png")
     for path in ("../elsewhere.png", str(tmp_path / "elsewhere.png")):
@@ -100,30 +108,34 @@ def test_paths_may_also_be_the_datasets_own_and_must_not_lead_elsewhere(data_roo
 
 def test_too_few_rows_are_refused_with_the_count_the_file_and_the_largest_ratio(data_root, tmp_path):
     file = write_extra(tmp_path / "x")
-    with pytest.raises(ValueError, match=r"12 rows of its own needs 18 extra rows, .*rows.jsonl has 16.*most 0.571"):
+    with pytest.raises(
+        ValueError, match=r"12 rows of its own needs 18 extra rows, .*rows.jsonl has 16.*most 0.571"
+    ):
         load(data_root, extra_meta=file, extra_ratio=0.6)
     with pytest.raises(ValueError, match="needs 0 extra rows"):
         load(data_root, extra_meta=file, extra_ratio=0.01)
 
 
 def test_an_unknown_class_is_refused_with_the_line_and_the_known_ones(data_root, tmp_path):
-    with pytest.raises(ValueError, match=r"rows.jsonl:1: class_name is 'gear': the dataset's classes are bottle"):
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl:1: class_name is 'gear': the dataset's classes are bottle"
+    ):
         load(data_root, extra_meta=write_extra(tmp_path / "x", classes=["gear"]), extra_ratio=0.25)
 
 
 @pytest.mark.parametrize(("meta", "ratio", "message"), [
-    (True, None, "give both, or neither"), (False, 0.5, "give both, or neither"), (True, 0.0, "between 0 and 1"),
-    (True, 1.0, "between 0 and 1"), (True, float("nan"), "between 0 and 1"),
+    (True, None, "give both, or neither"), (False, 0.5, "give both, or neither"), (True, 0.0,
+    "between 0 and 1"), (True, 1.0, "between 0 and 1"), (True, float("nan"), "between 0 and 1"),
 ])  # fmt: skip
 def test_one_flag_alone_and_shares_that_are_none_are_refused(data_root, tmp_path, meta, ratio, message):
     with pytest.raises(ValueError, match=message):
         load(data_root, extra_meta=write_extra(tmp_path / "x") if meta else None, extra_ratio=ratio)
 
 
-@pytest.mark.parametrize("script", [train_script, train_cross_attention, train_cross_attention_feedback])
+@pytest.mark.parametrize("script", [train_script, train_cross_attention, feedback_recipes])
 def test_every_training_script_has_the_flags_and_they_are_off(script):
-    args = script.build_parser().parse_args([])
-    assert args.extra_meta is None and args.extra_ratio is None
+    training = parse("train", script.GROUPS, []).training
+    assert training.extra_meta is None and training.extra_ratio is None
 
 
 def test_a_missing_file_is_refused_by_name(data_root, tmp_path):
@@ -131,7 +143,9 @@ def test_a_missing_file_is_refused_by_name(data_root, tmp_path):
         load(data_root, extra_meta=tmp_path / "none.jsonl", extra_ratio=0.5)
 
 
-def test_training_uses_the_extra_images_records_them_and_refuses_to_continue_with_others(train_flags, tmp_path):
+def test_training_uses_the_extra_images_records_them_and_refuses_to_continue_with_others(
+    train_flags, tmp_path
+):
     extra = ["--extra_meta", str(write_extra(tmp_path / "x")), "--extra_ratio"]
     train_script.main([*train_flags, *extra, "0.5"])
     log = (tmp_path / "run" / "train.log").read_text()

@@ -11,12 +11,18 @@ from forward_utils import (
     calculate_similarity_map,
     class_prompts,
     class_tokens,
+    encode_anchors,
+    fixed_anchors,
+    frozen_image_features,
     frozen_patches,
     get_adapted_single_class_text_embedding,
     get_adapted_single_sentence_text_embedding,
     get_adapted_text_embedding,
+    probability_map,
+    score_map,
     upsample,
 )
+from model.adapter import patch_logits
 from model.clip import surgery_copy
 from model.tokenizer import tokenize
 
@@ -26,8 +32,8 @@ def test_a_class_has_six_normal_and_ten_abnormal_prompts():
     assert normal == ["screw.", "a photo of screw.", "a screw.", "a photo of a screw.", "the screw.",
                       "a photo of the screw."]  # fmt: skip
     assert len(abnormal) == len(set(abnormal)) == 10
-    assert {"a damaged screw.", "a photo of a broken screw.", "a screw with flaw.", "a photo of a screw with defect.",
-            "a screw with damage."} <= set(abnormal)  # fmt: skip
+    assert {"a damaged screw.", "a photo of a broken screw.", "a screw with flaw.",
+            "a photo of a screw with defect.", "a screw with damage."} <= set(abnormal)  # fmt: skip
 
 
 def test_prompts_name_the_class_by_its_real_name_normal_ones_first():
@@ -39,7 +45,9 @@ def test_prompts_name_the_class_by_its_real_name_normal_ones_first():
 
 @pytest.mark.parametrize(("dataset", "name"), [("MVTec", "candle"), ("Nowhere", "bottle")])
 def test_an_unknown_class_or_dataset_is_named_with_the_known_ones(dataset, name):
-    with pytest.raises(ValueError, match=f"class '{name}' of dataset '{dataset}' is unknown: expected one of"):
+    with pytest.raises(
+        ValueError, match=f"class '{name}' of dataset '{dataset}' is unknown: expected one of"
+    ):
         class_tokens(dataset, name)
 
 
@@ -56,9 +64,12 @@ def test_anchors_are_the_normalised_mean_of_normalised_prompts(clip, adapted):
         unit = features / features.norm(dim=1, keepdim=True)
         want = torch.stack([unit[:6].mean(0), unit[6:].mean(0)], dim=1)
         want = want / want.norm(dim=0, keepdim=True)
-        torch.testing.assert_close(get_adapted_single_class_text_embedding(model, "MVTec", "screw", "cpu"), want)
+        torch.testing.assert_close(
+            get_adapted_single_class_text_embedding(model, "MVTec", "screw", "cpu"), want
+        )
 
 
+@pytest.mark.bit_equality
 def test_all_classes_of_a_dataset_get_their_anchors(clip):
     anchors = get_adapted_text_embedding(clip, "VisA", "cpu")
     assert list(anchors) == CLASS_NAMES["VisA"]
@@ -70,9 +81,29 @@ def test_the_anchors_of_a_batch_are_those_of_its_classes_each_encoded_once(adapt
     names, seen, encode = ["screw", "bottle", "screw"], [], adapted.encode_text
     want = [get_adapted_single_class_text_embedding(adapted, "MVTec", name, "cpu") for name in names]
     monkeypatch.setattr(adapted, "encode_text", lambda tokens: seen.append(len(tokens)) or encode(tokens))
-    got = anchors_of_batch(adapted, "MVTec", names, "cpu")
+    got = anchors_of_batch(adapted, "MVTec", names)
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-5)
     assert seen == [32]
+    seen.clear()
+    asked = encode_anchors(adapted, "MVTec", names)
+    torch.testing.assert_close(asked, torch.stack(want), rtol=1e-4, atol=1e-5)
+    assert seen == [48]  # as often as it was asked for
+
+
+@pytest.mark.bit_equality
+def test_anchors_after_stage_1_are_made_once_and_means_of_training_images_replace_them(
+    adapted, clip, monkeypatch
+):
+    for model in (adapted, clip):
+        every, mean = get_adapted_text_embedding(model, "MVTec", "cpu"), torch.ones(16, 2)
+        anchors_of = fixed_anchors(model, "MVTec", {"screw": mean})
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "encode_text", None)
+            found = anchors_of({"class_name": ["bottle", "screw", "bottle"]})
+        assert (
+            torch.equal(found, torch.stack([every["bottle"], mean, every["bottle"]]))
+            and not found.requires_grad
+        )
 
 
 @pytest.mark.parametrize("levels", [[4], [1, 2, 3, 4], [1], [2, 3]])
@@ -82,13 +113,25 @@ def test_frozen_patches_equal_those_of_two_separate_models(clip, new_clip, image
     second.visual.DAPM_replace(3, across_batch)
     pooled, tokens = clip.encode_image(images)[0], second.encode_image(images, levels)[1]
     cls = pooled / pooled.norm(dim=-1, keepdim=True)
-    want = [F.normalize(second.visual.ln_post(x[:, 1:]) @ second.visual.proj, dim=-1) + cls[:, None] for x in tokens]
+    want = [
+        F.normalize(second.visual.ln_post(x[:, 1:]) @ second.visual.proj, dim=-1) + cls[:, None]
+        for x in tokens
+    ]
     for surgery in (surgery_copy(clip, 3, across_batch), second):
         patches, got = frozen_patches(clip, surgery, images, levels)
         torch.testing.assert_close(got, cls, rtol=1e-5, atol=1e-5)
         assert list(patches) == levels
         for level, expected in zip(levels, want, strict=True):
             torch.testing.assert_close(patches[level], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.bit_equality
+def test_a_batchs_frozen_features_are_those_of_its_images_at_each_wanted_level_once(clip, adapted, batch):
+    surgery = surgery_copy(clip, 3)
+    patches, cls = frozen_image_features(adapted, surgery, [4, 1, 4])(batch)
+    wanted, same = frozen_patches(clip, surgery, batch["image"], [1, 4])
+    assert list(patches) == [1, 4] and torch.equal(cls, same)
+    assert all(torch.equal(patches[level], wanted[level]) for level in (1, 4))
 
 
 def test_frozen_patches_run_the_shared_trunk_once_and_carry_no_gradient(clip, images):
@@ -137,6 +180,17 @@ def test_the_test_map_is_the_blurred_difference_of_the_cosines(domain, kernel, s
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.bit_equality
+def test_upstreams_map_is_the_probability_map_or_the_score_map_of_the_logits():
+    patches, anchors = torch.randn(2, 36, 8), torch.randn(8, 2)
+    logits = patch_logits(patches, anchors)
+    assert torch.equal(calculate_similarity_map(patches, anchors, 12), probability_map(logits, 12))
+    for domain in ("Industrial", "Medical"):
+        tested = calculate_similarity_map(patches, anchors, 12, test=True, domain=domain)
+        assert torch.equal(tested, score_map(logits, 12, domain))
+
+
+@pytest.mark.bit_equality
 def test_upstreams_default_domain_is_medical_and_an_unknown_one_is_refused():
     patches, anchors = torch.randn(1, 36, 8), torch.randn(8, 2)
     medical = calculate_similarity_map(patches, anchors, 12, test=True, domain="Medical")

@@ -11,11 +11,9 @@ from PIL import Image
 
 pytest.importorskip("diffusers", reason="semantic fill needs requirements-synthesis.txt")
 
-import generate_anomalies
-import make_triptychs
 import train as train_script
-import train_semantic_fill
 from dataset import constants, get_dataset
+from synthesis import generate_anomalies, make_triptychs, train_semantic_fill
 from synthesis.codec import DctCodec
 from synthesis.compositing import Gate, change_inside, paste, refusal
 from synthesis.generate import codec_round_trip

@@ -11,9 +11,9 @@ import train_cross_attention
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
-from scripts import explain_cross_attention, improvements
-from scripts.paired_report import METRICS
-from scripts.study import training_command
+from studies import explain_cross_attention, improvements
+from studies.paired_report import METRICS
+from studies.study import training_command
 
 
 def test_the_halves_share_no_class_and_leave_none_out(tmp_path, monkeypatch):

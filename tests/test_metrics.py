@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, an independent AUPRO and upstream's rounding: metrics.py."""
+"""Metrics against scikit-learn, an independent AUPRO and upstream's rounding: metrics/."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.ndimage import label as connected
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
-from evaluation import evaluate
+from evaluation.predictions import evaluate_dataset
 from metrics import (
     aupro,
     class_metrics,
@@ -15,9 +15,11 @@ from metrics import (
     mean_row,
     metrics_eval,
     min_max,
-    own_image_score,
     ranking_metrics,
     region_weights,
+    renamed,
+    unnormalised_image_score,
+    with_old_names,
 )
 
 
@@ -97,11 +99,14 @@ def test_how_a_class_is_split_into_batches_moves_no_metric(batch_size):
     items = [{"image": torch.tensor([[[float(i)]]]), "mask": torch.from_numpy(masks[i : i + 1].astype(np.float32)),
               "label": int(labels[i]), "file_name": f"{i}.png"} for i in range(4)]  # fmt: skip
 
-    def predict(image, class_name):
-        rows = image[:, 0, 0, 0].long()
-        return torch.from_numpy(maps)[rows], torch.from_numpy(head)[rows]
+    class Scorer:
+        domain, levels = "Industrial", 4
 
-    found = evaluate(predict, {"x": items}, "Industrial", 4, batch_size=batch_size, device="cpu")["classes"]["x"]
+        def score(self, image, class_name):
+            rows = image[:, 0, 0, 0].long()
+            return torch.from_numpy(maps)[rows], torch.from_numpy(head)[rows]
+
+    found = evaluate_dataset(Scorer(), {"x": items}, batch_size=batch_size, device="cpu")["classes"]["x"]
     narrow = class_metrics(masks, labels, maps.astype(np.float32), head.astype(np.float32), "Industrial", 4)
     assert found == narrow
 
@@ -114,7 +119,8 @@ def test_a_perfect_map_scores_one_everywhere_and_a_constant_map_chance(seed):
     assert scored == pytest.approx(dict.fromkeys(scored, 1.0))
     constant = class_metrics(masks, labels, np.ones(masks.shape), np.ones(4), "Industrial", 4)
     share, images = masks.mean(), labels.mean()
-    assert (constant["pixel_auroc"], constant["image_auroc"], constant["own_image_auroc"]) == (0.5, 0.5, 0.5)
+    for family in ("pixel_auroc", "image_auroc", "image_auroc_unnormalised"):
+        assert constant[family] == 0.5
     assert constant["pixel_ap"] == pytest.approx(share) and constant["image_ap"] == pytest.approx(images)
     assert constant["pixel_f1max"] == pytest.approx(2 * share / (1 + share))
     assert constant["pixel_aupro"] == pytest.approx(0.15)  # the diagonal's area up to 0.3, divided by 0.3
@@ -224,16 +230,16 @@ def test_the_fused_score_is_half_map_half_head_for_industrial_and_the_map_for_me
     assert fused_image_score(MAPS, HEAD, "Medical").tolist() == pytest.approx([0.25, 1.0, 0.75])
 
 
-def test_the_fused_score_of_an_image_depends_on_the_others_and_the_own_score_does_not():
+def test_the_fused_score_of_an_image_depends_on_the_others_and_the_unnormalised_one_does_not():
     fewer = slice(0, 2)
     fused = fused_image_score(MAPS, HEAD, "Industrial"), fused_image_score(MAPS[fewer], HEAD[fewer], "Industrial")
     assert fused[0][1] != fused[1][1]
-    own = own_image_score(MAPS, HEAD, 4), own_image_score(MAPS[fewer], HEAD[fewer], 4)
-    assert own[0][fewer].tolist() == own[1].tolist()
+    alone = unnormalised_image_score(MAPS, HEAD, 4), unnormalised_image_score(MAPS[fewer], HEAD[fewer], 4)
+    assert alone[0][fewer].tolist() == alone[1].tolist()
 
 
-def test_the_own_score_is_the_mean_of_peak_cosine_and_head():
-    assert own_image_score(MAPS, HEAD, 4).tolist() == pytest.approx([0.10125, 0.205, 0.30375])
+def test_the_unnormalised_score_is_the_mean_of_peak_cosine_and_head():
+    assert unnormalised_image_score(MAPS, HEAD, 4).tolist() == pytest.approx([0.10125, 0.205, 0.30375])
 
 
 MASKS = np.zeros((3, 1, 1, 2))
@@ -266,12 +272,14 @@ def test_the_domain_decides_upstreams_image_score():
 
 def test_class_metrics_hold_every_metric_and_count_the_images():
     row = class_metrics(MASKS[:, 0], LABELS, MAPS, HEAD, "Industrial", 4)
-    families = [f"{kind}_{name}" for kind in ("pixel", "image", "own_image") for name in ("auroc", "ap", "f1max")]
-    assert set(row) == {*families, "pixel_aupro", "images", "abnormal_images"}
+    families = ("pixel_{}", "image_{}", "image_{}_unnormalised")
+    names = [family.format(name) for family in families for name in ("auroc", "ap", "f1max")]
+    assert set(row) == {*names, "pixel_aupro", "images", "abnormal_images"}
     assert (row["images"], row["abnormal_images"]) == (3, 2)
     assert row["pixel_auroc"] == ranking_metrics(MASKS, MAPS)["auroc"]
     assert row["image_ap"] == ranking_metrics(LABELS, fused_image_score(MAPS, HEAD, "Industrial"))["ap"]
-    assert row["own_image_f1max"] == ranking_metrics(LABELS, own_image_score(MAPS, HEAD, 4))["f1max"]
+    alone = ranking_metrics(LABELS, unnormalised_image_score(MAPS, HEAD, 4))
+    assert row["image_f1max_unnormalised"] == alone["f1max"]
     assert row["pixel_aupro"] == aupro(MASKS[:, 0], MAPS)
 
 
@@ -281,3 +289,10 @@ def test_the_mean_row_leaves_undefined_classes_out_and_adds_counts():
     assert mean_row(rows) == {"pixel_auroc": 0.75, "image_auroc": None, "images": 7}
     rows[0]["image_auroc"] = 0.25
     assert mean_row(rows)["image_auroc"] == 0.25
+
+
+def test_files_keep_the_names_the_unnormalised_metrics_had_and_old_files_are_read_under_the_new_ones():
+    row = {"image_auroc": 0.5, "image_auroc_unnormalised": 0.75, "image_ap_unnormalised": None, "images": 3}
+    both = with_old_names(row)
+    assert both == row | {"own_image_auroc": 0.75, "own_image_ap": None}
+    assert renamed(both) == row and renamed({"own_image_f1max": 1.0}) == {"image_f1max_unnormalised": 1.0}

@@ -1,5 +1,6 @@
 """The block loop, the frozen backbone and its tokenizer: model/blocks.py, clip.py, tokenizer.py."""
 
+import hashlib
 import inspect
 import json
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from model.blocks import run_blocks
-from model.clip import create_model
+from model.clip import create_model, surgery_copy
 from model.tokenizer import tokenize
 
 TEXTS = ["a photo of a damaged dark bottle.", "screw.", "the oval white pill with small red speckles."]
@@ -99,7 +100,9 @@ def test_quick_gelu_is_off_as_in_aa_clip_and_its_flag_gives_open_clips_quick_gel
     kept = clip.encode_image(images)[0]
     with torch.no_grad():
         torch.testing.assert_close(corrected.encode_image(images)[0], reference.encode_image(images))
-        torch.testing.assert_close(corrected.encode_text(tokenize(TEXTS)), reference.encode_text(tokenize(TEXTS)))
+        torch.testing.assert_close(
+            corrected.encode_text(tokenize(TEXTS)), reference.encode_text(tokenize(TEXTS))
+        )
     assert not torch.allclose(kept, corrected.encode_image(images)[0], atol=1e-3)
 
 
@@ -107,14 +110,16 @@ def test_create_model_keeps_upstreams_signature_and_the_rest_is_keyword_only():
     parameters = inspect.signature(create_model).parameters
     positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional[:5] == ["model_name", "img_size", "pretrained", "precision", "device"]
-    defaults = {name: parameters[name].default for name in ("pretrained", "precision", "device", "require_pretrained")}
+    defaults = {
+        name: parameters[name].default for name in ("pretrained", "precision", "device", "require_pretrained")
+    }
     assert defaults == {"pretrained": None, "precision": "fp32", "device": "cpu", "require_pretrained": False}
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name not in positional)
 
 
 def test_the_model_has_the_attributes_upstreams_users_reach_for(clip):
-    for path in ("visual.DAPM_replace", "visual.ln_post", "visual.proj", "token_embedding", "positional_embedding",
-                 "transformer.resblocks", "ln_final", "attn_mask"):  # fmt: skip
+    for path in ("visual.DAPM_replace", "visual.ln_post", "visual.proj", "token_embedding",
+                 "positional_embedding", "transformer.resblocks", "ln_final", "attn_mask"):  # fmt: skip
         part = clip
         for name in path.split("."):
             part = getattr(part, name)
@@ -149,7 +154,9 @@ def test_an_unknown_architecture_is_named():
         create_model("ViT-Z-99", 32)
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "roberta-ViT-B-32", "convnext_base"])
+@pytest.mark.parametrize(
+    "name", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "roberta-ViT-B-32", "convnext_base"]
+)
 def test_architectures_that_cannot_be_adapted_are_refused_before_they_are_built(name):
     with pytest.raises(ValueError, match=f"{name}: needs"):
         create_model(name, 224)
@@ -178,3 +185,13 @@ def test_a_text_longer_than_the_context_is_refused_unless_it_may_be_cut():
         tokenize(long)
     cut = tokenize(long, truncate=True)
     assert cut.shape == (1, 77) and cut[0, -1] == 49407
+
+
+def test_a_backbone_says_which_file_its_weights_are_from(new_clip, weights, model_name):
+    clip = new_clip()
+    assert clip.source == (weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert clip.source._asdict() == {"file": weights.name, "sha256": clip.source.sha256}
+    assert surgery_copy(clip, 3).source is clip.source and not any(
+        "source" in name for name in clip.state_dict()
+    )
+    assert create_model(model_name, 32).source is None  # random weights

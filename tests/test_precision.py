@@ -8,7 +8,7 @@ from torch import nn
 from forward_utils import frozen_patches
 from model.adapter import AdaptedCLIP
 from model.attention import BatchFirstAttention, scaled_dot_product
-from model.clip import surgery_copy
+from model.clip import full_precision, surgery_copy
 
 TEXT = torch.tensor([[49406, 320, 1125, 49407] + [0] * 73])
 
@@ -27,6 +27,8 @@ def test_the_lean_attention_gives_the_numbers_of_multihead_attention():
     torch.testing.assert_close(BatchFirstAttention(attention)(x)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.bit_equality
+@pytest.mark.bit_equality
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_products_in_bfloat16_are_scaled_dot_product_attention(masked):
     torch.manual_seed(0)
@@ -58,6 +60,21 @@ def test_bfloat16_changes_the_vision_features_a_little_and_keeps_them_float32(cl
     assert 1e-5 < (reduced[1] - full[1]).norm() / full[1].norm() < 0.03
 
 
+@pytest.mark.bit_equality
+@pytest.mark.bit_equality
+def test_full_precision_lasts_as_long_as_its_block_whatever_ends_it(clip, low, images):
+    (reduced, _), (full, _) = low.encode_image(images), clip.encode_image(images)
+    with pytest.raises(KeyboardInterrupt), full_precision(low):
+        # The lean attention multiplies in another order than torch's own.
+        torch.testing.assert_close(low.encode_image(images)[0], full, rtol=1e-4, atol=1e-4)
+        raise KeyboardInterrupt
+    assert torch.equal(low.encode_image(images)[0], reduced) and low.visual.autocast is torch.bfloat16
+    with full_precision(clip):
+        assert clip.visual.autocast is None
+    assert clip.visual.autocast is None
+
+
+@pytest.mark.bit_equality
 def test_bfloat16_leaves_the_text_tower_and_the_names_of_the_weights_alone(clip, low):
     assert torch.equal(low.encode_text(TEXT), clip.encode_text(TEXT))
     assert list(low.state_dict()) == list(clip.state_dict())
@@ -71,7 +88,9 @@ def test_adapters_get_float32_gradients_close_to_those_of_float32_training(clip,
         model = AdaptedCLIP(backbone, text_adapt_until=2, image_adapt_until=2)
         seg, det = model(images)
         (sum(level[..., 0].sum() for level in seg) + det.sum()).backward()
-        found.append(torch.cat([own.grad.flatten() for own in model.image_adapter["layer_adapters"].parameters()]))
+        found.append(
+            torch.cat([own.grad.flatten() for own in model.image_adapter["layer_adapters"].parameters()])
+        )
     full, reduced = found
     assert reduced.dtype == torch.float32
     assert 1e-5 < (reduced - full).norm() / full.norm() < 0.1

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from open_clip.model import CLIP
 
-from scripts import pretrain_tiny_clip as pretrain
-from scripts.caption_bank import BankPlan, content_words, open_bank, scene_words
-from scripts.caption_batches import CaptionBatches
-from scripts.training_towers import encode_image, encode_text
-from scripts.zero_shot_report import held_out_pictures, name_accuracy, open_model
+from tiny_clip import pretrain as pretrain
+from tiny_clip.caption_bank import BankPlan, content_words, open_bank, scene_words
+from tiny_clip.caption_batches import CaptionBatches
+from tiny_clip.towers import encode_image, encode_text
+from tiny_clip.zero_shot_report import held_out_pictures, name_accuracy, open_model
 
 MINIATURE = {
     "embed_dim": 32,
@@ -147,7 +147,7 @@ def test_every_caption_of_the_bank_is_true_of_its_own_scene(cache):
 
 
 def test_scene_words_tell_a_damaged_scene_from_a_sound_one():
-    from dataset.rendering import Scene
+    from demo_world.rendering import Scene
 
     assert "damaged" in scene_words(Scene("washer", "red", "metal", damage="scratch"))
     assert "damaged" not in scene_words(Scene("washer", "red", "metal"))

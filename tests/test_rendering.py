@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dataset.rendering import (
+from demo_world.rendering import (
     COLOURS,
     OBJECTS,
     SURFACES,
@@ -17,11 +17,11 @@ from dataset.rendering import (
     sample_scene,
     thing_names,
 )
-from dataset.rendering.defects import DEFECTS, apply_defect
-from dataset.rendering.fields import fractal, make_grid, polygon
-from dataset.rendering.finish import pattern_mask
-from dataset.rendering.lighting import Light, shade
-from dataset.rendering.surfaces import layers
+from demo_world.rendering.defects import DEFECTS, apply_defect
+from demo_world.rendering.fields import fractal, make_grid, polygon
+from demo_world.rendering.finish import pattern_mask
+from demo_world.rendering.lighting import Light, shade
+from demo_world.rendering.surfaces import layers
 
 
 def draw(scene, seed=0, size=48):

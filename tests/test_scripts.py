@@ -1,4 +1,4 @@
-"""train.py and test.py as a user runs them, on a folder in MVTec's layout with PNG, JPG and BMP of unequal sizes."""
+"""train.py and test.py as a user runs them, on MVTec's layout with PNG, JPG and BMP of unequal sizes."""
 
 import csv
 import json
@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-import runs
+import forward_utils
 import test as test_script
 import train as train_script
+from files.atomic import sha256
+from metrics import with_old_names
 from model.adapter import AdaptedCLIP
+from run_folder import session, state
+from training import loaders
 
 ROOT = Path(train_script.__file__).parent
 UPSTREAM_ROW = ("pixel AUC", "pixel AP", "image AUC", "image AP")
@@ -52,10 +56,11 @@ def trained(tmp_path_factory, model_name, weights, data_root):
     """A run of one text and two image epochs, trained once; tests copy what they change."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     train_script.main([
-        "--model_name", model_name, "--clip_weights", str(weights), "--img_size", "32", "--surgery_until_layer", "3",
-        "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset", "MVTec", "--data_root", str(data_root),
-        "--save_path", str(folder), "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "2",
-        "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-3",
+        "--model_name", model_name, "--clip_weights", str(weights), "--img_size", "32",
+        "--surgery_until_layer", "3", "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset",
+        "MVTec", "--data_root", str(data_root), "--save_path", str(folder), "--training_mode", "full_shot",
+        "--text_epoch", "1", "--image_epoch", "2", "--text_batch_size", "4", "--image_batch_size", "4",
+        "--text_lr", "1e-3",
     ])  # fmt: skip
     return folder
 
@@ -68,7 +73,13 @@ def trained_copy(trained, run):
 
 def test_training_writes_upstreams_files_and_log_lines(trained):
     files = {path.name for path in trained.iterdir() if path.suffix in (".pth", ".log")}
-    assert files == {"text_adapter.pth", "image_adapter_1.pth", "image_adapter_2.pth", "image_adapter.pth", "train.log"}
+    assert files == {
+        "text_adapter.pth",
+        "image_adapter_1.pth",
+        "image_adapter_2.pth",
+        "image_adapter.pth",
+        "train.log",
+    }
     lines = [line.split(" ", 3)[3] for line in read(trained, "train.log").splitlines()]
     kept = [line for line in lines if line.startswith(("training", "loss:"))]
     upstream = [re.sub(r"^loss: \d+\.\d+$", "loss: x", line) for line in kept]
@@ -78,13 +89,63 @@ def test_training_writes_upstreams_files_and_log_lines(trained):
     assert any("none corrected, as in AA-CLIP" in line for line in lines)
 
 
+@pytest.mark.bit_equality
 def test_checkpoints_carry_epoch_flags_versions_scheduler_and_random_state(trained):
     content = torch.load(trained / "image_adapter.pth", weights_only=True)
-    assert content["epoch"] == 2 and content["settings"]["img_size"] == 32 and content["settings"]["text_lr"] == 1e-3
-    assert content["scheduler"]["last_epoch"] == 6 and dict(content["scheduler"]["milestones"]) == {16000: 1, 32000: 1}
+    assert (
+        content["epoch"] == 2
+        and content["settings"]["img_size"] == 32
+        and content["settings"]["text_lr"] == 1e-3
+    )
+    assert content["scheduler"]["last_epoch"] == 6 and dict(content["scheduler"]["milestones"]) == {
+        16000: 1,
+        32000: 1,
+    }
     assert content["versions"]["torch"] == torch.__version__ and "torch" in content["rng"]
-    assert_equal(states(trained, "image_adapter.pth"),
-                 {"image_adapter.pth": states(trained, "image_adapter_2.pth")["image_adapter_2.pth"]})  # fmt: skip
+    assert [entry["epoch"] for entry in content["history"]] == [0, 1]
+    last = states(trained, "image_adapter_2.pth")["image_adapter_2.pth"]
+    assert_equal(states(trained, "image_adapter.pth"), {"image_adapter.pth": last})
+
+
+def test_every_file_names_the_backbones_file_and_hash_and_the_log_says_it(trained, weights):
+    backbone = {"file": weights.name, "sha256": sha256(weights)}
+    for name in ("text_adapter.pth", "image_adapter_1.pth", "image_adapter.pth"):
+        assert torch.load(trained / name, weights_only=True)["backbone"] == backbone
+    assert f"from {backbone['file']}, SHA-256 {backbone['sha256']}" in read(trained, "train.log")
+
+
+def history(run):
+    (loop,) = json.loads(read(run, "history.json"))["loops"]
+    assert loop["loop"] == 1 and set(loop) == {"loop", "text", "image"}
+    return loop["text"], loop["image"]
+
+
+def test_a_runs_history_holds_what_its_log_says_of_every_epoch(trained):
+    text, image = history(trained)
+    assert [entry["epoch"] for entry in text] == [0] and [entry["epoch"] for entry in image] == [0, 1]
+    assert set(text[0]["terms"]) == {"segmentation", "orthogonality"} and text[0]["lr"] == 1e-3
+    assert set(image[0]["terms"]) == {"segmentation", "classification"} and image[0]["lr"] == 5e-4
+    logged = re.findall(r"loss: (\S+)", read(trained, "train.log"))
+    assert [entry["loss"] for entry in (*text, *image)] == [float(loss) for loss in logged]
+    for entry in (*text, *image):
+        assert (
+            entry["loss"] == pytest.approx(sum(entry["terms"].values()), rel=1e-5)
+            and entry["gradients"] == {}
+        )
+
+
+def test_a_continued_runs_history_holds_every_epoch_once(train_flags, trained, run):
+    train_script.main(train_flags)
+    train_script.main([*train_flags, "--image_epoch", "2"])
+
+    def without_times(entries):
+        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+    assert [without_times(stage) for stage in history(run)] == [
+        without_times(stage) for stage in history(trained)
+    ]
+    train_script.main([*train_flags, "--image_epoch", "2"])  # nothing left to do
+    assert [len(stage) for stage in history(run)] == [1, 2]
 
 
 def test_testing_a_run_writes_upstreams_table_and_full_metrics(flags, trained_copy, capsys):
@@ -96,13 +157,20 @@ def test_testing_a_run_writes_upstreams_table_and_full_metrics(flags, trained_co
         assert " ".join(table[header]) == "class name " + " ".join(UPSTREAM_ROW)
         assert [line[0] for line in table[header + 1 : header + 4]] == ["bottle", "screw", "Average"]
         for line, row in zip(table[header + 1 :], result["upstream"], strict=False):
-            assert [float(value) for value in line[1:]] == [pytest.approx(row[key], abs=0.006) for key in UPSTREAM_ROW]
+            assert [float(value) for value in line[1:]] == [
+                pytest.approx(row[key], abs=0.006) for key in UPSTREAM_ROW
+            ]
     assert "image_adapter.pth @32px" in log
     entry = json.loads(read(trained_copy, "metrics.json"))["MVTec"]["image_adapter.pth"]
-    assert entry["classes"] == result["classes"] and entry["mean"] == result["mean"]
+    assert entry["classes"] == {name: with_old_names(row) for name, row in result["classes"].items()}
+    assert entry["mean"] == with_old_names(result["mean"])
+    for name in ("auroc", "ap", "f1max"):  # the names of today and of before hold the same
+        assert entry["mean"][f"own_image_{name}"] == entry["mean"][f"image_{name}_unnormalised"] is not None
     assert (entry["img_size"], entry["domain"], entry["settings"]["seed"]) == (32, "Industrial", 111)
     assert entry["mean"]["images"] == 12 and entry["mean"]["abnormal_images"] == 6
-    wanted = {f"{kind}_{name}" for kind in ("pixel", "image", "own_image") for name in ("auroc", "ap", "f1max")}
+    wanted = {
+        f"{kind}_{name}" for kind in ("pixel", "image", "own_image") for name in ("auroc", "ap", "f1max")
+    }
     assert wanted | {"pixel_aupro"} <= set(entry["classes"]["screw"])
     rows = list(csv.DictReader((trained_copy / "metrics.csv").open(encoding="utf-8")))
     assert [row["class"] for row in rows] == ["bottle", "screw", "mean"]
@@ -138,7 +206,7 @@ def test_the_batch_size_of_testing_changes_no_score(flags, trained_copy):
 def test_unadapted_clip_is_evaluated_without_a_run(flags, run):
     (result,) = test_script.main([*flags, "--raw_clip"])
     entry = json.loads(read(run, "metrics.json"))["MVTec"]["raw_clip"]
-    assert entry["mean"] == result["mean"] and 0 <= entry["mean"]["pixel_auroc"] <= 1
+    assert entry["mean"] == with_old_names(result["mean"]) and 0 <= entry["mean"]["pixel_auroc"] <= 1
 
 
 def test_visualize_writes_a_picture_per_image_showing_the_image(flags, trained_copy):
@@ -152,31 +220,33 @@ def test_visualize_writes_a_picture_per_image_showing_the_image(flags, trained_c
         assert picture[10, 10].tolist() == pytest.approx([220, 30, 30], abs=40)  # red, not blue
 
 
-def test_without_text_epochs_the_anchors_are_plain_clips_in_training_and_test(train_flags, flags, run, monkeypatch):
+def test_without_text_epochs_the_anchors_are_plain_clips_in_training_and_test(
+    train_flags, flags, run, monkeypatch
+):
     sources = []
-    embed = train_script.get_adapted_text_embedding
+    embed = forward_utils.get_adapted_text_embedding
 
     def remember(model, *rest):
         sources.append(type(model).__name__)
         return embed(model, *rest)
 
-    for script in (train_script, test_script):
-        monkeypatch.setattr(script, "get_adapted_text_embedding", remember)
+    monkeypatch.setattr(forward_utils, "get_adapted_text_embedding", remember)
     train_script.main([*train_flags, "--text_epoch", "0"])
     assert not (run / "text_adapter.pth").exists()
     test_script.main(flags)
     assert sources == ["CLIP", "CLIP"] and "anchors from plain CLIP" in read(run, "test.log")
 
 
+@pytest.mark.bit_equality
 def test_training_leaves_the_frozen_clip_untouched(train_flags, monkeypatch):
-    models, build = [], runs.create_model
+    models, build = [], session.create_model
 
     def remember(*args, **kwargs):
         models.append(build(*args, **kwargs))
         models.append({name: value.clone() for name, value in models[0].state_dict().items()})
         return models[0]
 
-    monkeypatch.setattr(runs, "create_model", remember)
+    monkeypatch.setattr(session, "create_model", remember)
     train_script.main(train_flags)
     clip, before = models
     assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
@@ -189,6 +259,7 @@ def first_adapters(clip, seed):
     return AdaptedCLIP(clip, text_adapt_until=2, image_adapt_until=2)
 
 
+@pytest.mark.bit_equality
 def test_each_stage_changes_its_own_adapter_and_the_seed_decides_their_first_values(train_flags, run, clip):
     first = first_adapters(clip, 111)
     train_script.main([*train_flags, "--text_lr", "0", "--image_lr", "0"])
@@ -197,15 +268,19 @@ def test_each_stage_changes_its_own_adapter_and_the_seed_decides_their_first_val
                          "image_adapter.pth": first.image_adapter.state_dict()})  # fmt: skip
 
 
+@pytest.mark.bit_equality
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(train_flags, trained, run, tmp_path):
     files = ("text_adapter.pth", "image_adapter_2.pth")
     train_script.main([*train_flags, "--image_epoch", "2"])
     assert_equal(states(run, *files), states(trained, *files))
-    train_script.main([*train_flags, "--image_epoch", "2", "--seed", "5", "--save_path", str(tmp_path / "other")])
+    train_script.main(
+        [*train_flags, "--image_epoch", "2", "--seed", "5", "--save_path", str(tmp_path / "other")]
+    )
     other = states(tmp_path / "other", *files)
     assert not torch.equal(other[files[0]]["0.fc.0.weight"], states(run, *files)[files[0]]["0.fc.0.weight"])
 
 
+@pytest.mark.bit_equality
 def test_an_image_stage_in_two_calls_equals_one_in_a_single_call(train_flags, trained, run):
     train_script.main(train_flags)
     train_script.main([*train_flags, "--image_epoch", "2"])
@@ -214,6 +289,7 @@ def test_an_image_stage_in_two_calls_equals_one_in_a_single_call(train_flags, tr
     assert read(run, "train.log").count("training text epoch") == 1
 
 
+@pytest.mark.bit_equality
 def test_a_text_stage_in_two_calls_equals_one_and_its_last_epoch_is_not_skipped(train_flags, run, tmp_path):
     no_images = [*train_flags, "--image_epoch", "0"]
     train_script.main([*no_images, "--text_epoch", "2"])
@@ -228,16 +304,19 @@ class Killed(Exception):
     """Stands for a process that ends in the middle."""
 
 
+@pytest.mark.bit_equality
 @pytest.mark.parametrize("file", ["text_adapter", "image_adapter_1", "image_adapter", "image_adapter_2"])
-def test_a_run_killed_before_any_checkpoint_ends_as_if_never_stopped(train_flags, trained, run, monkeypatch, file):
-    save = runs.save_checkpoint
+def test_a_run_killed_before_any_checkpoint_ends_as_if_never_stopped(
+    train_flags, trained, run, monkeypatch, file
+):
+    save = state.save_checkpoint
 
     def die(path, content):
         if Path(path).stem == file:
             raise Killed
         save(path, content)
 
-    monkeypatch.setattr(runs, "save_checkpoint", die)
+    monkeypatch.setattr(state, "save_checkpoint", die)
     with pytest.raises(Killed):
         train_script.main([*train_flags, "--image_epoch", "2"])
     monkeypatch.undo()
@@ -299,7 +378,9 @@ def test_testing_takes_adapter_settings_from_the_checkpoint(train_flags, flags, 
     assert result["mean"]["images"] == 12
 
 
-def test_a_corrected_run_differs_records_its_choice_and_testing_says_so(train_flags, flags, trained, run, capsys):
+def test_a_corrected_run_differs_records_its_choice_and_testing_says_so(
+    train_flags, flags, trained, run, capsys
+):
     train_script.main([*train_flags, "--image_epoch", "2", "--corrected"])
     content = torch.load(run / "image_adapter.pth", weights_only=True)
     settings = content["settings"]
@@ -312,13 +393,14 @@ def test_a_corrected_run_differs_records_its_choice_and_testing_says_so(train_fl
         assert any(not torch.equal(one[name], other[name]) for name in one)
     capsys.readouterr()
     test_script.main(flags)
-    assert "trained with corrections of AA-CLIP's oddities" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("trained with corrections of AA-CLIP's known deviations") == 1
     entry = json.loads(read(run, "metrics.json"))["MVTec"]["image_adapter.pth"]
     assert entry["settings"]["surgery_attention"] == "spatial"
 
 
 @pytest.mark.parametrize("flag", ["--text_loss_levels=all", "--quick_gelu", "--surgery_attention=spatial",
-                                  "--text_cls_weight=1", "--head_temperature=100", "--milestones=0.5"])  # fmt: skip
+                                  "--text_cls_weight=1", "--head_temperature=100",
+                                  "--milestones=0.5"])  # fmt: skip
 def test_every_correction_reaches_the_training(train_flags, trained, run, flag):
     train_script.main([*train_flags, "--image_epoch", "2", flag])
     file = "image_adapter.pth" if flag.startswith(("--head", "--miles")) else "text_adapter.pth"
@@ -327,8 +409,10 @@ def test_every_correction_reaches_the_training(train_flags, trained, run, flag):
 
 
 def test_few_shot_training_takes_half_normal_and_half_abnormal_images(train_flags, run, monkeypatch):
-    sizes, build = [], runs.EpochSampler
-    monkeypatch.setattr(runs, "EpochSampler", lambda length, seed: sizes.append(length) or build(length, seed))
+    sizes, build = [], loaders.EpochSampler
+    monkeypatch.setattr(
+        loaders, "EpochSampler", lambda length, seed: sizes.append(length) or build(length, seed)
+    )
     train_script.main([*train_flags, "--training_mode", "few_shot", "--shot", "4"])
     assert sizes == [8, 8]
 
@@ -342,7 +426,9 @@ def test_a_missing_data_root_or_weight_file_stops_with_a_remedy(train_flags, fla
     with pytest.raises(FileNotFoundError, match="--data_root"):
         train_script.main([*train_flags, "--data_root", str(tmp_path / "nowhere")])
     with pytest.raises(FileNotFoundError, match="--clip_weights names .*nowhere.pt"):
-        train_script.main([*train_flags, "--clip_weights", "nowhere.pt", "--save_path", str(tmp_path / "second")])
+        train_script.main(
+            [*train_flags, "--clip_weights", "nowhere.pt", "--save_path", str(tmp_path / "second")]
+        )
 
 
 def test_testing_a_folder_without_a_run_says_what_to_do(flags, run):
@@ -361,7 +447,9 @@ def test_a_damaged_checkpoint_stops_testing_and_resuming(train_flags, flags, tra
 
 def test_a_second_process_in_the_same_folder_is_refused(train_flags, run):
     code = f"from utils import lock_run; lock = lock_run({str(run)!r}); print('locked', flush=True); input()"
-    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(RuntimeError, match="another process is working in"):
@@ -371,6 +459,7 @@ def test_a_second_process_in_the_same_folder_is_refused(train_flags, run):
     train_script.main(train_flags)
 
 
+@pytest.mark.bit_equality
 def test_workers_change_no_number(train_flags, run, tmp_path):
     train_script.main(train_flags)
     train_script.main([*train_flags, "--workers", "1", "--save_path", str(tmp_path / "other")])
@@ -385,7 +474,14 @@ def test_the_parity_kit_and_its_golden_values_are_there_and_a_changed_value_is_f
     finally:
         sys.path.pop(0)
     golden = dict(np.load(ROOT / "tests" / "parity" / "golden_seed7.npz"))
-    assert {key.split(".")[0] for key in golden} >= {"tokens", "clip", "surgery", "adapted", "stage1", "stage2"}
+    assert {key.split(".")[0] for key in golden} >= {
+        "tokens",
+        "clip",
+        "surgery",
+        "adapted",
+        "stage1",
+        "stage2",
+    }
     values = {key: value for key, value in golden.items() if key not in ("seed", "dataset", "classes")}
     assert parity.compare(values, values)[1] == []
     changed = values | {"stage1.losses": values["stage1.losses"] * 1.01}

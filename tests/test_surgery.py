@@ -84,6 +84,7 @@ def test_one_block_less_than_asked_for_is_replaced_at_the_end(new_clip):
     assert all(block.attn.across_batch for block in clip.visual.transformer.resblocks[2:])
 
 
+@pytest.mark.bit_equality
 def test_a_surgery_copy_leaves_the_plain_model_as_it_was_and_shares_blocks_and_weights(clip, images):
     before, state = clip.encode_image(images)[0], copy.deepcopy(clip.state_dict())
     surgery = surgery_copy(clip, 3)

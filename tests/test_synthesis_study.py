@@ -1,4 +1,4 @@
-"""What the study of synthetic anomalies runs and reports: scripts/synthesis_study.py."""
+"""What the study of synthetic anomalies runs and reports: studies/synthesis_study.py."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("scipy", reason="the study's intervals need requirements-demo.txt")
 
-from scripts import synthesis_study as study
-from scripts.paired_report import METRICS
+from studies import synthesis_study as study
+from studies.paired_report import METRICS
 
 
 def result(arm, seed, pixel_ap, shot=2, **settings):

@@ -1,24 +1,38 @@
-"""train_cross_attention.py and its evaluation, run as a user runs them; initialisation.py; the gradient script."""
+"""train_cross_attention.py and its evaluation, as a user runs them; base weights; the gradient script."""
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cross_attention_world import MODEL, write_world
 
 import test
 import test_stage2_gradients
 import train
 import train_cross_attention
-from initialisation import looks_untrained, summarise
+from forward_utils import (
+    calculate_seg_loss,
+    calculate_similarity_map,
+    encode_anchors,
+    frozen_patches,
+    get_adapted_text_embedding,
+    probability_map,
+)
+from forward_utils_cross_attention import class_scope, text_context_dictionary, text_context_groups
+from metrics import with_old_names
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, CrossAttentionModule
-from model.clip import create_model
-from runs import only_training
+from model.clip import create_model, surgery_copy
+from training import stages
+from training.base_weights import looks_untrained, summarise
+from training.optimisation import only_training
+from training.stages import orthogonality_loss
 
 FILES = {
     "text_adapter_cross_attn.pth", "image_adapter_cross_attn.pth", "image_adapter_cross_attn_1.pth",
-    "text_context_dict.pth", "train.log",
+    "text_context_dict.pth", "train.log", "history.json",
 }  # fmt: skip
 
 
@@ -31,9 +45,9 @@ def world(tmp_path_factory):
 def base_flags(world, data_root):
     return [
         "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root", str(data_root),
-        "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--text_batch_size", "4",
-        "--image_batch_size", "4", "--text_lr", "1e-2", "--image_lr", "1e-2",
+        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root",
+        str(data_root), "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1",
+        "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-2", "--image_lr", "1e-2",
     ]  # fmt: skip
 
 
@@ -47,7 +61,8 @@ def run(base_flags, tmp_path, data_root, world):
         script.main([*base_flags, *heads, "--save_path", str(folder), *extra])
         if not tested:
             return folder, None
-        (result,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
+        (result,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights",
+        str(world),
                                "--save_path", str(folder)])  # fmt: skip
         return folder, result["mean"]
 
@@ -61,7 +76,10 @@ def state(folder, file):
 def test_a_run_leaves_its_files_with_the_shared_keys(run):
     folder, mean = run("run")
     assert FILES <= {path.name for path in folder.iterdir()}
-    text, image = state(folder, "text_adapter_cross_attn.pth"), state(folder, "image_adapter_cross_attn_1.pth")
+    text, image = (
+        state(folder, "text_adapter_cross_attn.pth"),
+        state(folder, "image_adapter_cross_attn_1.pth"),
+    )
     assert {"epoch", "text_adapter", "text_cross_attn", "text_optimizer"} <= set(text)
     assert {"epoch", "image_adapter", "image_cross_attn", "image_optimizer"} <= set(image)
     assert sorted(text["text_cross_attn"]) == sorted(
@@ -71,10 +89,111 @@ def test_a_run_leaves_its_files_with_the_shared_keys(run):
     assert contexts["bottle"]["tokens"].shape == (16 * 77, 16) and len(contexts) == 15
     assert 0 <= mean["pixel_auroc"] <= 1
     log = (folder / "train.log").read_text(encoding="utf-8")
-    for line in ("training text epoch 0:", "training image epoch 0:", "text_cross_attn: fresh", "image_adapter: fresh"):
+    for line in (
+        "training text epoch 0:",
+        "training image epoch 0:",
+        "text_cross_attn: fresh",
+        "image_adapter: fresh",
+    ):
         assert line in log
 
 
+def test_a_runs_history_holds_every_epoch_of_both_stages_also_of_a_continued_one(run):
+    run("run", "--image_epoch", "0", tested=False)
+    folder, _ = run("run", "--image_epoch", "2", tested=False)
+    (loop,) = json.loads((folder / "history.json").read_text(encoding="utf-8"))["loops"]
+    assert loop["loop"] == 1 and [len(loop[stage]) for stage in ("text", "image")] == [1, 2]
+    assert [entry["epoch"] for entry in loop["image"]] == [0, 1]
+    assert set(loop["text"][0]) == {"epoch", "loss", "terms", "lr", "seconds", "gradients"}
+    logged = re.findall(r"loss: (\S+)", (folder / "train.log").read_text(encoding="utf-8"))
+    assert [entry["loss"] for stage in ("text", "image") for entry in loop[stage]] == [
+        float(loss) for loss in logged
+    ]
+
+
+@pytest.fixture
+def model(world):
+    torch.manual_seed(3)
+    clip = create_model(MODEL, 32, "openai", clip_weights=world)
+    return AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4,
+                                         cross_attn_dropout=0.0)  # fmt: skip
+
+
+def moved(model, before):
+    """Names of the model's parts whose weights differ from a state dict."""
+    return {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+
+
+def test_stage_1_by_itself_has_aa_clips_arguments_and_prompts_that_see_their_classs_images(
+    model, batch, tmp_path, lines
+):
+    surgery, names = surgery_copy(model.clipmodel, 3), batch["class_name"]
+    with torch.no_grad():
+        patches, _ = frozen_patches(model.clipmodel, surgery, batch["image"], [1, 4])
+        contexts = class_scope(patches[1], names)
+        pairs = encode_anchors(model, "MVTec", list(contexts), list(contexts.values()))
+        anchors = torch.stack([dict(zip(contexts, pairs, strict=True))[name] for name in names])
+        wanted = calculate_seg_loss(calculate_similarity_map(patches[4], anchors, 32), batch["mask"])
+        wanted = float(wanted + 0.5 * orthogonality_loss(anchors))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(
+        [*model.text_adapter.parameters(), *model.text_cross_attn.parameters()], lr=1e-2
+    )
+    trained = train_cross_attention.train_text_adapter_with_cross_attention(
+        adapted_model=model, clip_surgery=surgery, text_norm_weight=0.5, train_loader=[batch],
+        optimizer=optimizer, device="cpu", start_epoch=1, save_path=str(tmp_path), text_epoch=3,
+        dataset_name="MVTec", img_size=32, logger=lines[0],
+    )  # fmt: skip
+    assert trained is model and moved(model, before) == {"text_adapter", "text_cross_attn"}
+    losses = [float(line.removeprefix("loss: ")) for line in lines[1] if line.startswith("loss: ")]
+    assert losses[0] == pytest.approx(wanted, rel=1e-5) and losses[1] < losses[0]
+    content = state(tmp_path, "text_adapter_cross_attn.pth")
+    assert content["epoch"] == 3 and "settings" not in content and len(content["history"]) == 2
+    assert {"text_adapter", "text_cross_attn", "text_optimizer"} <= set(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["text_adapter_cross_attn.pth"]
+
+
+def test_stage_2_by_itself_has_aa_clips_arguments_and_images_that_see_their_classs_prompts(
+    model, batch, tmp_path, lines
+):
+    anchors, contexts = (
+        get_adapted_text_embedding(model, "MVTec", "cpu"),
+        text_context_dictionary(model, "MVTec"),
+    )
+    anchors = {name: pair.detach() for name, pair in anchors.items()}
+    pairs = torch.stack([anchors[name] for name in batch["class_name"]])
+    with torch.no_grad():
+        logits, head = model.compare(
+            batch["image"], pairs, text_context_groups(contexts, batch["class_name"])
+        )
+        wanted = sum(calculate_seg_loss(probability_map(level, 32), batch["mask"]) for level in logits)
+        wanted = float(wanted + F.cross_entropy(head, batch["label"]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(
+        [*model.image_adapter.parameters(), *model.image_cross_attn.parameters()], lr=1e-3
+    )
+    trained = train_cross_attention.train_image_adapter_with_cross_attention(
+        model=model, text_embeddings=anchors, train_loader=[batch], optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.5), device="cpu",
+        start_epoch=0, save_path=str(tmp_path), image_epoch=2, img_size=32, logger=lines[0],
+        contexts=contexts,
+    )  # fmt: skip
+    assert trained is model and moved(model, before) == {"image_adapter", "image_cross_attn"}
+    losses = [float(line.removeprefix("loss: ")) for line in lines[1] if line.startswith("loss: ")]
+    assert losses[0] == pytest.approx(wanted, rel=1e-5) and losses[1] < losses[0]
+    content = state(tmp_path, "image_adapter_cross_attn.pth")
+    assert content["epoch"] == 2 and "settings" not in content and content["history"][-1]["lr"] == 5e-4
+    assert {"image_adapter", "image_cross_attn", "image_optimizer", "scheduler"} <= set(content)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "image_adapter_cross_attn.pth", "image_adapter_cross_attn_1.pth", "image_adapter_cross_attn_2.pth"
+    ]  # fmt: skip
+
+
+@pytest.mark.bit_equality
 def test_both_weights_0_train_and_evaluate_to_the_baselines_numbers_bit_for_bit(run):
     baseline, wanted = run("baseline", script=train)
     crossed, mean = run("crossed", "--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0")
@@ -85,25 +204,30 @@ def test_both_weights_0_train_and_evaluate_to_the_baselines_numbers_bit_for_bit(
     assert run("alive")[1] != wanted
 
 
-def test_every_parameter_learns_in_its_stage_and_only_there(world, data_root, base_flags, tmp_path, monkeypatch):
+def test_every_parameter_learns_in_its_stage_and_only_there(
+    world, data_root, base_flags, tmp_path, monkeypatch
+):
     """k_proj.bias aside, whose gradient is zero because softmax does not see a shift of all its logits."""
     gradients, frozen = {}, {}
-    real = train_cross_attention.train_stage
+    real = stages.train_stage
 
-    def spy(name, step_loss, loader, *rest, **named):
+    def spy(state, *rest):
         model = spy.model
-        real(name, step_loss, loader, *rest, **named)
-        gradients[name] = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+        trained = real(state, *rest)
+        gradients[state.name] = {
+            key: value.grad for key, value in model.named_parameters() if value.grad is not None
+        }
         model.zero_grad(set_to_none=True)
+        return trained
 
     def create(*arguments):
         spy.model = model = real_create(*arguments)
         frozen["before"] = digest(model.clipmodel)
         return model
 
-    real_create = train_cross_attention.create_cross_attention_model
-    monkeypatch.setattr(train_cross_attention, "train_stage", spy)
-    monkeypatch.setattr(train_cross_attention, "create_cross_attention_model", create)
+    real_create = train_cross_attention.create_adapted_model
+    monkeypatch.setattr(stages, "train_stage", spy)
+    monkeypatch.setattr(train_cross_attention, "create_adapted_model", create)
     train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "run")])
     assert digest(spy.model.clipmodel) == frozen["before"]
     for stage in ("text", "image"):
@@ -125,7 +249,8 @@ def digest(module):
 
 
 def test_only_the_trained_modules_are_in_training_mode(world):
-    model = AdaptedCLIPWithCrossAttention(create_model(MODEL, 32, "openai", clip_weights=world), text_adapt_until=2,
+    clip = create_model(MODEL, 32, "openai", clip_weights=world)
+    model = AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2,
                                           image_adapt_until=2, cross_attn_heads=4)  # fmt: skip
     with only_training(model, {"text_cross_attn": model.text_cross_attn}):
         assert model.text_cross_attn.training and not model.image_cross_attn.training
@@ -139,8 +264,10 @@ def test_text_context_modes_train_and_evaluate(run, mode):
     folder, mean = run(mode, "--text_context", mode, "--context_scope", "batch")
     means = state(folder, "text_context_dict.pth")["mean_anchors"]
     assert sorted(means) == (["bottle", "screw"] if mode == "train_mean" else [])
-    entry = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"]["image_adapter_cross_attn.pth"]
-    assert entry["mean"] == mean and entry["settings"]["text_context"] == mode
+    entry = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"][
+        "image_adapter_cross_attn.pth"
+    ]
+    assert entry["mean"] == with_old_names(mean) and entry["settings"]["text_context"] == mode
 
 
 def test_image_anchors_at_test_do_not_depend_on_the_batch(run, data_root, world):
@@ -161,6 +288,7 @@ def test_cross_attention_is_active_at_test_and_its_ablation_is_explicit(run, dat
     }  # fmt: skip
 
 
+@pytest.mark.bit_equality
 def test_resumed_runs_equal_uninterrupted_ones_dropout_included(run):
     whole, wanted = run("whole", "--text_epoch", "2", "--image_epoch", "2")
     run("parts", "--text_epoch", "1", "--image_epoch", "0", tested=False)
@@ -174,13 +302,16 @@ def test_resumed_runs_equal_uninterrupted_ones_dropout_included(run):
     assert mean == wanted
 
 
+@pytest.mark.bit_equality
 def test_a_baselines_adapters_are_loaded_strictly_and_said(run, tmp_path):
     baseline, _ = run("baseline", script=train)
     loaded = ["--load_base_text_adapter", str(baseline / "text_adapter.pth"),
               "--load_base_image_adapter", str(baseline / "image_adapter.pth")]  # fmt: skip
     folder, _ = run("crossed", *loaded, "--text_lr", "0", "--image_lr", "0")
     ours, theirs = state(folder, "image_adapter_cross_attn.pth"), state(baseline, "image_adapter.pth")
-    assert all(torch.equal(ours["image_adapter"][name], value) for name, value in theirs["image_adapter"].items())
+    assert all(
+        torch.equal(ours["image_adapter"][name], value) for name, value in theirs["image_adapter"].items()
+    )
     log = (folder / "train.log").read_text(encoding="utf-8")
     assert "text_adapter: loaded, trained 1 epochs" in log and "text_cross_attn: fresh" in log
     assert "cannot be told" not in log
@@ -233,13 +364,17 @@ def test_attention_pictures_are_written_for_a_chosen_image(run, data_root, world
 
 def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, capsys, monkeypatch):
     folder, _ = run("run")
-    flags = ["--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-             "--image_adapt_until", "2", "--cross_attn_heads", "4", "--dataset", "MVTec", "--data_root", str(data_root),
-             "--run", str(folder), "--batch_size", "4", "--batches", "2"]  # fmt: skip
+    flags = ["--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32",
+             "--text_adapt_until", "2", "--image_adapt_until", "2", "--cross_attn_heads", "4",
+             "--dataset", "MVTec", "--data_root", str(data_root), "--run", str(folder),
+             "--batch_size", "4", "--batches", "2"]  # fmt: skip
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 0
     told = capsys.readouterr().out
     assert "layer adapter 1" in told and "1.000\n[OK]" in told
-    for more in (["--steps", "3"], ["--text_only"]):  # both variants train alike from one start; other modules, alike
+    for more in (
+        ["--steps", "3"],
+        ["--text_only"],
+    ):  # both variants train alike from one start; other modules, alike
         assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0", *more]) == 0
         other = capsys.readouterr().out
         assert "1.000\n[OK]" in other
@@ -253,7 +388,9 @@ def test_what_a_run_cannot_give_is_refused_and_not_replaced_by_something_else(ru
     flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world)]
     baseline, _ = run("baseline", script=train)
     with pytest.raises(ValueError, match="a baseline run do not have"):
-        test.main([*flags, "--save_path", str(baseline), "--attention_of", "mvtec_ad/bottle/test/broken/000.png"])
+        test.main(
+            [*flags, "--save_path", str(baseline), "--attention_of", "mvtec_ad/bottle/test/broken/000.png"]
+        )
     means, _ = run("means", "--text_context", "train_mean", tested=False)
     (means / "text_context_dict.pth").unlink()
     with pytest.raises(FileNotFoundError, match="text_context_dict.pth"):

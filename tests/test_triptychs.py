@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import make_triptychs
 from dataset import get_dataset
 from dataset.image_files import read_image, read_mask
+from run_folder.flags import parse
+from synthesis import make_triptychs
 from synthesis.data import PANELS, Triptychs, to_pixels, to_tensor
 
 
@@ -57,7 +58,7 @@ def test_a_batch_of_default_strips_is_512_pixels_high_and_1536_wide(data_root, t
     make(data_root, tmp_path / "out", "--size", "512", "--shot", "2")
     strips = sorted((tmp_path / "out").glob("*.png"))
     assert [Image.open(strip).size for strip in strips] == [(1536, 512)] * 2
-    assert make_triptychs.build_parser().parse_args(["--out", "x"]).size == 512
+    assert parse("", make_triptychs.GROUPS, ["--out", "x"], make_triptychs.DEFAULTS).own.size == 512
 
 
 def test_pixels_and_tensors_are_each_others_inverse():

@@ -1,4 +1,4 @@
-"""Pictures: colours, file names, one PNG per image: visualization.py."""
+"""Pictures: colours, file names, one PNG per image: files/pictures.py, files/names.py."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,8 @@ import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from visualization import GAP, heatmap, outline, overlay, safe_name, sheet, to_picture, visualize, write_png
+from files.names import picture_names, safe_name
+from files.pictures import GAP, heatmap, outline, overlay, sheet, to_picture, visualize, write_png
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -77,6 +78,11 @@ def test_file_names_cannot_leave_the_folder_or_hide():
     assert safe_name("mvtec_ad/bottle/000") == "mvtec_ad__bottle__000"
     names = ["a/b", "a__b", "a_/b", "a/_b", "a_/_b", "a~2f~b", "a b", "a:b", ".a", "~2e~a"]
     assert len({safe_name(name) for name in names}) == len(names)
+
+
+def test_pictures_drop_their_images_ending_unless_two_images_differ_in_nothing_else():
+    assert picture_names(["a/0.png", "b/0.bmp"]) == ["a__0.png", "b__0.png"]
+    assert picture_names(["a/0.png", "a/0.bmp"]) == ["a__0.png.png", "a__0.bmp.png"]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Testing: from a loaded run to anomaly maps, image scores, metrics and pictures."""

@@ -1,0 +1,139 @@
+"""Pictures of both cross-attentions for chosen images: where a word looks, and which words a patch looks at."""
+
+from logging import Logger
+from pathlib import Path
+
+import cv2
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from evaluation.scorer import AnomalyScorer
+from files.names import safe_name
+from files.pictures import overlay, sheet, to_picture, write_png
+from forward_utils import class_tokens
+from forward_utils_cross_attention import TextContext
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from run_folder.loaded_run import LoadedRun
+from run_folder.settings import Settings
+
+WORDS_SHOWN = 12
+LINE = 18  # pixels per line of text
+
+
+def word_rows(tokens: Tensor, word: str) -> list[tuple[int, int]]:
+    """(prompt, position) pairs at which a word stands in token ids [P, T]; multi-piece words count with every piece.
+
+    Raises:
+        ValueError: no prompt has the word.
+    """
+    pieces = open_clip.get_tokenizer("ViT-L-14").encode(word)
+    found = []
+    for prompt, row in enumerate(tokens.tolist()):
+        for start in range(len(row) - len(pieces) + 1):
+            if row[start : start + len(pieces)] == pieces:
+                found += [(prompt, start + offset) for offset in range(len(pieces))]
+    if not found:
+        raise ValueError(f"--attention_word {word!r} stands in no prompt: choose a word such as damaged, broken, flaw")
+    return found
+
+
+@torch.no_grad()
+def text_to_image(
+    model: AdaptedCLIPWithCrossAttention, patches: Tensor, tokens: Tensor, word: str
+) -> Tensor:
+    """Where a word looks: attention [G, G] of its tokens over an image's patches [L, E], mean over all."""
+    clip = model.clipmodel
+    mask = clip.attn_mask[: tokens.shape[1], : tokens.shape[1]]
+    x = clip.transformer.resblocks[0](clip.token_embedding(tokens) + clip.positional_embedding, attn_mask=mask)
+    weights = model.text_cross_attn.attention_map(x, patches)  # [P, T, L]
+    prompts, positions = zip(*word_rows(tokens, word), strict=True)
+    side = int(patches.shape[0] ** 0.5)
+    return weights[list(prompts), list(positions)].mean(dim=0).reshape(side, side)
+
+
+@torch.no_grad()
+def image_to_text(
+    model: AdaptedCLIPWithCrossAttention, image: Tensor, patch: int, tokens: Tensor, context: TextContext
+) -> dict[str, float]:
+    """Which words a patch looks at: {token text: share of its attention}, largest first, summed over the prompts.
+
+    Args:
+        image: [3, H, W].  patch: index in 0..L-1.
+        tokens: the class's token ids [P, T].  context: the class's TextContext.
+    """
+    x = model.attending_tokens(image[None])[:, patch + 1 : patch + 2]  # CLS stands first
+    weights = model.image_cross_attn.attention_map(x, context.tokens[context.real])[0, 0]
+    decoder, shares = open_clip.get_tokenizer("ViT-L-14").decoder, {}
+    for token, weight in zip(tokens.flatten()[context.real].tolist(), weights.tolist(), strict=True):
+        text = decoder[token].replace("</w>", "")
+        shares[text] = shares.get(text, 0.0) + weight
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def word_list(shares: dict[str, float], side: int) -> np.ndarray:
+    """A white picture [side, side, 3] with the words of largest share and bars for the shares."""
+    picture = np.full((max(side, LINE * (WORDS_SHOWN + 1)), max(side, 220), 3), 255, np.uint8)
+    shown = list(shares.items())[:WORDS_SHOWN]
+    for i, (word, share) in enumerate(shown):
+        bottom = LINE * (i + 1)
+        width = int((picture.shape[1] - 10) * share / shown[0][1])
+        cv2.rectangle(picture, (5, bottom - 12), (5 + width, bottom + 3), (205, 225, 245), -1)
+        cv2.putText(picture, f"{word} {100 * share:.1f}%", (8, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1)
+    return picture
+
+
+def draw_attention(
+    run: LoadedRun, scorer: AnomalyScorer, test_sets: dict[str, Dataset], settings: Settings, logger: Logger
+) -> None:
+    """Write <save_path>/attention/<dataset>/<image>_{text_to_image,image_to_text}.png for `--attention_of`.
+
+    The patch of the second picture is the one with the highest anomaly score; a yellow square marks it.
+
+    Raises:
+        ValueError: an image is not in the dataset, or cross-attention is off.
+    """
+    contexts, model, dataset = scorer.contexts, run.model, settings.data.dataset
+    if not contexts:
+        raise ValueError("--attention_of with --no_cross_attention: nothing to draw; leave one out")
+    first_patches = run.first_patches(contexts)
+    folder = Path(settings.run.save_path) / "attention" / safe_name(dataset)
+    for name in settings.own.attention_of:
+        class_name, item = find_image(test_sets, name)
+        image, picture = item["image"].to(model.device), to_picture(item["image"])
+        tokens = class_tokens(dataset, class_name)[0].to(model.device)
+        patches = first_patches({"image": image[None], "class_name": [class_name]})[0]
+        looks = text_to_image(model, patches, tokens, settings.own.attention_word).cpu().numpy()
+        large = cv2.resize(looks, picture.shape[:2], interpolation=cv2.INTER_NEAREST)
+        seen = overlay(picture, large, float(looks.min()), float(looks.max()))
+        base = safe_name(Path(name).with_suffix(""))
+        write_png(folder / f"{base}_text_to_image.png", sheet([[picture, seen]]))
+
+        side, size = looks.shape[0], picture.shape[0]
+        scores = scorer.score(image[None], class_name)[0][0].cpu().numpy()
+        cells = cv2.resize(scores, (side, side), interpolation=cv2.INTER_AREA)
+        row, column = np.unravel_index(int(cells.argmax()), cells.shape)
+        cell = size // side
+        corner = (int(column) * cell, int(row) * cell)
+        marked = cv2.rectangle(picture.copy(), corner, (corner[0] + cell, corner[1] + cell), (255, 255, 0), 1)
+        shares = image_to_text(model, image, int(row) * side + int(column), tokens, contexts[class_name])
+        words = word_list(shares, size)
+        marked = np.pad(marked, ((0, words.shape[0] - size), (0, 0), (0, 0)), constant_values=255)
+        write_png(folder / f"{base}_image_to_text.png", sheet([[marked, words]]))
+        logger.info(f"attention of {name}: {folder / base}_*.png")
+
+
+def find_image(test_sets: dict[str, Dataset], name: str) -> tuple[str, dict]:
+    """(class name, item) of a test image by its metadata path.
+
+    Raises:
+        ValueError: no such image.
+    """
+    for class_name, images in test_sets.items():
+        for index, sample in enumerate(images.samples):
+            if sample.file_name == name:
+                return class_name, images[index]
+    example = next(iter(test_sets.values())).samples[0].file_name
+    raise ValueError(f"--attention_of {name}: not in the dataset's test images; a path there looks like {example}")

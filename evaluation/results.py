@@ -1,0 +1,55 @@
+"""Results of evaluations: AA-CLIP's table as text, metrics.json and metrics.csv of a run's folder."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from filelock import FileLock
+
+from files.atomic import write_text
+from metrics import renamed, with_old_names
+
+
+def format_table(rows: list[dict]) -> str:
+    """Upstream's table as aligned text: one line per class, percent with two decimals."""
+    columns = list(rows[0])
+    cells = [[f"{row[key]:.2f}" if key != "class name" else str(row[key]) for key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                     for line in [columns, *cells])  # fmt: skip
+
+
+def write_metrics(save_path: Path | str, dataset: str, checkpoint: str, result: dict, evaluation_info: dict) -> None:
+    """Merge one evaluation into `metrics.json` (full precision, undefined = null) and rewrite `metrics.csv`.
+
+    Args:
+        evaluation_info: what the numbers depend on (image size, seed, settings of the checkpoint).
+
+    Raises:
+        ValueError: the folder's metrics.json is not readable; it is left as it is.
+    """
+    path = Path(save_path) / "metrics.json"
+    with FileLock(Path(save_path) / ".metrics.lock"):  # two evaluations may end at the same time
+        _merge_metrics(path, dataset, checkpoint, result, evaluation_info)
+
+
+def _merge_metrics(path, dataset, checkpoint, result, evaluation_info):
+    try:
+        everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): move it away, evaluation would overwrite it") from error
+    classes = {name: with_old_names(row) for name, row in result["classes"].items()}
+    entry = evaluation_info | {"classes": classes, "mean": with_old_names(result["mean"])}
+    everything.setdefault(dataset, {})[checkpoint] = entry
+    write_text(path, json.dumps(everything, indent=1) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    metrics = list(result["mean"])
+    writer.writerow(["dataset", "checkpoint", "class", *metrics])
+    for name, checkpoints in everything.items():
+        for file, found in checkpoints.items():
+            for row_name, row in [*found["classes"].items(), ("mean", found["mean"])]:
+                row = renamed(row)
+                writer.writerow([name, file, row_name, *(row.get(key) for key in metrics)])
+    write_text(path.with_suffix(".csv"), table.getvalue())

@@ -1,0 +1,102 @@
+"""From an image and a class to an anomaly map and an image score.
+
+    run = load_run("ckpt/visa")
+    scorer = scorer_of(run, "MVTec")
+    maps, scores = scorer(images, scorer.class_anchors("bottle"))     # [B, S, S], [B]
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset import DOMAINS
+from forward_utils import fixed_anchors, score_map
+from forward_utils_cross_attention import TextContext
+from model.adapter import compare_embeddings
+from model.clip import CLIP
+from run_folder.loaded_run import LoadedRun
+
+
+class AnomalyScorer(nn.Module):
+    """Scores images of one domain, composed of the parts it is given.
+
+    Args:
+        network: has `compare(image, anchors)`, as AdaptedCLIP; with contexts as AdaptedCLIPWithCrossAttention.
+        anchors_of: {"image", "class_name"} -> anchors [B, E, 2].
+        contexts: {class name: TextContext} its images attend to; {} for nothing.
+        img_size: side of the maps in pixels.
+        domain: "Industrial" or "Medical"; chooses the blur.
+    """
+
+    def __init__(
+        self, network: nn.Module, anchors_of: Callable[[dict], Tensor], contexts: dict[str, TextContext],
+        img_size: int, domain: str,
+    ):  # fmt: skip
+        super().__init__()
+        self.network, self.anchors_of, self.contexts = network, anchors_of, contexts
+        self.img_size, self.domain = img_size, domain
+
+    @property
+    def levels(self) -> int:
+        """Number of levels a map sums over."""
+        return len(self.network.levels)
+
+    def forward(self, image: Tensor, anchors: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Test map summed over the levels [B, S, S], and head score (head . abnormal + 1) / 2 [B].
+
+        No shape depends on a value, so that it can be compiled and exported.
+
+        Args:
+            image: [B, 3, H, W].
+            anchors: [E, 2] for all images, or [B, E, 2], one pair per image.
+            context: prompt tokens [S, W] that all images attend to, of `class_context`; None for nothing.
+        """
+        anchors = anchors.expand(image.shape[0], -1, -1)  # len() would fix the batch size of an export
+        seen = () if context is None else ([(None, context)],)
+        patch_logits, head = self.network.compare(image, anchors, *seen)
+        maps = [score_map(logits, self.img_size, self.domain) for logits in patch_logits]
+        return torch.cat(maps, dim=1).sum(dim=1), (head[:, 1] + 1) / 2
+
+    def class_anchors(self, name: str) -> Tensor:
+        """A class's anchor pair [E, 2], where no image changes it (`--text_context` is not "image")."""
+        return self.anchors_of({"class_name": [name]})[0]
+
+    def class_context(self, name: str) -> Tensor | None:
+        """What images of a class attend to, [S, W], or None."""
+        context = self.contexts.get(name)
+        return None if context is None else context.tokens[context.real]
+
+    @torch.no_grad()
+    def score(self, image: Tensor, class_name: str) -> tuple[Tensor, Tensor]:
+        """`forward` for images [B, 3, H, W] of one class, with the anchors and the context its run was trained with."""
+        anchors = self.anchors_of({"image": image, "class_name": [class_name] * len(image)})
+        return self(image, anchors, self.class_context(class_name))
+
+
+class RawCLIP(nn.Module):
+    """Unadapted CLIP: patches of the last block, projected as CLS is, and CLS for the head."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip, self.levels = clip, clip.default_levels[-1:]
+
+    def compare(self, image: Tensor, anchors: Tensor) -> tuple[list[Tensor], Tensor]:
+        """As AdaptedCLIP.compare, with one level."""
+        pooled, (tokens,) = self.clip.encode_image(image, self.levels)
+        patches = F.normalize(self.clip.visual.ln_post(tokens[:, 1:]) @ self.clip.visual.proj, dim=-1)
+        return compare_embeddings([patches], F.normalize(pooled, dim=-1), anchors)
+
+
+def scorer_of(run: LoadedRun, dataset_name: str) -> AnomalyScorer:
+    """The scorer of a trained run for one dataset's classes."""
+    return AnomalyScorer(
+        run.model, run.anchors(dataset_name), run.text_contexts(dataset_name), run.settings.model.img_size,
+        DOMAINS[dataset_name],
+    )  # fmt: skip
+
+
+def raw_clip_scorer(clip: CLIP, dataset_name: str, img_size: int) -> AnomalyScorer:
+    """The scorer of the unadapted backbone, what a run has to beat."""
+    return AnomalyScorer(RawCLIP(clip), fixed_anchors(clip, dataset_name), {}, img_size, DOMAINS[dataset_name])

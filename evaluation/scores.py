@@ -1,0 +1,151 @@
+"""What a comparison needs of an evaluation beyond its metrics: per-image scores, pixel histograms, fingerprints.
+
+test.py writes one compressed file per dataset and checkpoint under scores/ of the run's folder. The histograms make a
+resampled test set a weighted sum over images, so that thousands of them are affordable; metrics stay exact.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from files.atomic import replacing, sha256
+from files.names import safe_name
+from metrics import fused_image_score, region_weights, renamed, unnormalised_image_score
+
+BINS = 512  # half of the bins' borders are quantiles of the abnormal pixels' scores, half of the normal pixels'
+THUMBNAIL = 64  # largest side of the stored maps, in pixels
+RAREST = 3.0  # powers of ten, see rarity_maps
+
+
+class ClassScores(NamedTuple):
+    """One class of one evaluation; images are sorted by name, bins by falling score."""
+
+    files: np.ndarray  # [n] str, relative to the data root
+    digests: np.ndarray  # [n] str: image, mask and label as a short SHA-256
+    labels: np.ndarray  # [n] 0/1
+    fused: np.ndarray  # [n] upstream's image score over the whole test set
+    own: np.ndarray  # [n] image score that one image alone determines
+    positive: np.ndarray  # [n, bins] abnormal pixels
+    negative: np.ndarray  # [n, bins] normal pixels
+    overlap: np.ndarray  # [n, bins] sum of 1 / area of the pixels' regions
+    regions: np.ndarray  # [n] 8-connected regions
+    thumbnails: np.ndarray  # [n, s, s] uint8: rarity_maps, 255 for RAREST
+
+
+def class_scores(found, samples, domain, levels):
+    """What is kept of one class.
+
+    Args:
+        found: predictions from evaluation.predictions.predict_class.
+        samples: the class's dataset.jsonl.Sample rows, in the order of `found`.
+        levels: number of levels the maps sum over.
+    """
+    order = sorted(range(len(samples)), key=lambda i: found["files"][i])
+    maps, masks = found["maps"][order], found["masks"][order] > 0
+    fused = fused_image_score(found["maps"], found["head"], domain)[order]
+    own = unnormalised_image_score(found["maps"], found["head"], levels)[order]
+    weights, regions = region_weights(masks)
+    bins = bin_numbers(maps, masks)
+    positive = histograms(bins, masks.astype(np.float64)).astype(np.uint32)
+    negative = histograms(bins, (~masks).astype(np.float64)).astype(np.uint32)
+    return ClassScores(
+        files=np.array([found["files"][i] for i in order]), digests=np.array([digest(samples[i]) for i in order]),
+        labels=np.asarray(found["labels"])[order].astype(np.uint8), fused=fused, own=own, positive=positive,
+        negative=negative, overlap=histograms(bins, weights), regions=regions,
+        thumbnails=(rarity_maps(maps, masks) / RAREST * 255).round().astype(np.uint8),
+    )  # fmt: skip
+
+
+def bin_numbers(maps, masks):
+    """Bin of every pixel [n, pixels], 0 for the highest scores. Borders fit the class's own scores, as their range and
+    crowding differ from run to run; equal scores share a bin."""
+    quantiles = np.linspace(0, 1, BINS // 2)
+    sides = [maps[side] for side in (masks, ~masks) if side.any()]
+    borders = np.unique(np.concatenate([np.quantile(side, quantiles, method="lower") for side in sides]))
+    numbers = np.searchsorted(borders, maps.reshape(len(maps), -1), side="right")
+    return BINS - numbers
+
+
+def histograms(bins, weights):
+    """Sum of `weights` [n, H, W] per image and bin: [n, BINS + 1]."""
+    flat = weights.reshape(len(weights), -1)
+    return np.stack(
+        [np.bincount(own, weight, minlength=BINS + 1) for own, weight in zip(bins, flat, strict=True)]
+    )
+
+
+def rarity_maps(maps, masks):
+    """Small maps [n, s, s] of how rare a score is among the class's normal pixels: -log10 of the share of them that
+    score at least as high, at most RAREST. Like the metrics it knows ranks only, so maps of any two runs share it.
+
+    Args:
+        maps: [n, S, S] scores.  masks: [n, S, S] bool.
+    """
+    side = min(THUMBNAIL, maps.shape[-1])
+    small, defect = (
+        np.stack([cv2.resize(one.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for one in stack])
+        for stack in (maps, masks)
+    )
+    normal = np.sort(small[defect == 0] if (defect == 0).any() else small.reshape(-1))
+    higher = len(normal) - np.searchsorted(normal, small, side="left")
+    return np.clip(-np.log10(np.maximum(higher, 10**-RAREST) / len(normal)), 0, RAREST)
+
+
+def digest(sample):
+    """Short fingerprint of a test image with its mask and label."""
+    parts = [sha256(sample.image_path), sha256(sample.mask_path) if sample.mask_path else "", str(sample.label)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def rows_digest(classes):
+    """SHA-256 over what the metadata says and holds: class, file, label and content of every test image."""
+    lines = [f"{name}\t{file}\t{label}\t{content}" for name, one in sorted(classes.items())
+             for file, label, content in zip(one.files, one.labels, one.digests, strict=True)]  # fmt: skip
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def scores_file(save_path, dataset, checkpoint):
+    """Where the scores of one evaluation lie; `checkpoint` as in metrics.json."""
+    return Path(save_path) / "scores" / safe_name(dataset) / f"{safe_name(checkpoint)}.npz"
+
+
+def write_scores(path, classes, about):
+    """Write one evaluation's scores in one step.
+
+    Args:
+        classes: {class name: ClassScores}.
+        about: plain values stored beside them, with the exact metrics under "classes".
+    """
+    names = list(classes)
+    arrays = {f"{i}.{key}": value for i, name in enumerate(names) for key, value in classes[name]._asdict().items()}
+    about = about | {"names": names, "rows_sha256": rows_digest(classes)}
+    with replacing(path) as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def read_about(path):
+    """The plain values of a scores file, quickly."""
+    with np.load(path, allow_pickle=False) as stored:
+        return _today(json.loads(str(stored["about"])))
+
+
+def _today(about):
+    """The plain values with the metrics under today's names."""
+    return about | {"classes": {name: renamed(row) for name, row in about["classes"].items()}}
+
+
+def read_scores(path):
+    """Read a scores file.
+
+    Returns:
+        ({class name: ClassScores}, about)
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        about = _today(json.loads(str(stored["about"])))
+        classes = {name: ClassScores(**{key: stored[f"{i}.{key}"] for key in ClassScores._fields})
+                   for i, name in enumerate(about["names"])}  # fmt: skip
+    return classes, about

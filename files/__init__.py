@@ -1,0 +1,1 @@
+"""Writing and reading files for all other rooms: whole or not at all, under safe names, without running code."""

@@ -1,0 +1,89 @@
+"""Pictures of predictions: heatmap overlays, contact sheets, PNG files."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+from files.names import picture_names, safe_name
+
+GAP = 4  # white pixels between the pictures of a sheet
+
+
+def to_picture(image):
+    """A normalised image tensor [3, S, S] as RGB bytes [S, S, 3]."""
+    pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(OPENAI_DATASET_STD) + np.array(OPENAI_DATASET_MEAN)
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def heatmap(scores, low, high):
+    """Scores [S, S] as RGB bytes [S, S, 3]: blue at `low`, red at `high`."""
+    scaled = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
+    colours = cv2.applyColorMap((scaled * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
+    return cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+
+
+def overlay(picture, scores, low, high, opacity=0.5):
+    """The heatmap of `scores` [S, S] over an RGB picture [S, S, 3]."""
+    return cv2.addWeighted(heatmap(scores, low, high), opacity, picture, 1 - opacity, 0)
+
+
+def outline(picture, mask):
+    """An RGB picture with the edge of the true defect [S, S] drawn in green."""
+    contours, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(picture.copy(), contours, -1, (0, 255, 0), 1)
+
+
+def sheet(rows):
+    """RGB pictures in a grid: list of rows of equally sized [S, S, 3] pictures -> one picture, white between them."""
+    padded = [
+        np.concatenate([np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for cell in row], axis=1)
+        for row in rows
+    ]
+    width = max(row.shape[1] for row in padded)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in padded]
+    return np.concatenate(padded, axis=0)
+
+
+def write_png(path, picture):
+    """Write RGB bytes [H, W, 3] as PNG.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):  # False is its only complaint
+        raise OSError(f"cannot write {path}: check the folder's permissions and free space")
+
+
+def example_row(image, mask, scores, low, high):
+    """Pictures of one image: original, truth, heatmap. Tensor [3, S, S], arrays [S, S]."""
+    picture = to_picture(image)
+    return [picture, outline(picture, mask), overlay(picture, scores, low, high)]
+
+
+def visualize(pixel_label, pixel_preds, file_names, save_path, dataset_name, class_name, images=None):
+    """Write one PNG per image under `save_path`/visualization/<dataset>/<class>/: original, truth, heatmap.
+
+    Args:
+        pixel_label: [n, S, S] or [n, 1, S, S] of 0/1.
+        pixel_preds: [n, S, S] scores; one colour scale for all n.
+        file_names: n names, used for the PNGs.
+        images: n normalised tensors [3, S, S] drawn beside the map; the map alone stands there when None.
+
+    Returns:
+        the folder.
+    """
+    folder = Path(save_path) / "visualization" / safe_name(dataset_name) / safe_name(class_name)
+    preds = np.asarray(pixel_preds)
+    masks = np.asarray(pixel_label).reshape(preds.shape)
+    low, high = float(preds.min()), float(preds.max())
+    for i, name in enumerate(picture_names(file_names)):
+        if images is None:
+            row = [outline(heatmap(preds[i], low, high), masks[i])]
+        else:
+            row = example_row(images[i], masks[i], preds[i], low, high)
+        write_png(folder / name, sheet([row]))
+    return folder

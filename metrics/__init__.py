@@ -1,0 +1,20 @@
+"""Pixel and image metrics: pure functions of arrays, without a model, a file or a setting."""
+
+from metrics.class_metrics import (
+    METRICS_VERSION,
+    class_metrics,
+    fused_image_score,
+    mean_row,
+    metrics_eval,
+    min_max,
+    renamed,
+    unnormalised_image_score,
+    with_old_names,
+)
+from metrics.ranking import ranking_metrics
+from metrics.regions import PRO_LIMIT, aupro, region_weights
+
+__all__ = [
+    "METRICS_VERSION", "PRO_LIMIT", "aupro", "class_metrics", "fused_image_score", "mean_row", "metrics_eval",
+    "min_max", "ranking_metrics", "region_weights", "renamed", "unnormalised_image_score", "with_old_names",
+]  # fmt: skip

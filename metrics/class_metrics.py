@@ -1,0 +1,97 @@
+"""Image scores, and every metric of a class; upstream's table among them."""
+
+import numpy as np
+
+from metrics.ranking import ranking_metrics
+from metrics.regions import aupro
+
+METRICS_VERSION = 1  # rises with every change that moves a number, so that compare.py never mixes two definitions
+
+
+def min_max(values):
+    """Values scaled to [0, 1] by their own extremes; zeros where all are equal."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def fused_image_score(maps, head, domain):
+    """Upstream's image score [n]: half map maximum, half head score for Industrial; the maximum for Medical.
+
+    Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
+    one image's score depends on the others. `metrics.json` carries `unnormalised_image_score`'s metrics beside it,
+    which do not.
+    """
+    peak = min_max(maps).reshape(len(maps), -1).max(axis=1)
+    return 0.5 * peak + 0.5 * min_max(head) if domain == "Industrial" else peak
+
+
+def unnormalised_image_score(maps, head, levels):
+    """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
+
+    A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
+    """
+    return 0.5 * maps.reshape(len(maps), -1).max(axis=1) / (100.0 * levels) + 0.5 * head
+
+
+def metrics_eval(pixel_label, image_label, pixel_preds, image_preds, class_names, domain):
+    """Upstream's table row of one class, in percent with two decimals; 0 where only one label is present.
+
+    Args:
+        pixel_label: [n, 1, H, W] or [n, H, W] of 0/1.
+        image_label: [n] of 0/1.
+        pixel_preds: [n, H, W] map scores.
+        image_preds: [n] head scores.
+        class_names: the row's name.
+        domain: "Industrial" or "Medical".
+    """
+    pixel_preds, image_preds = np.asarray(pixel_preds), np.asarray(image_preds)
+    pixel = ranking_metrics(pixel_label, min_max(pixel_preds))
+    image = ranking_metrics(image_label, fused_image_score(pixel_preds, image_preds, domain))
+    row = {
+        "class name": class_names,
+        "pixel AUC": pixel["auroc"],
+        "pixel AP": pixel["ap"],
+        "image AUC": image["auroc"],
+        "image AP": image["ap"],
+    }
+    return {key: value if key == "class name" else round(value or 0.0, 4) * 100 for key, value in row.items()}
+
+
+def class_metrics(masks, labels, maps, head, domain, levels):
+    """Every metric of one class in full precision; undefined is None.
+
+    Args:
+        masks: [n, H, W] of 0/1.  labels: [n].  maps: [n, H, W].  head: [n].
+        levels: number of levels the maps sum over.
+    """
+    pixel, fused = ranking_metrics(masks, maps), ranking_metrics(labels, fused_image_score(maps, head, domain))
+    alone = ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
+    row = {f"pixel_{key}": value for key, value in pixel.items()}
+    row["pixel_aupro"] = aupro(masks, maps)
+    row |= {f"image_{key}": value for key, value in fused.items()}
+    row |= {f"image_{key}_unnormalised": value for key, value in alone.items()}
+    return row | {"images": len(labels), "abnormal_images": int(np.sum(np.asarray(labels) > 0))}
+
+
+def mean_row(rows):
+    """Mean of every metric over the classes where it is defined; None where it is defined nowhere."""
+    mean = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows if row[key] is not None]
+        total = key in ("images", "abnormal_images")
+        mean[key] = (sum(values) if total else float(np.mean(values))) if values else None
+    return mean
+
+
+OLD_NAMES = {f"own_image_{key}": f"image_{key}_unnormalised" for key in ("auroc", "ap", "f1max")}
+
+
+def renamed(row: dict) -> dict:
+    """A class's metrics under today's names; files of older versions say own_image_auroc for
+    image_auroc_unnormalised."""
+    return {OLD_NAMES.get(key, key): value for key, value in row.items()}
+
+
+def with_old_names(row: dict) -> dict:
+    """A class's metrics under today's names and the ones from before, for those who read metrics.json."""
+    return row | {old: row[new] for old, new in OLD_NAMES.items() if new in row}

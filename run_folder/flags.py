@@ -1,0 +1,129 @@
+"""From settings to a command line and back: the only place that builds a parser for them.
+
+Tried before: jsonargparse 4.53 and tyro 1.0, which make flags of dataclasses; see docs/architecture.md for what stands
+against them here (upstream's `store_true` and `nargs` forms, flags the user gave told from defaults).
+"""
+
+import argparse
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from run_folder.settings import DEVIATIONS, Settings, default_of
+
+MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
+GELU_MODELS = ("ViT-Tiny-8-demo",)  # trained with GELU: there is nothing for --quick_gelu to correct
+NOT_GIVEN = object()
+
+
+def parse(
+    description: str, groups: dict[str, type], argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None
+) -> Settings:
+    """Settings from a command line.
+
+    What the user does not give comes from `--corrected`, else from the backbone's own defaults
+    (`model/run_defaults.json`: a 12-block CLIP cannot use a 24-block one's), else from `defaults`, else the fields.
+
+    Args:
+        description: the command's, for --help.
+        groups: {attribute of Settings: its dataclass}, in the order of --help.
+        argv: the words behind the script's name; the process's own when None.
+        defaults: {flag: default of this command}, where it is not the field's.
+
+    Raises:
+        SystemExit: 2, with the reason on standard error.
+    """
+    parser = build_parser(description, groups, defaults)
+    given = flags_given(parser, argv)
+    known, _ = parser.parse_known_args(argv)
+    own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(getattr(known, "model_name", None), {})
+    names = {action.dest for action in parser._actions}
+    parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
+    values = vars(parser.parse_args(argv))
+    if values.get("corrected"):
+        values |= {flag: corrected for flag, (_, corrected) in DEVIATIONS.items() if flag not in given}
+    if values.get("quick_gelu") and values["model_name"] in GELU_MODELS:
+        if "quick_gelu" in given:
+            parser.error(f"--quick_gelu: {values['model_name']} was trained with GELU, QuickGELU would only distort it")
+        values["quick_gelu"] = False
+    settings = settings_of(groups, values, given)
+    contradiction = contradiction_in(settings)
+    if contradiction:
+        parser.error(contradiction)
+    return settings
+
+
+def build_parser(
+    description: str, groups: dict[str, type], defaults: dict[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """A parser with one flag per field of the groups."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    sections = {}
+    for group in groups.values():
+        title = group.__doc__
+        section = sections.setdefault(title, parser.add_argument_group(title))
+        for one in fields(group):
+            add_flag(section, one, (defaults or {}).get(one.name, default_of(one)))
+    return parser
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind every help text, and the description as its author broke it."""
+
+
+def add_flag(section: argparse._ArgumentGroup, one: Field, default: Any) -> None:
+    """Add the flag of one field: `store_true` for a bool, else with the type of its annotation."""
+    options = dict(one.metadata["argparse"])
+    if options.get("action") == "boolean_optional":
+        options["action"] = argparse.BooleanOptionalAction
+    elif "action" not in options and one.type is bool:
+        options["action"] = "store_true"
+    elif "action" not in options:
+        options.setdefault("type", value_type(one.type))
+    section.add_argument(f"--{one.name}", default=default, help=one.metadata["help"], **options)
+
+
+def value_type(annotation: Any) -> type:
+    """The type a flag's text is read as: `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(one for one in typing.get_args(annotation) if one is not type(None))
+    return annotation
+
+
+def flags_given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset:
+    """Names of the flags that stand on the command line."""
+    seen = argparse.Namespace()
+    for action in parser._actions:
+        if action.dest != "help":
+            setattr(seen, action.dest, NOT_GIVEN)
+    namespace, _ = parser.parse_known_args(argv, seen)
+    return frozenset(name for name, value in vars(namespace).items() if value is not NOT_GIVEN)
+
+
+def settings_of(groups: dict[str, type], values: dict[str, Any], explicit: frozenset = frozenset()) -> Settings:
+    """Settings with these groups; a field that `values` lacks has its default."""
+    made = {
+        name: group(**{one.name: values[one.name] for one in fields(group) if one.name in values})
+        for name, group in groups.items()
+    }
+    return replace(Settings(**made), explicit=explicit)
+
+
+def contradiction_in(settings: Settings) -> str | None:
+    """What the flags say that cannot go together, or None."""
+    contexts, reference = settings.contexts, settings.self_reference
+    if contexts is not None and contexts.context_control != "none":
+        if contexts.text_context != "none":
+            return f"--context_control {contexts.context_control}: needs --text_context none"
+        if contexts.context_control == "other_class" and contexts.context_scope == "batch":
+            return "--context_control other_class: in --context_scope batch all classes share one context already"
+    if reference is not None and not reference.self_reference:
+        for one in fields(reference):
+            value = getattr(reference, one.name)
+            if one.name in settings.explicit and value != one.default:
+                return f"--{one.name} {value}: does nothing without --self_reference"
+    return None

@@ -1,0 +1,255 @@
+"""`load_run`: the only way a trained run comes back from its folder.
+
+    from run_folder.loaded_run import load_run
+    run = load_run("ckpt/visa")
+    anchors_of = run.anchors("MVTec")          # batch -> [B, E, 2]
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from files.atomic import sha256
+from forward_utils import fixed_anchors, frozen_image_features
+from forward_utils_cross_attention import (
+    TextContext,
+    anchors_after_stage_1,
+    first_level,
+    one_by_one,
+    text_context_dictionary,
+    trained_image_features,
+)
+from model.adapter import AdaptedCLIP
+from model.settings import (
+    MAY_CHANGE,
+    MUST_AGREE,
+    CrossAttentionSettings,
+    ModelSettings,
+    NetworkCorrections,
+    SelfReferenceSettings,
+)
+from run_folder.checkpoints import load_checkpoint, load_modules, settings_in
+from run_folder.flags import settings_of
+from run_folder.kinds import BASELINE, CROSS_ATTENTION, FEEDBACK, RunKind, find_run, kind_of_file, text_checkpoint
+from run_folder.session import create_adapted_model, create_backbone, declare_datasets, surgery_of
+from run_folder.settings import ContextSettings, DataSettings, RunSettings, Settings, corrections_in
+from utils import choose_device
+
+GROUPS = {  # what a trained run can be described by
+    "model": ModelSettings, "network": NetworkCorrections, "cross_attention": CrossAttentionSettings,
+    "self_reference": SelfReferenceSettings, "contexts": ContextSettings, "data": DataSettings, "run": RunSettings,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run as it stands after one checkpoint, ready to be tested; its model is in evaluation mode.
+
+    `settings`: the user's flags over the checkpoint's; `stored`: the checkpoint's alone, None in files of AA-CLIP.
+    `files`: {name: SHA-256} of what was loaded. `loop`: 1 for a run without feedback. `attends`: whether it was
+    trained with its cross-attention on; `ablated`: switched off for this test. `adapted_text`: False for a baseline
+    without a text adapter, whose anchors are plain CLIP's. `mean_anchors`: those of `--text_context train_mean`.
+    """
+
+    kind: RunKind
+    settings: Settings
+    model: AdaptedCLIP
+    checkpoint: Path
+    stored: dict[str, Any] | None
+    files: dict[str, str]
+    loop: int = 1
+    attends: bool = True
+    ablated: bool = False
+    adapted_text: bool = True
+    mean_anchors: dict[str, Tensor] = field(default_factory=dict)
+
+    def without_cross_attention(self) -> "LoadedRun":
+        """The same run with its cross-attention off, the ablation of test.py; a trained self-reference stays."""
+        return replace(self, ablated=True)
+
+    def at(self, checkpoint: Path, logger: logging.Logger | None = None) -> "LoadedRun":
+        """The run after another of its checkpoints; the model is shared, so the run this is called on ends here."""
+        loaded = load_weights(self.model, self.kind, checkpoint, self.settings, logger)
+        return replace(self, checkpoint=checkpoint, **loaded)
+
+    def text_contexts(self, dataset_name: str) -> dict[str, TextContext]:
+        """What images of a dataset's classes attend to; {} where the run has no cross-attention or it is off."""
+        if self.kind is BASELINE or self.ablated or not self.attends:
+            return {}
+        return text_context_dictionary(self.model, dataset_name, self.settings.contexts.context_control)
+
+    def first_patches(self, contexts: dict[str, TextContext]) -> Callable[[dict], Tensor]:
+        """Function batch -> first-level patches [B, L, E], what prompts attend to under `--text_context image`.
+
+        Frozen surgery patches in loop 1, as in its training; the trained image path from loop 2 on.
+
+        Args:
+            contexts: of `text_contexts`, for the trained path.
+        """
+        if self.loop > 1:
+            return first_level(trained_image_features(self.model, contexts), self.model)
+        surgery = surgery_of(self.model.clipmodel, self.settings)
+        frozen = frozen_image_features(self.model, surgery, self.model.levels[:1])
+        return one_by_one(first_level(frozen, self.model))
+
+    def anchors(self, dataset_name: str) -> Callable[[dict], Tensor]:
+        """Function {"image", "class_name"} -> anchors [B, E, 2], as the run was trained."""
+        if self.kind is BASELINE:
+            return fixed_anchors(self.model if self.adapted_text else self.model.clipmodel, dataset_name)
+        wanted = "none" if self.ablated else self.settings.contexts.text_context
+        sees = wanted == "image" and self.attends
+        patches = self.first_patches(self.text_contexts(dataset_name)) if sees else None
+        return anchors_after_stage_1(self.model, dataset_name, wanted, patches, self.mean_anchors)
+
+
+def load_run(
+    path: Path | str, checkpoint: Path | str | None = None, loop: int | None = None,
+    device: torch.device | str | None = None, *, flags: Settings | None = None, logger: logging.Logger | None = None,
+) -> LoadedRun:  # fmt: skip
+    """Load a trained run of any kind.
+
+    Args:
+        path: its folder.
+        checkpoint: one of its image checkpoints (or final models) instead of the last.
+        loop: this loop of a feedback run instead of its final model.
+        device: CUDA if there, else CPU when None.
+        flags: settings of a command line; what the user gave there counts before the checkpoint's settings, and what
+            neither says has its default. None for the checkpoint's alone.
+        logger: told what was loaded.
+
+    Raises:
+        FileNotFoundError: a file of the run is missing.
+        ValueError: the folder holds runs of several kinds.
+        RuntimeError: a file is damaged or does not fit, or a flag contradicts the checkpoint.
+    """
+    logger = logger or logging.getLogger(__name__)
+    if checkpoint is None:
+        kind, (file,) = find_run(path, loop=loop)
+    else:
+        kind, file = kind_of_file(checkpoint), Path(checkpoint)
+    settings = describe_run(file, kind, flags, logger)
+    declare_datasets(settings.data)
+    if device is None and flags is not None:  # a checkpoint's own device may not exist on this machine
+        device = flags.run.device
+    where = choose_device(device)
+    clip = create_backbone(settings, where, logger)
+    described = replace(settings, cross_attention=None) if kind is BASELINE else settings
+    model = create_adapted_model(clip, described, where).eval()
+    return LoadedRun(kind, settings, model, file, **load_weights(model, kind, file, settings, logger))
+
+
+def describe_run(
+    file: Path, kind: RunKind, flags: Settings | None, logger: logging.Logger | None = None
+) -> Settings:
+    """The settings a checkpoint is to be tested with; nothing but the file is read.
+
+    Args:
+        flags: as in `load_run`; describing twice changes nothing.
+        logger: told what the checkpoint changes; None for silence.
+    """
+    stored = settings_in(file, keys=kind.image_keys)
+    if flags is None:
+        return settings_of(GROUPS, stored or {})
+    return adopt(flags, stored, file, logger)
+
+
+def load_parts(model: AdaptedCLIP, path: Path | str, text_only: bool = False) -> None:
+    """Load what a run's last checkpoints hold into a model of any kind; what they lack keeps its values.
+
+    Args:
+        model: may have more modules than the run, as a cross-attention model has more than a baseline.
+        path: the run's folder.
+        text_only: its text side alone.
+    """
+    kind, (image_file,) = find_run(path)
+    image_keys = kind.image_keys if kind is BASELINE else tuple(model.image_modules)
+    text_file = text_checkpoint(kind, image_file)
+    for file, keys in ((image_file, () if text_only else image_keys), (text_file, kind.text_keys)):
+        load_modules(file, {key: getattr(model, key) for key in keys})
+
+
+def load_weights(
+    model: AdaptedCLIP, kind: RunKind, file: Path, settings: Settings, logger: logging.Logger | None = None
+) -> dict[str, Any]:
+    """Load one checkpoint of a run, with the text side that belongs to it, into a model of its shape.
+
+    Returns:
+        the fields of LoadedRun that depend on it.
+    """
+    logger = logger or logging.getLogger(__name__)
+    files = {file.name: sha256(file)}
+    if kind is FEEDBACK:
+        content = load_modules(file, model.text_modules | model.image_modules)
+        loop = content.get("loop", content.get("total_loops"))  # the final model is its last loop
+        logger.info(f"{file.name}: loop {loop}")
+        return {"stored": content.get("settings"), "files": files, "loop": loop,
+                "attends": content.get("cross_attention", True),  # other programs do not say: trained with
+                "mean_anchors": content.get("mean_anchors", {})}  # fmt: skip
+    text = text_checkpoint(kind, file)
+    adapted_text = load_text_side(model, kind, file, logger)
+    if adapted_text:
+        files[text.name] = sha256(text)
+    means = {}
+    if kind is CROSS_ATTENTION and settings.contexts.text_context == "train_mean":
+        context_file = file.parent / "text_context_dict.pth"
+        means = load_checkpoint(context_file, keys=["mean_anchors"])["mean_anchors"]
+        files[context_file.name] = sha256(context_file)
+    content = load_modules(file, model.image_modules)
+    return {"stored": content.get("settings"), "files": files, "adapted_text": adapted_text, "mean_anchors": means}
+
+
+def load_text_side(model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, logger: logging.Logger) -> bool:
+    """Load the text checkpoint of a run; False for a baseline that has none (trained with --text_epoch 0).
+
+    Raises:
+        FileNotFoundError: a cross-attention run lacks it, whose images cannot attend to prompts without it.
+    """
+    path = text_checkpoint(kind, image_checkpoint)
+    if not path.is_file() and kind is BASELINE:
+        logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
+        return False
+    content = load_modules(path, {key: getattr(model, key) for key in kind.text_keys})
+    logger.info(f"{path.name}: epoch {content.get('epoch')}")
+    return True
+
+
+def adopt(
+    flags: Settings, stored: dict[str, Any] | None, path: Path, logger: logging.Logger | None = None
+) -> Settings:
+    """The flags of a command line with the checkpoint's values where the user gave none.
+
+    Args:
+        stored: the checkpoint's settings, None in files of AA-CLIP.
+
+    Raises:
+        RuntimeError: a flag the user gave contradicts the checkpoint's adapters.
+    """
+    current, adopted = flags.record(), {}
+    for flag in (*flags.flags(at_test=MUST_AGREE), *flags.flags(at_test=MAY_CHANGE)):
+        if not stored or flag not in stored or stored[flag] == current[flag]:
+            continue
+        if flag not in flags.explicit:
+            adopted[flag] = stored[flag]
+        elif flag in flags.flags(at_test=MUST_AGREE):
+            raise RuntimeError(
+                f"checkpoint {path} was made with other adapter settings: --{flag} was {stored[flag]!r}, is "
+                f"{current[flag]!r}. Leave the flag away to use the checkpoint's"
+            )
+        elif logger is not None:
+            logger.warning(f"trained with --{flag} {stored[flag]}, tested with {current[flag]}, as typed")
+    settings = flags.change(**adopted)
+    contexts = settings.contexts
+    if contexts is not None and contexts.context_control != "none" and contexts.text_context != "none":
+        raise RuntimeError(
+            f"{path} was trained with --context_control {contexts.context_control}, whose anchors see no image: leave "
+            f"--text_context {contexts.text_context} away"
+        )
+    corrections = corrections_in(stored or {})
+    if corrections and logger is not None:
+        logger.info(f"trained with corrections of AA-CLIP's known deviations: {corrections}")
+    return settings

@@ -1,0 +1,97 @@
+"""A command's life around its work: seed, lock, log and device of a run folder, and the networks it starts from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import Logger
+from typing import NamedTuple
+
+import torch
+
+from dataset import load_dataset_config, load_real_names
+from model.adapter import AdaptedCLIP
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.clip import CLIP, create_model, surgery_copy
+from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
+from utils import choose_device, close_logger, get_logger, lock_run, setup_seed
+
+
+class Session(NamedTuple):
+    """What every part of a command may need."""
+
+    settings: Settings
+    device: torch.device
+    logger: Logger
+
+
+@contextmanager
+def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Logger]]:
+    """Seed everything, lock the run folder, start its log and choose the device; an error is logged on its way out.
+
+    Yields:
+        (device, logger)
+    """
+    setup_seed(run.seed)  # before CUDA starts
+    lock = lock_run(run.save_path)
+    logger = get_logger(run.save_path, log_name)
+    try:
+        yield choose_device(run.device), logger
+    except BaseException as error:
+        logger.error(f"stopped by {type(error).__name__}: {error}")
+        raise
+    finally:
+        close_logger(logger)
+        lock.release()
+
+
+@contextmanager
+def training_session(settings: Settings) -> Iterator[Session]:
+    """The session of a training command: `open_run`, the settings in the log, the user's datasets declared."""
+    with open_run(settings.run, "train.log") as (device, logger):
+        record = settings.record()
+        logger.info("flags: " + ", ".join(f"{key}={value}" for key, value in sorted(record.items())))
+        corrections = corrections_in(record)
+        kind = f"corrected: {corrections}" if corrections else "none corrected, as in AA-CLIP"
+        logger.info(f"known deviations of AA-CLIP (docs/method.md): {kind}; device {device}")
+        declare_datasets(settings.data)
+        yield Session(settings, device, logger)
+
+
+def declare_datasets(data: DataSettings) -> None:
+    """Register the user's own datasets and real names, before any name is looked up."""
+    if data.dataset_config:
+        load_dataset_config(data.dataset_config)
+    if data.real_names:
+        load_real_names(data.real_names)
+
+
+def create_backbone(settings: Settings, device: torch.device, logger: Logger) -> CLIP:
+    """The frozen CLIP the settings name, with its weights; its vision blocks in bfloat16 if training asks for it."""
+    model = settings.model
+    clip = create_model(
+        model.model_name, model.img_size, pretrained="openai", device=device, require_pretrained=True,
+        quick_gelu=settings.network.quick_gelu, clip_weights=model.clip_weights,
+    )  # fmt: skip
+    logger.info(f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}")
+    if settings.training is not None and settings.training.precision == "bf16":
+        clip.visual.use_bfloat16()
+    return clip
+
+
+def surgery_of(clip: CLIP, settings: Settings) -> CLIP:
+    """The surgery model of a backbone, as the settings want it."""
+    across_batch = settings.network.surgery_attention == "batch"
+    return surgery_copy(clip, settings.model.surgery_until_layer, across_batch=across_batch)
+
+
+def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -> AdaptedCLIP:
+    """The adapted model the settings describe: with cross-attention where they have that group.
+
+    Its first values depend on the seed alone, not on the backbone; the adapters' are the same in every script.
+    """
+    setup_seed(settings.run.seed)
+    model = settings.model
+    adapters = (model.text_adapt_weight, model.image_adapt_weight, model.text_adapt_until, model.image_adapt_until)
+    if settings.cross_attention is None:
+        return AdaptedCLIP(clip, *adapters, relu=model.relu).to(device)
+    fork = vars(settings.cross_attention) | vars(settings.self_reference)
+    return AdaptedCLIPWithCrossAttention(clip, *adapters, relu=model.relu, **fork).to(device)

@@ -1,0 +1,203 @@
+"""Every setting a command can have: groups of fields, each one flag, one key of a checkpoint and one argument.
+
+To add a flag, add a field with `option` to the group it belongs to: parser, checkpoint, the check whether a resumed run
+is the same one, and what testing takes from a checkpoint all follow from it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any
+
+from model.settings import (
+    MAY_CHANGE,
+    MUST_AGREE,
+    CrossAttentionSettings,
+    ModelSettings,
+    NetworkCorrections,
+    SelfReferenceSettings,
+    option,
+)
+
+CONTEXT_CONTROLS = ("none", "other_class", "constant")
+DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
+    "text_loss_levels": ("last", "all"),
+    "quick_gelu": (False, True),
+    "surgery_attention": ("batch", "spatial"),
+    "head_temperature": (1.0, 100.0),
+    "milestones": ([16000.0, 32000.0], [0.5, 0.8]),
+    "text_cls_weight": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """contexts of the cross-attention"""
+
+    context_scope: str = option(
+        "class", "stage 1: a class sees its own images of the batch, or the batch's mean", choices=["class", "batch"]
+    )
+    text_context: str = option(
+        "none", "image context of the anchors after stage 1", at_test=MAY_CHANGE,
+        choices=["none", "train_mean", "image"],
+    )  # fmt: skip
+    context_control: str = option(
+        "none", "control of a study: contexts without information, same parameters", at_test=MUST_AGREE,
+        added_later=True, choices=CONTEXT_CONTROLS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """data"""
+
+    dataset: str | None = option("VisA", "dataset name")
+    shot: int = option(32, "images per class of few_shot, half abnormal; 0 = all")
+    data_root: str | None = option(
+        None, "folder that holds the datasets; else AACLIP_DATA, else ./data", moves_numbers=False
+    )
+    dataset_config: str | None = option(None, "JSON/YAML file that declares own datasets", moves_numbers=False)
+    real_names: str | None = option(
+        None, "JSON/YAML file {dataset: {class: real name}} that overrides prompt names", moves_numbers=False
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """training"""
+
+    training_mode: str = option("few_shot", "--shot images per class, or all", choices=["few_shot", "full_shot"])
+    extra_meta: str | None = option(
+        None, "jsonl of more training images, such as generate_anomalies.py's; paths relative to its folder or as in "
+        "the dataset's metadata", added_later=True,
+    )  # fmt: skip
+    extra_ratio: float | None = option(
+        None, "share of the training set that --extra_meta's rows make up", added_later=True
+    )
+    text_batch_size: int = option(16, "images per step of stage 1")
+    image_batch_size: int = option(2, "images per step of stage 2")
+    text_epoch: int = option(5, "0: anchors come from plain CLIP")
+    image_epoch: int = option(20, "passes of stage 2")
+    text_lr: float = option(1e-5, "learning rate of stage 1")
+    image_lr: float = option(5e-4, "learning rate of stage 2")
+    precision: str = option(
+        "fp32", "products in the vision blocks and their adapters in training", added_later=True,
+        choices=["fp32", "bf16"],
+    )  # fmt: skip
+    text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
+    criterion: list = option(
+        ["dice_loss", "focal_loss"], "accepted for AA-CLIP's command lines; never read, there or here",
+        moves_numbers=False, nargs="*", type=str,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """start"""
+
+    load_base_text_adapter: str | None = option(None, "text_adapter.pth of a baseline run")
+    load_base_image_adapter: str | None = option(None, "image_adapter.pth of a baseline run")
+
+
+@dataclass(frozen=True)
+class TrainingCorrections:
+    """corrections of AA-CLIP's known deviations (kept by default) in training"""
+
+    corrected: bool = option(False, "turn every correction on; single flags still win", moves_numbers=False)
+    text_loss_levels: str = option("last", "levels in stage 1's loss", choices=["last", "all"])
+    head_temperature: float = option(1.0, "factor on stage 2's image logits")
+    milestones: list = option(
+        [16000.0, 32000.0], "image LR steps: batches, or fractions of the run when all are below 1", nargs="+",
+        type=float,
+    )  # fmt: skip
+    text_cls_weight: float = option(0.0, "weight of stage 1's image loss (Eq. 4)")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """run"""
+
+    seed: int = option(111, "seed of weights, order, augmentation and k-shot choice")
+    save_path: str | None = option("ckpt/baseline", "the run's folder", moves_numbers=False)
+    device: str | None = option(None, "torch device; default CUDA if there, else CPU", moves_numbers=False)
+    workers: int = option(0, "data loader processes; never changes a number", moves_numbers=False)
+
+
+BASELINE_GROUPS = {
+    "model": ModelSettings, "data": DataSettings, "training": TrainingSettings, "network": NetworkCorrections,
+    "corrections": TrainingCorrections, "run": RunSettings,
+}  # fmt: skip
+CROSS_ATTENTION_GROUPS = {
+    "model": ModelSettings, "cross_attention": CrossAttentionSettings, "contexts": ContextSettings,
+    "self_reference": SelfReferenceSettings, "data": DataSettings, "training": TrainingSettings, "base": BaseWeights,
+    "network": NetworkCorrections, "corrections": TrainingCorrections, "run": RunSettings,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one command by group; a group that the command does not have is None.
+
+    `explicit` holds the names of the flags the user gave.
+    """
+
+    model: ModelSettings | None = None
+    network: NetworkCorrections | None = None
+    cross_attention: CrossAttentionSettings | None = None
+    self_reference: SelfReferenceSettings | None = None
+    contexts: ContextSettings | None = None
+    data: DataSettings | None = None
+    training: TrainingSettings | None = None
+    feedback: Any = None  # training.feedback_recipes.FeedbackSettings
+    base: BaseWeights | None = None
+    corrections: TrainingCorrections | None = None
+    run: RunSettings | None = None
+    own: Any = None  # what only one command has
+    explicit: frozenset = frozenset()
+
+    def groups(self) -> dict[str, Any]:
+        """{name: dataclass} of the groups that are there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "explicit"}
+        return {name: group for name, group in found.items() if group is not None}
+
+    def options(self) -> Iterator[Field]:
+        """The fields of all groups."""
+        return (field for group in self.groups().values() for field in fields(group))
+
+    def record(self) -> dict[str, Any]:
+        """{flag: value}, as a checkpoint's "settings" has them."""
+        return {field.name: getattr(group, field.name) for group in self.groups().values() for field in fields(group)}
+
+    def change(self, **values: Any) -> "Settings":
+        """The same settings with other values, by the names of their flags.
+
+        Raises:
+            TypeError: no group has such a flag.
+        """
+        changed, groups = set(), {}
+        for name, group in self.groups().items():
+            own = {field.name: values[field.name] for field in fields(group) if field.name in values}
+            changed |= own.keys()
+            groups[name] = replace(group, **own) if own else group
+        unknown = sorted(values.keys() - changed)
+        if unknown:
+            raise TypeError(f"no setting is called {', '.join(unknown)}")
+        return replace(self, **groups)
+
+    def flags(self, **wanted: Any) -> list[str]:
+        """Names of the flags whose field's metadata has these values, e.g. `flags(at_test=MUST_AGREE)`."""
+        return [f.name for f in self.options() if all(f.metadata[key] == value for key, value in wanted.items())]
+
+    def defaults(self, **wanted: Any) -> dict[str, Any]:
+        """{flag: default} of the flags whose field's metadata has these values."""
+        names = set(self.flags(**wanted))
+        return {one.name: default_of(one) for one in self.options() if one.name in names}
+
+
+def default_of(one: Field) -> Any:
+    """A field's default."""
+    return one.default if one.default is not MISSING else one.default_factory()
+
+
+def corrections_in(record: dict[str, Any]) -> dict[str, Any]:
+    """{flag: value} of the settings in a checkpoint's record that correct a known deviation of AA-CLIP."""
+    return {flag: record[flag] for flag, (kept, _) in DEVIATIONS.items() if flag in record and record[flag] != kept}

@@ -1,0 +1,63 @@
+"""What moves while a stage trains, and the file it is kept in."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from forward_utils_cross_attention import TextContext
+from model.clip import CLIP
+from run_folder.checkpoints import rng_state, save_checkpoint, versions
+from run_folder.settings import Settings
+
+
+class Record(NamedTuple):
+    """What every checkpoint of a run carries beside its weights; `backbone` is {"file", "sha256"} of CLIP's weights."""
+
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    backbone: dict[str, str]
+
+
+def record_of(settings: Settings, clip: CLIP) -> Record:
+    """The record of a run started with these settings on this backbone."""
+    return Record(settings.record(), versions(), clip.source._asdict())
+
+
+@dataclass
+class TrainState:
+    """One stage in training.
+
+    `name` is "text" or "image"; `modules` {checkpoint key: module} are what it trains; `epoch` counts the epochs done;
+    `history` has one entry per epoch, see training.engine.train_one_epoch.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, files: list[Path], record: Record | None = None) -> None:
+        """Write the stage's checkpoint to each of some files.
+
+        Args:
+            record: left out of the files when None, as AA-CLIP's functions are called.
+        """
+        content = {"epoch": self.epoch} | {key: module.state_dict() for key, module in self.modules.items()}
+        content |= {f"{self.name}_optimizer": self.optimizer.state_dict(), "rng": rng_state(), "history": self.history}
+        if self.scheduler is not None:
+            content["scheduler"] = self.scheduler.state_dict()
+        if record is not None:
+            content |= record._asdict()
+        for file in files:
+            save_checkpoint(file, content)
+
+
+def save_contexts(path: Path | str, contexts: dict[str, TextContext], means: dict[str, torch.Tensor]) -> None:
+    """Write a text_context_dict.pth: what images attend to, and the anchors of `--text_context train_mean` or {}."""
+    tokens = {name: context._asdict() for name, context in contexts.items()}
+    save_checkpoint(path, {"text_context": tokens, "mean_anchors": means})

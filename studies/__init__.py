@@ -1,0 +1,1 @@
+"""The project's studies: which arms ran, with which flags and seeds, and what explains their results."""

@@ -1,0 +1,238 @@
+"""Do synthetic anomalies help the detector? Few-shot training on DemoA with and without them, tested on DemoB.
+
+    python -m studies.synthesis_study --seeds 111 112 113
+
+Arms: the k shots alone (real), and with as many extra images as there are shots: textures in Perlin noise (perlin),
+semantic fill trained on the same k shots (generated), and half of these sham normal images (sham). All see the same
+number of updates. One process per training; a run whose JSON lies in --out is not repeated, so the study can be
+stopped, continued, extended, and split over processes by seed. The table is --out/table.md.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+from dataset import get_dataset
+from files.atomic import write_text
+from run_folder.flags import parse
+from run_folder.settings import BASELINE_GROUPS
+from studies import paired_report
+from studies.study import MODEL, ROOT, run_arm
+
+TRAIN_SET, TEST_SET = "DemoA", "DemoB"
+SIZE = 192  # pixels of the rendered images
+FILL_MODEL = ["--model", "small"]
+FILL_TRAINING = ["--train_backbone", "--batch_size", "4", "--lr", "2e-3", "--lr_schedule", "cosine", "--fill_share",
+                 "0.5"]  # fmt: skip
+ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
+    "real": None,
+    "perlin": ["--method", "perlin", "--masks", "perlin"],
+    "generated": ["--method", "fill", "--masks", "real"],
+    "sham": ["--method", "fill", "--masks", "real", "--sham_ratio", "0.5"],
+}
+# arm: those held against it
+PAIRS = {"real": ["perlin", "generated", "sham"], "perlin": ["generated", "sham"], "generated": ["sham"]}
+COMMON = ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size", "precision")  # of all runs of one table
+SPARE = 1.25  # images generated per image used, for those the gate refuses
+
+
+def build_parser():
+    """The study's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
+    parser.add_argument("--shots", type=int, nargs="+", default=[2, 16])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--ratio", type=float, default=0.5, help="extra images' share of the training set")
+    parser.add_argument("--text_steps", type=int, default=128, help="updates of stage 1 in every arm")
+    parser.add_argument("--image_steps", type=int, default=256, help="updates of stage 2 in every arm")
+    parser.add_argument("--fill_steps", type=int, default=600, help="updates of semantic fill")
+    parser.add_argument("--fill_size", type=int, default=128, help="side of a panel")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the detector's training")
+    parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
+    parser.add_argument("--work", default="runs/synthesis_study", help="triptychs, generated images, unfinished runs")
+    parser.add_argument("--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table")
+    return parser
+
+
+def settings_of(args):
+    """What all runs of one table have in common."""
+    return {key: getattr(args, key) for key in COMMON}
+
+
+def read_results(out, args):
+    """{(arm, shot, seed): result} of the JSON files in a folder.
+
+    Raises:
+        ValueError: one was made with other settings.
+    """
+    results = {}
+    for file in sorted(out.glob("*shot_seed*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["settings"] != settings_of(args):
+            raise ValueError(f"{file} has {result['settings']}, not {settings_of(args)}: give another --out")
+        results[result["arm"], result["shot"], result["seed"]] = result
+    return results
+
+
+def python(*command):
+    """Run a script or module of the project; its own log tells what it does. Returns the command as typed."""
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return " ".join(["python", *command])
+
+
+def epochs(steps, images, batch_size, flag):
+    """Epochs that make `steps` updates over `images` images.
+
+    Raises:
+        ValueError: no whole number does.
+    """
+    per_epoch = math.ceil(images / batch_size)
+    if steps % per_epoch:
+        raise ValueError(
+            f"{flag} {steps}: {images} images in batches of {batch_size} make {per_epoch} updates an epoch; give a "
+            f"multiple of {per_epoch}, so that all arms see equally many"
+        )
+    return steps // per_epoch
+
+
+def training_flags(args, shot, own, extra, rows):
+    """train.py's flags of one run: the same updates whatever the number of images.
+
+    Args:
+        own, extra: images of the shots, and beside them.
+        rows: jsonl of the extra images, or None.
+    """
+    defaults = parse("train.py", BASELINE_GROUPS, ["--model_name", MODEL]).training
+    sizes = {"text": defaults.text_batch_size, "image": defaults.image_batch_size}
+    flags = ["--training_mode", "few_shot", "--shot", str(shot), "--precision", args.precision]
+    for stage, steps in (("text", args.text_steps), ("image", args.image_steps)):
+        flags += [f"--{stage}_epoch", str(epochs(steps, own + extra, sizes[stage], f"--{stage}_steps"))]
+    return flags + (["--extra_meta", str(rows), "--extra_ratio", str(args.ratio)] if rows else [])
+
+
+def trained_fill(args, shot, seed, data, work):
+    """Semantic fill on the shots' triptychs, continued if it was begun; (folder, commands)."""
+    triptychs, fill = work / f"triptychs_{shot}shot_seed{seed}", work / f"fill_{shot}shot_seed{seed}"
+    shutil.rmtree(triptychs, ignore_errors=True)  # made in seconds, and always the same
+    return fill, [
+        python("make_triptychs.py", "--dataset", TRAIN_SET, "--data_root", str(data), "--shot", str(shot), "--size",
+               str(args.fill_size), "--seed", str(seed), "--out", str(triptychs)),
+        python("train_semantic_fill.py", "--data", str(triptychs), "--size", str(args.fill_size), "--seed", str(seed),
+               "--steps", str(args.fill_steps), "--out", str(fill), *FILL_MODEL, *FILL_TRAINING),
+    ]  # fmt: skip
+
+
+def extra_images(args, arm, shot, seed, per_class, data, work):
+    """Make an arm's extra images, continued if begun; (jsonl, commands)."""
+    out, flags, commands = work / f"{arm}_images_{shot}shot_seed{seed}", list(ARMS[arm]), []
+    if "fill" in flags:
+        fill, commands = trained_fill(args, shot, seed, data, work)
+        flags += ["--checkpoint", str(fill), "--size", str(args.fill_size), *FILL_MODEL]
+    commands.append(
+        python("generate_anomalies.py", "--dataset", TRAIN_SET, "--data_root", str(data), "--shot", str(shot), "--seed",
+               str(seed), "--count", str(math.ceil(SPARE * per_class)), "--out", str(out), *flags)
+    )  # fmt: skip
+    return out / "full-shot.jsonl", commands
+
+
+def run(args, arm, shot, seed, data, work):
+    """One run of the study: its extra images, its training, its test; the result to be kept."""
+    samples = get_dataset(TRAIN_SET, SIZE, "few_shot", shot, "train", data_root=data, seed=seed)[0].samples
+    own, extra, rows, commands = len(samples), 0, None, []
+    begin = time.perf_counter()
+    if ARMS[arm] is not None:
+        extra = round(own * args.ratio / (1 - args.ratio))
+        per_class = math.ceil(extra / len({sample.class_name for sample in samples}))
+        rows, commands = extra_images(args, arm, shot, seed, per_class, data, work)
+    generation = round(time.perf_counter() - begin, 1)
+    folder = work / f"{arm}_{shot}shot_seed{seed}"
+    flags = training_flags(args, shot, own, extra, rows)
+    result = run_arm("train.py", flags, seed, TRAIN_SET, [TEST_SET], data, folder)
+    shutil.rmtree(folder)  # a checkpoint per epoch
+    return {
+        "arm": arm, "shot": shot, "seed": seed, "settings": settings_of(args), "images": {"own": own, "extra": extra},
+        "generation_seconds": generation, **result, "commands": commands + result["commands"],
+    }  # fmt: skip
+
+
+def tables(results):
+    """Markdown, for each number of shots: what the arms change against the one PAIRS holds them against.
+
+    Args:
+        results: {(arm, shot, seed): result}.
+    """
+    parts = []
+    for shot in sorted({shot for _, shot, _ in results}):
+        runs = {(arm, seed): result for (arm, k, seed), result in results.items() if k == shot}
+        for base, arms in PAIRS.items():
+            if any(arm == base for arm, _ in runs) and any(arm in arms for arm, _ in runs):
+                parts.append(f"## {shot} shots, against {base}\n\n" + paired_report.report(runs, arms, TEST_SET, base))
+    return "\n".join(parts)
+
+
+def report(results, args):
+    """The text of --out/table.md."""
+    seeds = " ".join(str(seed) for seed in sorted({seed for _, _, seed in results}))
+    shots = " ".join(str(shot) for shot in sorted({shot for _, shot, _ in results}))
+    flags = " ".join(f"--{key} {value}" for key, value in settings_of(args).items())
+    seconds = [result["seconds"] + result["generation_seconds"] for result in results.values()]
+    return f"""# Synthetic anomalies as extra training data: the table
+
+    python -m studies.synthesis_study --seeds {seeds} --shots {shots} {flags}
+
+The baseline detector (`train.py`, {MODEL}) trained on k shots of {TRAIN_SET} and tested on {TEST_SET}: other
+classes, other defects.
+
+* `real`: the k shots per class, half of them anomalous. The other arms add images, all made from the same k shots,
+  until these are a share {args.ratio} of the training set. `perlin`: foreign textures blended into Perlin noise (after
+  DRAEM). `generated`: semantic fill ({FILL_MODEL[1]} model, {args.fill_size} px, {args.fill_steps} updates on the
+  shots' own defects) in the shots' masks, moved. `sham`: the same, but half of the images are normal ones that went
+  through codec and pasting and have label 0.
+* Equal work: every arm has {args.text_steps} updates of stage 1 and {args.image_steps} of stage 2. More images mean
+  fewer epochs, so real images are seen less often. `perlin` and `generated` also shift the labels towards anomalous,
+  `sham` keeps them even.
+* The k shots are the dataset's own k-shot file, the same for all seeds. A seed changes adapters, order, augmentation,
+  semantic fill's training, and every mask and sample.
+* Seconds per run, generation included: {min(seconds):.0f} to {max(seconds):.0f}. Each run's commands, versions and
+  metrics by class are in its JSON file; `images_<k>shot.jpg` shows source, label and image of `generated`.
+
+{tables(results)}"""
+
+
+def keep_picture(sheet, file):
+    """A contact sheet at half its size as JPEG."""
+    if sheet.is_file() and not file.is_file():
+        cv2.imwrite(str(file), cv2.resize(cv2.imread(str(sheet)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    out, data, work = Path(args.out), Path(args.data).resolve(), Path(args.work).resolve()
+    for name in (TRAIN_SET, TEST_SET):
+        python("-m", "demo_world.render_sets", "--name", name, "--out", str(data), "--size", str(SIZE))
+    read_results(out, args)
+    for seed in args.seeds:
+        for shot in args.shots:
+            for arm in args.arms:
+                file = out / f"{arm}_{shot}shot_seed{seed}.json"
+                if file.is_file():
+                    continue
+                print(f"{arm}, {shot} shots, seed {seed}", flush=True)
+                text = json.dumps(run(args, arm, shot, seed, data, work), indent=1)
+                write_text(file, text.replace(str(data), "DATA").replace(str(work), "WORK") + "\n")
+                keep_picture(work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
+                             out / f"images_{shot}shot.jpg")  # fmt: skip
+    results = read_results(out, args)
+    write_text(out / "table.md", report(results, args))
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

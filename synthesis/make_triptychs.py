@@ -1,0 +1,138 @@
+"""Triptychs [visible | target | semantic] of a dataset's defects, to train semantic fill on.
+
+    python make_triptychs.py --dataset DemoA --data_root data --shot 2 --size 192 --out runs/triptychs
+
+One triptych per anomalous training image: target = the image, semantic = its mask in white on black, visible = what the
+image would show without the defect. Only the defective image exists, so that is made up: `--visible inpaint` (default)
+fills the defect from its surroundings and is equal to the target everywhere else, `--visible normal` takes a normal
+image of the same class, which is real but shows another pose. `--layout` chooses between strips, folders and a
+triptych.jsonl; see synthesis/data.py.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dataset import get_dataset
+from dataset.image_files import read_image, read_mask
+from dataset.jsonl import Sample, write_rows
+from files.pictures import picture_names, write_png
+from model.settings import option
+from run_folder.flags import parse
+from run_folder.session import declare_datasets
+from run_folder.settings import DataSettings
+from synthesis.data import INDEX, LAYOUTS, PANELS
+from synthesis.masks import keyed_rng
+
+SPREAD = 0.02  # of the side: how far a defect's light and shadow reach beyond its mask
+RADIUS = 5  # pixels of surroundings that inpainting looks at
+
+
+@dataclass(frozen=True)
+class TriptychSettings:
+    """triptychs"""
+
+    seed: int = option(111, "chooses the k shots, as train.py does with this seed")
+    out: str | None = option(None, "new or empty folder", required=True)
+    layout: str = option("strips", "how they are kept", choices=LAYOUTS)
+    size: int = option(512, "side of a panel in pixels")
+    visible: str = option("inpaint", "the image without its defect", choices=["inpaint", "normal"])
+
+
+GROUPS = {"data": DataSettings, "own": TriptychSettings}
+DEFAULTS = {"dataset": "DemoA", "shot": 0}
+
+
+def training_samples(
+    data: DataSettings, seed: int, logger: logging.Logger
+) -> tuple[list[Sample], list[Sample]]:
+    """(normal, anomalous) samples that train.py would train on with the same flags."""
+    samples = get_dataset(
+        data.dataset, 1, "few_shot", data.shot, "train", logger, data_root=data.data_root, seed=seed
+    )[0].samples
+    return tuple([sample for sample in samples if sample.label == label] for label in (0, 1))
+
+
+def without_defect(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """RGB bytes [H, W, 3] with the anomalous pixels (bool [H, W]) filled from around them (A. Telea, JGT 2004)."""
+    reach = 2 * max(1, round(SPREAD * min(mask.shape))) + 1
+    hole = cv2.dilate(mask.astype(np.uint8), np.ones((reach, reach), np.uint8))
+    return cv2.inpaint(image, hole, RADIUS, cv2.INPAINT_TELEA)
+
+
+def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
+    """A normal image of the sample's class, chosen by the seed and the sample's name.
+
+    Raises:
+        ValueError: the class has none.
+    """
+    own = [other for other in normal if other.class_name == sample.class_name]
+    if not own:
+        raise ValueError(
+            f"--visible normal: class {sample.class_name!r} has no normal image; use --visible inpaint"
+        )
+    chosen = own[keyed_rng(seed, sample.file_name).integers(len(own))]
+    return np.asarray(read_image(chosen.image_path, chosen.source))
+
+
+def panels_of(sample: Sample, normal: list[Sample], own: TriptychSettings) -> dict[str, np.ndarray]:
+    """{"visible", "target", "semantic"}: RGB bytes [S, S, 3] of one anomalous sample."""
+    target = read_image(sample.image_path, sample.source)
+    mask = read_mask(sample.mask_path, target.size, sample.source)  # bool [H, W]
+    target = np.asarray(target)
+    is_inpainted = own.visible == "inpaint"
+    visible = without_defect(target, mask) if is_inpainted else normal_of(sample, normal, own.seed)
+    semantic = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
+    panels = {}
+    for panel, pixels in zip(PANELS, (visible, target, semantic), strict=True):
+        method = Image.Resampling.NEAREST if panel == "semantic" else Image.Resampling.BICUBIC
+        panels[panel] = np.asarray(Image.fromarray(pixels).resize((own.size, own.size), method))
+    return panels
+
+
+def write_triptych(panels: dict[str, np.ndarray], out: Path, name: str, layout: str) -> dict[str, str]:
+    """Write one triptych; returns its row of triptych.jsonl."""
+    if layout == "strips":
+        write_png(out / name, np.concatenate([panels[panel] for panel in PANELS], axis=1))
+    else:
+        for panel in PANELS:
+            write_png(out / panel / name, panels[panel])
+    return {"name": Path(name).stem, **{panel: f"{panel}/{name}" for panel in PANELS}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = parse(__doc__, GROUPS, argv, DEFAULTS)
+    own, data = settings.own, settings.data
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # no file: the folder holds triptychs alone
+    logger = logging.getLogger("make_triptychs")
+    if own.size < 1:
+        raise ValueError(f"--size is {own.size}: expected a panel's side in pixels")
+    out = Path(own.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(
+            f"--out {out} is not empty: nothing is overwritten; name a new folder or empty this one"
+        )
+    declare_datasets(data)
+    normal, anomalous = training_samples(data, own.seed, logger)
+    if not anomalous:
+        raise ValueError(
+            f"--dataset {data.dataset} --shot {data.shot} has no anomalous image: use --shot 2 or more"
+        )
+    names = picture_names([sample.file_name for sample in anomalous])
+    rows = [
+        write_triptych(panels_of(sample, normal, own), out, name, own.layout)
+        for sample, name in zip(anomalous, names, strict=True)
+    ]
+    if own.layout == "jsonl":
+        write_rows(rows, out / INDEX)
+    panel = f"{own.size}x{own.size}"
+    logger.info(f"{len(rows)} triptychs of {panel} panels in {out} ({own.layout}), visible: {own.visible}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The two stages: their losses, written once for every script, and how a stage of a run starts, goes on and is kept."""
+
+from collections.abc import Callable, Iterable, Sequence
+from logging import Logger
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forward_utils import SIMILARITY_SCALE, calculate_seg_loss, patch_logits, probability_map
+from model.adapter import AdaptedCLIP
+from run_folder.kinds import RunKind
+from run_folder.resume import resume_stage
+from run_folder.session import Session
+from run_folder.settings import TrainingCorrections
+from run_folder.state import Record, TrainState
+from training.base_weights import Origins, summarise
+from training.engine import StagePlan, StepLoss, train_stage
+from training.optimisation import adam, image_schedule, only_training
+
+
+def text_stage_loss(
+    batch: dict, patches_of: Callable, anchors_of: Callable, loss_levels: Sequence[int], *, norm_weight: float,
+    cls_weight: float = 0.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Stage 1: teach the text tower anchors that segment frozen patches.
+
+    Known deviation of AA-CLIP, kept by default: its loss is overwritten in the level loop, so `loss_levels` is the last
+    level alone; `--text_loss_levels all` gives all of them.
+
+    Args:
+        batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device.
+        patches_of: batch -> ({level: patches [B, L, E]}, cls [B, E]).
+        anchors_of: (batch, patches) -> anchors [B, E, 2].
+        loss_levels: the levels that are segmented.
+        norm_weight: weight of the anchors' orthogonality.
+        cls_weight: weight of the image-level loss of the paper's Eq. 4; AA-CLIP's code has none (0).
+
+    Returns:
+        {term: scalar}; the loss is their sum.
+    """
+    patches, cls = patches_of(batch)
+    anchors = anchors_of(batch, patches)
+    logits = [patch_logits(patches[level], anchors) for level in loss_levels]
+    terms = {
+        "segmentation": segmentation(logits, batch["mask"]),
+        "orthogonality": norm_weight * orthogonality_loss(anchors),
+    }
+    if cls_weight:
+        logits = SIMILARITY_SCALE * torch.einsum("be,bec->bc", cls, anchors)
+        terms["image level"] = cls_weight * F.cross_entropy(logits, batch["label"])
+    return terms
+
+
+def image_stage_loss(
+    batch: dict, compare: Callable, anchors_of: Callable, *, head_temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """Stage 2: teach the image tower patches and a head that agree with frozen anchors.
+
+    Known deviation of AA-CLIP, kept by default: the head's logits are bare cosines; `--head_temperature 100` scales
+    them.
+
+    Args:
+        batch: as in `text_stage_loss`.
+        compare: (batch, anchors) -> (patch logits [B, L, 2] per level, head cosines [B, 2]), as AdaptedCLIP.compare.
+        anchors_of: batch -> anchors [B, E, 2].
+
+    Returns:
+        {term: scalar}; the loss is their sum.
+    """
+    patch_logits_of_levels, head = compare(batch, anchors_of(batch))
+    return {
+        "classification": F.cross_entropy(head_temperature * head, batch["label"]),
+        "segmentation": segmentation(patch_logits_of_levels, batch["mask"]),
+    }
+
+
+def segmentation(logits: Iterable[Tensor], mask: Tensor) -> Tensor:
+    """Segmentation loss of every level's patch logits [B, L, 2] against the mask [B, 1, H, W], summed."""
+    return sum(calculate_seg_loss(probability_map(level, mask.shape[-1]), mask) for level in logits)
+
+
+def orthogonality_loss(anchors: Tensor) -> Tensor:
+    """(mean_B sum_E normal * abnormal)^2 of anchors [B, E, 2]: keeps the two anchors of a class apart."""
+    return (anchors[..., 0] * anchors[..., 1]).sum(1).mean() ** 2
+
+
+def loss_levels(model: AdaptedCLIP, corrections: TrainingCorrections) -> list[int]:
+    """The levels stage 1 segments."""
+    return model.levels if corrections.text_loss_levels == "all" else model.levels[-1:]
+
+
+class Stage(NamedTuple):
+    """One stage of a run.
+
+    `name`: "text" or "image". `modules`: {checkpoint key: module} of `model`, what it trains. `file`: its checkpoint;
+    with `numbered` one more per epoch, `<name>_{n}.pth`. `extendable`: as in run_folder.resume.resume_stage.
+    """
+
+    name: str
+    model: AdaptedCLIP
+    modules: dict[str, nn.Module]
+    file: Path
+    numbered: bool = False
+    extendable: frozenset[str] | None = None
+
+    def save(self, state: TrainState, record: Record | None = None) -> None:
+        """Write the stage's files after an epoch."""
+        own = [self.file.with_name(f"{self.file.stem}_{state.epoch}.pth")] if self.numbered else []
+        state.save([*own, self.file], record)
+
+
+def text_stage(kind: RunKind, model: AdaptedCLIP, save_path: Path | str) -> Stage:
+    """Stage 1 of a run of some kind."""
+    return Stage("text", model, model.text_modules, Path(save_path) / kind.text_file)
+
+
+def image_stage(kind: RunKind, model: AdaptedCLIP, save_path: Path | str) -> Stage:
+    """Stage 2 of a run of some kind."""
+    return Stage("image", model, model.image_modules, Path(save_path) / f"{kind.image_prefix}.pth", numbered=True)
+
+
+def run_stage(
+    session: Session, stage: Stage, step_loss: StepLoss, loader: Iterable[dict], record: Record,
+    origins: Origins | None = None,
+) -> TrainState:  # fmt: skip
+    """Optimise, resume, train and save one stage as AA-CLIP does: Adam, and halved rates in stage 2.
+
+    A stage of 0 epochs is left out.
+
+    Args:
+        record: written into its files.
+        origins: of training.base_weights.load_base.
+
+    Raises:
+        ValueError: 0 epochs in a folder that holds the stage's file.
+    """
+    training, name = session.settings.training, stage.name
+    epochs = getattr(training, f"{name}_epoch")
+    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"))
+    scheduler = None
+    if name == "image":
+        milestones = session.settings.corrections.milestones
+        scheduler = image_schedule(milestones, optimizer, epochs, len(loader))
+    if epochs == 0 and stage.file.exists():
+        raise ValueError(
+            f"--{name}_epoch 0 in {stage.file.parent}, which holds a {stage.file.name}: choose another --save_path"
+        )
+    state = TrainState(name, stage.modules, optimizer, scheduler)
+    return continue_stage(session, stage, state, step_loss, loader, StagePlan(epochs), record=record, origins=origins)
+
+
+def continue_stage(
+    session: Session, stage: Stage, state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, *,
+    record: Record, origins: Origins | None,
+) -> TrainState:  # fmt: skip
+    """Resume a stage whose optimiser and schedule are made, train it by its plan and save it after every epoch.
+
+    Args:
+        origins: of training.base_weights.load_base, or what else a fresh stage's weights are said to come from.
+    """
+    resume_stage(stage.file, state, session, stage.extendable)
+    summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
+    return train_and_save(stage, state, step_loss, loader, plan, session.device, session.logger, record)
+
+
+def train_and_save(
+    stage: Stage, state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, device: torch.device,
+    logger: Logger, record: Record | None = None,
+) -> TrainState:  # fmt: skip
+    """Train a stage alone in its model, and save it after every epoch."""
+    with only_training(stage.model, stage.modules):
+        return train_stage(state, step_loss, loader, plan, device, logger, lambda now: stage.save(now, record))
