@@ -13,9 +13,10 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.arms import read_arm
+from comparison.arms import Arm, read_arm
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
 from comparison.paired import compare_arms
@@ -32,7 +33,7 @@ ENOUGH_SEEDS = 5
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with")
@@ -49,7 +50,7 @@ def build_parser():
     return parser
 
 
-def read_arms(args):
+def read_arms(args: argparse.Namespace) -> tuple[Arm, list[Arm]]:
     """(baseline, arms); several values of --baseline are its runs.
 
     Raises:
@@ -64,7 +65,7 @@ def read_arms(args):
     return baseline, arms
 
 
-def notes_on(found, baseline, arms):
+def notes_on(found: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[str]:
     """What a reader must know about the design, as sentences."""
     notes = []
     for dataset, result in found.items():
@@ -89,7 +90,9 @@ def notes_on(found, baseline, arms):
     return notes
 
 
-def galleries_of(found, baseline, arms, data_root, notes):
+def galleries_of(
+    found: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
+) -> dict[str, list[dict]]:
     """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
     rows, quiet = {}, logging.getLogger("compare")
     for dataset, result in found.items():
@@ -102,7 +105,7 @@ def galleries_of(found, baseline, arms, data_root, notes):
     return rows
 
 
-def as_json(found, baseline, arms, about):
+def as_json(found: dict[str, dict], baseline: Arm, arms: list[Arm], about: dict) -> str:
     """Everything in full precision."""
     runs = {
         arm.name: [{"folder": str(run.folder), "checkpoint": run.checkpoint, "kind": run.kind, "seed": run.seed}
@@ -112,7 +115,7 @@ def as_json(found, baseline, arms, about):
     return json.dumps(about | {"baseline": baseline.name, "runs": runs, "datasets": found}, indent=1, allow_nan=False)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     given = list(sys.argv[1:] if argv is None else argv)
     own, behind = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     args = build_parser().parse_args(own)

@@ -17,11 +17,11 @@ LOGGER = "aaclip"
 class ConsoleHandler(logging.Handler):
     """Log lines on standard output that do not tear a progress bar."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
 
 
-def setup_seed(seed):
+def setup_seed(seed: int) -> None:
     """Seed Python, NumPy and torch and choose deterministic kernels; call it before CUDA is used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, when CUDA starts
     os.environ["PYTHONHASHSEED"] = str(seed)
@@ -34,7 +34,7 @@ def setup_seed(seed):
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass per tensor
 
 
-def choose_device(name=None):
+def choose_device(name: str | None = None) -> torch.device:
     """The torch device of a run: `name` if given, else CUDA, else CPU.
 
     Raises:
@@ -50,7 +50,7 @@ def choose_device(name=None):
     return device
 
 
-def get_logger(save_path, file_name):
+def get_logger(save_path: Path | str, file_name: str) -> logging.Logger:
     """The project's one logger, writing to the console and to `save_path`/`file_name` (appended)."""
     logger = logging.getLogger(LOGGER)
     close_logger(logger)
@@ -65,14 +65,14 @@ def get_logger(save_path, file_name):
     return logger
 
 
-def close_logger(logger):
+def close_logger(logger: logging.Logger) -> None:
     """Close and detach a logger's handlers, so that a second run in one process does not write to the first's file."""
     for handler in logger.handlers:
         handler.close()
     logger.handlers = []
 
 
-def lock_run(save_path):
+def lock_run(save_path: Path | str) -> FileLock:
     """Lock a run folder for this process; release with `.release()` or by ending the process.
 
     Raises:
@@ -89,6 +89,6 @@ def lock_run(save_path):
     return lock
 
 
-def on_terminal():
+def on_terminal() -> bool:
     """Whether progress bars make sense: standard error is a terminal."""
     return sys.stderr.isatty()

@@ -22,7 +22,7 @@ class Run(NamedTuple):
     settings: dict | None
 
     @property
-    def key(self):
+    def key(self) -> str:
         """The run in dictionaries."""
         return f"{self.folder}/{self.checkpoint}"
 

@@ -1,5 +1,7 @@
 """Which runs may be set side by side: same images, image size, known deviations and definitions of the metrics."""
 
+from collections.abc import Iterable
+
 from evaluation.run import GROUPS, RAW_CLIP
 from model.settings import MAY_CHANGE
 from run_folder.flags import settings_of
@@ -19,7 +21,12 @@ NOT_METHOD = set(settings_of(EVERY_GROUP, {}).flags(moves_numbers=False)) - {
 } | {"seed"}  # fmt: skip
 
 
-def reasons(classes, about, other_classes, other_about):
+def reasons(
+    classes: dict[str, tuple[list[str], list[str]]],
+    about: dict,
+    other_classes: dict[str, tuple[list[str], list[str]]],
+    other_about: dict,
+) -> list[str]:
     """Why two evaluations of a dataset must not be compared, as sentences; [] if they may.
 
     Args:
@@ -62,7 +69,7 @@ def deviations(about: dict) -> dict:
     return trained | tested
 
 
-def differing_settings(abouts):
+def differing_settings(abouts: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
     """Settings that are not the same in all arms.
 
     Args:
@@ -81,7 +88,7 @@ def differing_settings(abouts):
     return found
 
 
-def all_settings(about):
+def all_settings(about: dict) -> dict:
     """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
     trained = {} if about["checkpoint"] == RAW_CLIP else about["settings"] or {}
     found = {flag: value for flag, value in trained.items() if flag not in NOT_METHOD}
@@ -89,7 +96,7 @@ def all_settings(about):
     return found | {"kind of run": RAW_CLIP if about["checkpoint"] == RAW_CLIP else about["kind"]}
 
 
-def distinct(values):
+def distinct(values: Iterable) -> list:
     """The values without repetitions, in order; lists count as values too."""
     found = []
     for value in values:

@@ -3,15 +3,24 @@
 import base64
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from comparison.arms import Arm
 from comparison.tables import TITLES, seeds_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 5.2  # inches; narrow, so that the text stays readable on a phone
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
 
 
-def new_figure(height, columns=1):
+def new_figure(height: float, columns: int = 1) -> "tuple[Figure, Axes | np.ndarray]":
     """(figure, axes or list of axes) without a window system."""
     from matplotlib.figure import Figure  # here, because importing it takes a second
 
@@ -19,19 +28,19 @@ def new_figure(height, columns=1):
     return figure, figure.subplots(1, columns)
 
 
-def plain(text):
+def plain(text: object) -> str:
     """A name as matplotlib writes it literally: a dollar sign would begin a formula."""
     return str(text).replace("$", r"\$")
 
 
-def data_uri(figure):
+def data_uri(figure: "Figure") -> str:
     """The figure as an `<img>` source."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def forest(result, metric):
+def forest(result: dict, metric: str) -> str:
     """Difference to the baseline of every arm: mean with its 95 % interval, and every (class x seed) pair as a dot."""
     arms = [(arm, compared["metrics"][metric]) for arm, compared in result["arms"].items()]
     arms = [(arm, row) for arm, row in arms if row["value"] is not None]
@@ -49,7 +58,7 @@ def forest(result, metric):
     return data_uri(figure)
 
 
-def class_bars(result, metric, baseline_name):
+def class_bars(result: dict, metric: str, baseline_name: str) -> str:
     """Value of the baseline and every arm in each class, in percent."""
     arms = list(result["arms"].items())
     classes = list(arms[0][1]["metrics"][metric]["classes"])
@@ -70,7 +79,7 @@ def class_bars(result, metric, baseline_name):
     return data_uri(figure)
 
 
-def learning_curves(arms):
+def learning_curves(arms: Sequence[Arm]) -> str | None:
     """Mean loss of every epoch of both stages, one line per run in its arm's colour.
 
     Returns:

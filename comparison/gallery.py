@@ -1,12 +1,14 @@
 """The image grid: the test images on which the arms' heatmaps disagree most with the baseline's."""
 
 import base64
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from comparison.arms import pair
+from comparison.arms import Arm, pair
+from dataset.anomaly_dataset import BaseSingleClassDataset
 from evaluation.scores import RAREST, digest, read_scores, scores_file
 from files.pictures import outline, overlay, to_picture
 
@@ -21,7 +23,9 @@ class Tile(NamedTuple):
     source: str  # data URI
 
 
-def gallery(baseline, arms, dataset, test_sets):
+def gallery(
+    baseline: Arm, arms: Sequence[Arm], dataset: str, test_sets: dict[str, BaseSingleClassDataset]
+) -> list[dict]:
     """Rows of the grid, the largest disagreement first.
 
     Heatmaps show scores.rarity_maps, one scale for all. An image's disagreement is the mean absolute difference of an
@@ -49,7 +53,14 @@ def gallery(baseline, arms, dataset, test_sets):
     return [draw_row(*entry, test_sets[entry[1]]) for entry in ranked[:SHOWN]]
 
 
-def draw_row(disagreement, class_name, file, evaluated, maps, dataset):
+def draw_row(
+    disagreement: float,
+    class_name: str,
+    file: str,
+    evaluated: str,
+    maps: dict[str, np.ndarray],
+    dataset: BaseSingleClassDataset,
+) -> dict:
     """One image: original, truth, every run's heatmap; `evaluated` is the image's digest."""
     index = next((i for i, sample in enumerate(dataset.samples)
                   if sample.file_name == file and digest(sample) == evaluated), None)  # fmt: skip
@@ -66,7 +77,7 @@ def draw_row(disagreement, class_name, file, evaluated, maps, dataset):
             "tiles": tiles}  # fmt: skip
 
 
-def png_uri(picture):
+def png_uri(picture: np.ndarray) -> str:
     """RGB bytes [H, W, 3] as an `<img>` source."""
     written, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not written:

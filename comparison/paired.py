@@ -1,17 +1,26 @@
 """From arms to numbers: every metric of every arm, dataset and class, with paired differences to the baseline."""
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from comparison.arms import pair
+from comparison.arms import Arm, pair
 from comparison.comparable import reasons
 from comparison.replicates import METRICS, image_weights, resampled
 from comparison.significance import compare_pairs, holm, verdict
-from evaluation.scores import read_scores, scores_file
+from evaluation.scores import ClassScores, read_scores, scores_file
 
 
-def compare_arms(baseline, arms, datasets, *, verdict_metrics, replicates, seed):
+def compare_arms(
+    baseline: Arm,
+    arms: Sequence[Arm],
+    datasets: Sequence[str],
+    *,
+    verdict_metrics: Sequence[str],
+    replicates: int,
+    seed: int,
+) -> dict[str, dict]:
     """Compare every arm with the baseline on every dataset.
 
     Args:
@@ -46,7 +55,7 @@ def compare_arms(baseline, arms, datasets, *, verdict_metrics, replicates, seed)
     return found
 
 
-def read_all(arms, dataset, replicates, seed):
+def read_all(arms: Sequence[Arm], dataset: str, replicates: int, seed: int) -> dict[str, dict]:
     """Exact and resampled metrics of every run on a dataset: {run.key: {"about", "classes", "resampled", "errors"}}.
 
     Raises:
@@ -69,7 +78,9 @@ def read_all(arms, dataset, replicates, seed):
     return found
 
 
-def resample_run(classes, about, replicates, seed, dataset):
+def resample_run(
+    classes: dict[str, ClassScores], about: dict, replicates: int, seed: int, dataset: str
+) -> dict:
     """One run on one dataset; the resampled images are the same for every run, as they depend on labels and seed only.
 
     Returns:
@@ -84,12 +95,12 @@ def resample_run(classes, about, replicates, seed, dataset):
     return {"about": about, "classes": about["classes"], "resampled": rows, "errors": errors}
 
 
-def generator(seed, *names):
+def generator(seed: int, *names: str) -> np.random.Generator:
     """A random generator that depends on a seed and some names only."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
-def compare_arm(baseline, arm, evaluated, dataset, seed):
+def compare_arm(baseline: Arm, arm: Arm, evaluated: dict[str, dict], dataset: str, seed: int) -> dict:
     """One arm on one dataset.
 
     Returns:
@@ -126,13 +137,13 @@ def compare_arm(baseline, arm, evaluated, dataset, seed):
     return {"seeds": [seed for seed, *_ in pairs], "unpaired_seeds": alone, "metrics": metrics}
 
 
-def means(sides, rows):
+def means(sides: Sequence[np.ndarray], rows: Sequence[int]) -> dict[str, float | None]:
     """{"baseline", "arm"}: means over some classes and all seeds, None for no class."""
     baseline, arm = (float(side[rows].mean()) if rows else None for side in sides)
     return {"baseline": baseline, "arm": arm}
 
 
-def correct(found, verdict_metrics):
+def correct(found: dict[str, dict], verdict_metrics: Sequence[str]) -> None:
     """Add "p_holm" to every row, and "verdict" to the verdict metrics' rows.
 
     Holm's correction runs over all arms, datasets and verdict metrics together; each other metric is corrected over

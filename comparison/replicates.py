@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from evaluation.scores import ClassScores
 from metrics import PRO_LIMIT
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
@@ -12,7 +13,7 @@ IMAGE_METRICS = (
 METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
 
 
-def image_weights(labels, replicates, random):
+def image_weights(labels: np.ndarray, replicates: int, random: np.random.Generator) -> np.ndarray:
     """How often each image is in each resampled test set [replicates, n].
 
     Normal and abnormal images are drawn with replacement separately, each as many as there are, so that a resampled
@@ -26,7 +27,7 @@ def image_weights(labels, replicates, random):
     return weights
 
 
-def ranking_rows(positive, negative):
+def ranking_rows(positive: np.ndarray, negative: np.ndarray) -> dict[str, np.ndarray]:
     """AUROC, AP and F1-max of every row, bins sorted by falling score and all elements of a bin tied.
 
     Args:
@@ -48,7 +49,9 @@ def ranking_rows(positive, negative):
     return {key: np.where(defined, value, np.nan)[:, 0] for key, value in found.items()}
 
 
-def aupro_rows(overlap, regions, negative, limit=PRO_LIMIT):
+def aupro_rows(
+    overlap: np.ndarray, regions: np.ndarray, negative: np.ndarray, limit: float = PRO_LIMIT
+) -> np.ndarray:
     """AUPRO of every row: weights [R, bins] of region overlap and normal pixels, regions [R]; NaN where undefined."""
     zero = np.zeros((len(overlap), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -60,7 +63,7 @@ def aupro_rows(overlap, regions, negative, limit=PRO_LIMIT):
         return (inside * (height[:, :-1] + end) / 2).sum(1) / limit
 
 
-def weighted_metrics(scores, weights):
+def weighted_metrics(scores: ClassScores, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Every metric of a class's test set with its images counted `weights` times.
 
     Image metrics are exact; image scores are those of the original test set (upstream's fused score is not rescaled).
@@ -87,7 +90,9 @@ def weighted_metrics(scores, weights):
     return found
 
 
-def resampled(scores, exact, weights):
+def resampled(
+    scores: ClassScores, exact: dict[str, float | None], weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Metrics of resampled test sets, moved so that the original test set has its exact value.
 
     Args:

@@ -1,10 +1,12 @@
 """The comparison as one self-contained HTML page."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from comparison.arms import Arm
 from comparison.comparable import differing_settings
 from comparison.figures import class_bars, forest, learning_curves
 from comparison.tables import HEADER, TITLES, cells, interval, percent, seeds_text, verdict_lines
@@ -12,12 +14,14 @@ from comparison.tables import HEADER, TITLES, cells, interval, percent, seeds_te
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def environment():
+def environment() -> Environment:
     """Templates whose every value is escaped."""
     return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def render(found, baseline, arms, about, galleries):
+def render(
+    found: dict[str, dict], baseline: Arm, arms: Sequence[Arm], about: dict, galleries: dict[str, list[dict]]
+) -> str:
     """The page as text.
 
     Args:
@@ -45,7 +49,9 @@ def render(found, baseline, arms, about, galleries):
     )  # fmt: skip
 
 
-def section(dataset, result, baseline, verdict_metrics, rows):
+def section(
+    dataset: str, result: dict, baseline: Arm, verdict_metrics: Sequence[str], rows: list[dict]
+) -> dict:
     """What the page says about one dataset."""
     tables = []
     for arm, compared in result["arms"].items():
@@ -62,12 +68,14 @@ def section(dataset, result, baseline, verdict_metrics, rows):
             "figures": figures, "gallery": rows, "histogram_error": result["histogram_error"]}  # fmt: skip
 
 
-def class_cells(name, row):
+def class_cells(name: str, row: dict) -> list[str]:
     """One class's line: name, baseline, arm, difference, interval."""
     return [name, percent(row["baseline"]), percent(row["arm"]), percent(row["value"], True), interval(row)]
 
 
-def run_rows(abouts, arms):
+def run_rows(
+    abouts: dict[str, list[dict]], arms: Sequence[Arm]
+) -> list[tuple[str, int | None, str, str, str]]:
     """Lines of the table of hashes: [(arm, seed, folder, checkpoint file, SHA-256)]."""
     rows = []
     for arm in arms:

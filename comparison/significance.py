@@ -1,8 +1,10 @@
 """Paired differences between two arms: interval, permutation test, Holm's correction, verdict."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import permutation_test
 
 TIE = 5e-5  # smaller differences are equal in percent with two decimals
@@ -25,7 +27,9 @@ class Difference(NamedTuple):
 UNDEFINED = Difference(None, None, None, None, None, 0, 0, 0)
 
 
-def compare_pairs(differences, replicates, random, permutations=9999):
+def compare_pairs(
+    differences: ArrayLike, replicates: ArrayLike, random: np.random.Generator, permutations: int = 9999
+) -> Difference:
     """Compare an arm with the baseline over all (class x seed) pairs.
 
     The interval is a paired, nested percentile bootstrap. One replicate draws, with replacement: classes; for each
@@ -66,7 +70,7 @@ def compare_pairs(differences, replicates, random, permutations=9999):
     )  # fmt: skip
 
 
-def sign_flip_p(pairs, random, permutations=9999):
+def sign_flip_p(pairs: ArrayLike, random: np.random.Generator, permutations: int = 9999) -> float:
     """Two-sided p-value of a mean of paired differences [n] under random signs; 1 where all are 0."""
     pairs = np.asarray(pairs, dtype=np.float64)
     if len(pairs) == 1:
@@ -76,12 +80,12 @@ def sign_flip_p(pairs, random, permutations=9999):
     return float(found.pvalue)
 
 
-def smallest_p(pairs, permutations=9999):
+def smallest_p(pairs: int, permutations: int = 9999) -> float:
     """The smallest two-sided p-value that sign flips of so many pairs can give."""
     return min(1.0, 2.0 / 2**pairs) if 2**pairs <= permutations else 2.0 / (permutations + 1)
 
 
-def holm(p_values):
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979); None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected, largest = [None] * len(p_values), 0.0
@@ -91,7 +95,7 @@ def holm(p_values):
     return corrected
 
 
-def verdict(row, corrected_p):
+def verdict(row: dict, corrected_p: float | None) -> str:
     """"helps" or "hurts" if the 95 % interval excludes 0 and the corrected p is below 0.05, else "no difference";
     "undefined" without a defined class. `row` holds "value", "low" and "high"."""
     if row["value"] is None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 
 from comparison.significance import LEVEL
 
@@ -24,33 +25,35 @@ LATEX = {
 }  # fmt: skip
 
 
-def percent(value, signed=False):
+def percent(value: float | None, signed: bool = False) -> str:
     """A fraction in percent with two decimals; a dash for undefined."""
     if value is None:
         return "–"
     return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
 
 
-def p_text(value):
+def p_text(value: float | None) -> str:
     """A p-value with three decimals; a dash for undefined."""
     if value is None:
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def interval(row):
+def interval(row: dict) -> str:
     """"[low, high]" in percentage points."""
     return "–" if row["value"] is None else f"[{percent(row['low'], True)}, {percent(row['high'], True)}]"
 
 
-def cells(metric, row):
+def cells(metric: str, row: dict) -> list[str]:
     """One line of a table, as `HEADER`."""
     counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
     return [TITLES[metric], percent(row["baseline"]), percent(row["arm"]), percent(row["value"], True), interval(row),
             p_text(row["p"]), p_text(row["p_holm"]), counts]  # fmt: skip
 
 
-def verdict_lines(found, verdict_metrics):
+def verdict_lines(
+    found: dict[str, dict], verdict_metrics: Sequence[str]
+) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
     """One line per dataset and arm in plain words: [(dataset, arm, [(metric, word, text)])]."""
     lines = []
     for dataset, result in found.items():
@@ -61,7 +64,7 @@ def verdict_lines(found, verdict_metrics):
     return lines
 
 
-def verdict_text(metric, row):
+def verdict_text(metric: str, row: dict) -> str:
     """The verdict in one metric with its interval, and why a clear difference may still be none."""
     if row["value"] is None:
         return f"{TITLES[metric]}: undefined, no class has both labels"
@@ -76,13 +79,13 @@ def verdict_text(metric, row):
     return text
 
 
-def seeds_text(seeds):
+def seeds_text(seeds: Sequence[int | None]) -> str:
     """"seed 111" or "seeds 111, 112"."""
     known = ", ".join("any" if seed is None else str(seed) for seed in seeds)
     return f"seed{'s' if len(seeds) > 1 else ''} {known}"
 
 
-def console(found, verdict_metrics):
+def console(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     """Aligned tables of every dataset and arm, verdicts last."""
     parts = []
     for dataset, result in found.items():
@@ -98,18 +101,18 @@ def console(found, verdict_metrics):
     return "\n".join(parts)
 
 
-def escape_markdown(text):
+def escape_markdown(text: object) -> str:
     """Text that Markdown shows as it is, inside a table too."""
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", " ".join(str(text).split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def escape_latex(text):
+def escape_latex(text: object) -> str:
     """Text that LaTeX prints as it is."""
     return "".join(LATEX.get(character, character) for character in str(text))
 
 
-def markdown(found, verdict_metrics):
+def markdown(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     """The verdicts, then one table per dataset and arm."""
     lines = ["# Comparison with the baseline", ""]
     for dataset, arm, words in verdict_lines(found, verdict_metrics):
@@ -123,7 +126,7 @@ def markdown(found, verdict_metrics):
     return "\n".join(lines) + "\n"
 
 
-def latex(found, metrics):
+def latex(found: dict[str, dict], metrics: Sequence[str]) -> str:
     """One table of all datasets and arms: value and difference with its interval in some metrics (needs booktabs)."""
     lines = [r"\begin{tabular}{ll" + "r" * 2 * len(metrics) + "}", r"\toprule"]
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{escape_latex(TITLES[metric])}}}" for metric in metrics)
@@ -144,12 +147,12 @@ def latex(found, metrics):
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def latex_number(text):
+def latex_number(text: str) -> str:
     """Numbers with LaTeX's minus signs; an en dash for undefined."""
     return re.sub(r"-(?=\d)", "$-$", text).replace("–", "--")
 
 
-def csv_text(found):
+def csv_text(found: dict[str, dict]) -> str:
     """One line per dataset, arm, class ("mean" for all) and metric, in full precision; undefined is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")

@@ -22,7 +22,9 @@ def jitter_colour(image: Image.Image, generator: torch.Generator) -> Image.Image
     return image
 
 
-def move_together(image: torch.Tensor, mask: torch.Tensor, generator: torch.Generator):
+def move_together(
+    image: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate, translate and flip an image and its mask by the same amounts, each with probability 0.5.
 
     `image` [3, S, S] is normalised already, so the fill of 0 is CLIP's mean colour; `mask` [1, S, S] is 0/1 and stays

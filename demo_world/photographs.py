@@ -17,7 +17,7 @@ from demo_world.rendering.defects import apply_defect
 from demo_world.rendering.fields import fractal
 from demo_world.rendering.lighting import Camera, Light, expose, shade
 from demo_world.rendering.regions import blob, place_on
-from demo_world.rendering.surfaces import layers
+from demo_world.rendering.surfaces import Layers, layers
 from demo_world.rendering.twins import damage_twin
 
 TESTED_SKIMAGE = "0.26.0"
@@ -77,7 +77,7 @@ def load_photo(file: str) -> np.ndarray:
         return np.asarray(photo.convert("RGB"))
 
 
-def crop_photo(line: PhotoLine, size: int, rng) -> np.ndarray:
+def crop_photo(line: PhotoLine, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random crop, float32 RGB 0..1 [S, S, 3], mirrored at random where the class allows it."""
     photo = load_photo(line.file)
     height, width = photo.shape[:2]
@@ -100,7 +100,9 @@ def local_shading(picture: np.ndarray) -> np.ndarray:
     return np.clip(slow / max(float(gray.mean()), 0.05), 0.4, 1.6)
 
 
-def render_photo(dataset: str, class_name: str, size: int, rng, defect: str | None = None):
+def render_photo(
+    dataset: str, class_name: str, size: int, rng: np.random.Generator, defect: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One picture: (picture, undamaged twin) uint8 [S, S, 3] RGB, and its mask uint8 [S, S].
 
     Raises RuntimeError when no fair defect comes out (see twins.py).
@@ -121,7 +123,9 @@ def render_photo(dataset: str, class_name: str, size: int, rng, defect: str | No
     return picture, twin, mask
 
 
-def composite(crop: np.ndarray, defect: str, extent: float, light: Light, rng) -> np.ndarray:
+def composite(
+    crop: np.ndarray, defect: str, extent: float, light: Light, rng: np.random.Generator
+) -> np.ndarray:
     """`crop` [S, S, 3] with a defect under the crop's local shading and the light on the relief it adds."""
     shading = local_shading(crop)[..., None]
     subject = layers(crop / shading, np.zeros(crop.shape[:2], np.float32))
@@ -138,13 +142,13 @@ def composite(crop: np.ndarray, defect: str, extent: float, light: Light, rng) -
     return shade(subject, light) * shading
 
 
-def haemorrhage(subject, extent, rng):
+def haemorrhage(subject: Layers, extent: float, rng: np.random.Generator) -> None:
     """A dark red blot with a soft irregular edge."""
     mask = _soft_blob(subject, 0.8 * extent, rng, softness=0.5)
     subject.albedo *= 1.0 + mask[..., None] * (np.float32([0.50, 0.32, 0.35]) - 1.0)
 
 
-def exudate(subject, extent, rng):
+def exudate(subject: Layers, extent: float, rng: np.random.Generator) -> None:
     """A cluster of small waxy yellow spots."""
     centre = np.array(place_on(subject.coverage, rng))
     for _ in range(int(rng.integers(5, 12))):
@@ -155,14 +159,14 @@ def exudate(subject, extent, rng):
         subject.albedo += mask[..., None] * (colour - subject.albedo)
 
 
-def bleaching(subject, extent, rng):
+def bleaching(subject: Layers, extent: float, rng: np.random.Generator) -> None:
     """A pale patch where the dye did not take."""
     mask = _soft_blob(subject, extent, rng, softness=0.6)
     pale = 0.35 * subject.albedo + 0.65 * np.float32([0.86, 0.84, 0.86])
     subject.albedo += 0.85 * mask[..., None] * (pale - subject.albedo)
 
 
-def fold(subject, extent, rng):
+def fold(subject: Layers, extent: float, rng: np.random.Generator) -> None:
     """The slice folded over: an elongated band in which the tissue is twice as dense."""
     mask = _soft_blob(subject, 0.8 * extent, rng, softness=0.2, aspect=rng.uniform(3.0, 6.0))
     subject.albedo += mask[..., None] * (subject.albedo**2 * 0.85 - subject.albedo)

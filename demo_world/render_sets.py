@@ -15,7 +15,7 @@ import argparse
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,12 +58,14 @@ class Counts:
 DEFAULT_COUNTS = Counts()
 
 
-def picture_rng(seed: int, *key) -> np.random.Generator:
+def picture_rng(seed: int, *key: int | str) -> np.random.Generator:
     """The generator of one picture, by its name: independent of how many others are rendered."""
     return np.random.default_rng([seed, *(crc32(str(part).encode()) for part in key)])
 
 
-def render_line_picture(dataset: str, class_name: str, size: int, rng, defect: str | None = None):
+def render_line_picture(
+    dataset: str, class_name: str, size: int, rng: np.random.Generator, defect: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One picture of a product line: (picture, undamaged twin) uint8 [S, S, 3] RGB, and its mask uint8 [S, S].
 
     Without `defect` the twin is the picture itself and the mask is empty. Raises RuntimeError when no fair defect
@@ -102,7 +104,7 @@ def _draw(line, dataset, class_name, size, state, damage=None):
     return expose(shade(world, light), camera, streams.sensor)
 
 
-def add_dust(albedo: np.ndarray, rng) -> None:
+def add_dust(albedo: np.ndarray, rng: np.random.Generator) -> None:
     """Harmless specks and lint, in normal and defective pictures alike, drawn in place on colours [S, S, 3]."""
     size = albedo.shape[0]
     layer = np.zeros((size, size), np.float32)
@@ -130,8 +132,15 @@ def plan(classes: dict[str, tuple], counts: Counts) -> Iterator[tuple[str, str, 
             yield class_name, f"test/{defect.replace(' ', '_')}", number // len(defects), defect
 
 
-def write_dataset(name: str, root, classes: dict[str, tuple], renderer: Renderer, seed: int, size: int,
-                  counts: Counts) -> Path:
+def write_dataset(
+    name: str,
+    root: Path | str,
+    classes: dict[str, tuple],
+    renderer: Renderer,
+    seed: int,
+    size: int,
+    counts: Counts,
+) -> Path:
     """Writes all pictures of a dataset under <root>/<name> and returns that folder.
 
     `renderer(class_name, size, rng, defect)` gives (picture, twin, mask). A folder that already holds exactly this
@@ -193,7 +202,9 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"could not write {path}; is the disk full or the folder read-only?")
 
 
-def render_demo(name: str, root, seed: int = 0, size: int = 192, counts: Counts = DEFAULT_COUNTS) -> Path:
+def render_demo(
+    name: str, root: Path | str, seed: int = 0, size: int = 192, counts: Counts = DEFAULT_COUNTS
+) -> Path:
     """Renders one demo dataset under <root>/<name>; `size` is in pixels. Returns the dataset's folder.
 
     Raises ValueError for an unknown name or a size below 64, ImportError for DemoPhoto without scikit-image.
@@ -214,7 +225,7 @@ def demo_names() -> tuple:
     return (*PRODUCT_LINES, *PHOTO_CLASSES)
 
 
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="all", choices=("all", *demo_names()), help="which dataset to render")
     parser.add_argument("--out", default="data", help="folder that receives one folder per dataset")

@@ -1,6 +1,7 @@
 """Evaluating a run's checkpoints on a dataset: everything test.py and compare.py write into its folder."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -100,6 +101,19 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
     return results
 
 
+def keep_class(
+    scores: dict, scorer: AnomalyScorer, test_sets: dict[str, Dataset], settings: Settings, class_name: str,
+    predictions: dict[str, Any],
+) -> None:  # fmt: skip
+    """Keep what a comparison needs of a class's predictions in `scores`, and draw them where that is asked for."""
+    images = test_sets[class_name]
+    scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
+    if settings.own.visualize:
+        pictures = [item["image"] for item in images]
+        visualize(predictions["masks"], predictions["maps"], predictions["files"], settings.run.save_path,
+                  settings.data.dataset, class_name, pictures)  # fmt: skip
+
+
 def report(
     session: Session, scorer: AnomalyScorer, test_sets: dict[str, Dataset], name: str, kind: str,
     trained_with: dict | None, files: dict[str, str],
@@ -115,14 +129,7 @@ def report(
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
     scores = {}
-
-    def keep(class_name, predictions):
-        images = test_sets[class_name]
-        scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
-        if settings.own.visualize:
-            visualize(predictions["masks"], predictions["maps"], predictions["files"], save_path, dataset, class_name,
-                      [item["image"] for item in images])  # fmt: skip
-
+    keep = partial(keep_class, scores, scorer, test_sets, settings)
     result = evaluate_dataset(
         scorer, test_sets, batch_size=settings.own.batch_size, device=session.device, workers=settings.run.workers,
         on_class=keep,

@@ -6,12 +6,14 @@ resampled test set a weighted sum over images, so that thousands of them are aff
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from dataset.jsonl import Sample
 from files.atomic import replacing, sha256
 from files.names import safe_name
 from metrics import fused_image_score, region_weights, renamed, unnormalised_image_score
@@ -36,7 +38,7 @@ class ClassScores(NamedTuple):
     thumbnails: np.ndarray  # [n, s, s] uint8: rarity_maps, 255 for RAREST
 
 
-def class_scores(found, samples, domain, levels):
+def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: int) -> ClassScores:
     """What is kept of one class.
 
     Args:
@@ -60,7 +62,7 @@ def class_scores(found, samples, domain, levels):
     )  # fmt: skip
 
 
-def bin_numbers(maps, masks):
+def bin_numbers(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Bin of every pixel [n, pixels], 0 for the highest scores. Borders fit the class's own scores, as their range and
     crowding differ from run to run; equal scores share a bin."""
     quantiles = np.linspace(0, 1, BINS // 2)
@@ -70,7 +72,7 @@ def bin_numbers(maps, masks):
     return BINS - numbers
 
 
-def histograms(bins, weights):
+def histograms(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum of `weights` [n, H, W] per image and bin: [n, BINS + 1]."""
     flat = weights.reshape(len(weights), -1)
     return np.stack(
@@ -78,7 +80,7 @@ def histograms(bins, weights):
     )
 
 
-def rarity_maps(maps, masks):
+def rarity_maps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Small maps [n, s, s] of how rare a score is among the class's normal pixels: -log10 of the share of them that
     score at least as high, at most RAREST. Like the metrics it knows ranks only, so maps of any two runs share it.
 
@@ -95,25 +97,25 @@ def rarity_maps(maps, masks):
     return np.clip(-np.log10(np.maximum(higher, 10**-RAREST) / len(normal)), 0, RAREST)
 
 
-def digest(sample):
+def digest(sample: Sample) -> str:
     """Short fingerprint of a test image with its mask and label."""
     parts = [sha256(sample.image_path), sha256(sample.mask_path) if sample.mask_path else "", str(sample.label)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def rows_digest(classes):
+def rows_digest(classes: dict[str, ClassScores]) -> str:
     """SHA-256 over what the metadata says and holds: class, file, label and content of every test image."""
     lines = [f"{name}\t{file}\t{label}\t{content}" for name, one in sorted(classes.items())
              for file, label, content in zip(one.files, one.labels, one.digests, strict=True)]  # fmt: skip
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def scores_file(save_path, dataset, checkpoint):
+def scores_file(save_path: Path | str, dataset: str, checkpoint: str) -> Path:
     """Where the scores of one evaluation lie; `checkpoint` as in metrics.json."""
     return Path(save_path) / "scores" / safe_name(dataset) / f"{safe_name(checkpoint)}.npz"
 
 
-def write_scores(path, classes, about):
+def write_scores(path: Path | str, classes: dict[str, ClassScores], about: dict) -> None:
     """Write one evaluation's scores in one step.
 
     Args:
@@ -127,7 +129,7 @@ def write_scores(path, classes, about):
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
 
-def read_about(path):
+def read_about(path: Path | str) -> dict:
     """The plain values of a scores file, quickly."""
     with np.load(path, allow_pickle=False) as stored:
         return _today(json.loads(str(stored["about"])))
@@ -138,7 +140,7 @@ def _today(about):
     return about | {"classes": {name: renamed(row) for name, row in about["classes"].items()}}
 
 
-def read_scores(path):
+def read_scores(path: Path | str) -> tuple[dict[str, ClassScores], dict]:
     """Read a scores file.
 
     Returns:

@@ -1,41 +1,46 @@
 """Pictures of predictions: heatmap overlays, contact sheets, PNG files."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
 
 from files.names import picture_names, safe_name
 
 GAP = 4  # white pixels between the pictures of a sheet
 
 
-def to_picture(image):
+def to_picture(image: Tensor) -> np.ndarray:
     """A normalised image tensor [3, S, S] as RGB bytes [S, S, 3]."""
     pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(OPENAI_DATASET_STD) + np.array(OPENAI_DATASET_MEAN)
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def heatmap(scores, low, high):
+def heatmap(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     """Scores [S, S] as RGB bytes [S, S, 3]: blue at `low`, red at `high`."""
     scaled = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
     colours = cv2.applyColorMap((scaled * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
 
 
-def overlay(picture, scores, low, high, opacity=0.5):
+def overlay(
+    picture: np.ndarray, scores: np.ndarray, low: float, high: float, opacity: float = 0.5
+) -> np.ndarray:
     """The heatmap of `scores` [S, S] over an RGB picture [S, S, 3]."""
     return cv2.addWeighted(heatmap(scores, low, high), opacity, picture, 1 - opacity, 0)
 
 
-def outline(picture, mask):
+def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """An RGB picture with the edge of the true defect [S, S] drawn in green."""
     contours, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(picture.copy(), contours, -1, (0, 255, 0), 1)
 
 
-def sheet(rows):
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """RGB pictures in a grid: list of rows of equally sized [S, S, 3] pictures -> one picture, white between them."""
     padded = [
         np.concatenate([np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for cell in row], axis=1)
@@ -46,7 +51,7 @@ def sheet(rows):
     return np.concatenate(padded, axis=0)
 
 
-def write_png(path, picture):
+def write_png(path: Path | str, picture: np.ndarray) -> None:
     """Write RGB bytes [H, W, 3] as PNG.
 
     Raises:
@@ -58,13 +63,23 @@ def write_png(path, picture):
         raise OSError(f"cannot write {path}: check the folder's permissions and free space")
 
 
-def example_row(image, mask, scores, low, high):
+def example_row(
+    image: Tensor, mask: np.ndarray, scores: np.ndarray, low: float, high: float
+) -> list[np.ndarray]:
     """Pictures of one image: original, truth, heatmap. Tensor [3, S, S], arrays [S, S]."""
     picture = to_picture(image)
     return [picture, outline(picture, mask), overlay(picture, scores, low, high)]
 
 
-def visualize(pixel_label, pixel_preds, file_names, save_path, dataset_name, class_name, images=None):
+def visualize(
+    pixel_label: ArrayLike,
+    pixel_preds: ArrayLike,
+    file_names: Iterable[str],
+    save_path: Path | str,
+    dataset_name: str,
+    class_name: str,
+    images: Sequence[Tensor] | None = None,
+) -> Path:
     """Write one PNG per image under `save_path`/visualization/<dataset>/<class>/: original, truth, heatmap.
 
     Args:

@@ -1,6 +1,9 @@
 """Image scores, and every metric of a class; upstream's table among them."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics.ranking import ranking_metrics
 from metrics.regions import aupro
@@ -8,13 +11,13 @@ from metrics.regions import aupro
 METRICS_VERSION = 1  # rises with every change that moves a number, so that compare.py never mixes two definitions
 
 
-def min_max(values):
+def min_max(values: np.ndarray) -> np.ndarray:
     """Values scaled to [0, 1] by their own extremes; zeros where all are equal."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
-def fused_image_score(maps, head, domain):
+def fused_image_score(maps: np.ndarray, head: np.ndarray, domain: str) -> np.ndarray:
     """Upstream's image score [n]: half map maximum, half head score for Industrial; the maximum for Medical.
 
     Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
@@ -25,7 +28,7 @@ def fused_image_score(maps, head, domain):
     return 0.5 * peak + 0.5 * min_max(head) if domain == "Industrial" else peak
 
 
-def unnormalised_image_score(maps, head, levels):
+def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) -> np.ndarray:
     """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
@@ -33,7 +36,14 @@ def unnormalised_image_score(maps, head, levels):
     return 0.5 * maps.reshape(len(maps), -1).max(axis=1) / (100.0 * levels) + 0.5 * head
 
 
-def metrics_eval(pixel_label, image_label, pixel_preds, image_preds, class_names, domain):
+def metrics_eval(
+    pixel_label: ArrayLike,
+    image_label: ArrayLike,
+    pixel_preds: ArrayLike,
+    image_preds: ArrayLike,
+    class_names: str,
+    domain: str,
+) -> dict[str, str | float]:
     """Upstream's table row of one class, in percent with two decimals; 0 where only one label is present.
 
     Args:
@@ -57,7 +67,9 @@ def metrics_eval(pixel_label, image_label, pixel_preds, image_preds, class_names
     return {key: value if key == "class name" else round(value or 0.0, 4) * 100 for key, value in row.items()}
 
 
-def class_metrics(masks, labels, maps, head, domain, levels):
+def class_metrics(
+    masks: np.ndarray, labels: np.ndarray, maps: np.ndarray, head: np.ndarray, domain: str, levels: int
+) -> dict[str, float | None]:
     """Every metric of one class in full precision; undefined is None.
 
     Args:
@@ -73,7 +85,7 @@ def class_metrics(masks, labels, maps, head, domain, levels):
     return row | {"images": len(labels), "abnormal_images": int(np.sum(np.asarray(labels) > 0))}
 
 
-def mean_row(rows):
+def mean_row(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
     """Mean of every metric over the classes where it is defined; None where it is defined nowhere."""
     mean = {}
     for key in rows[0]:

@@ -1,6 +1,7 @@
 """Exact ranking metrics from one sort."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def _curve(truth, score):
@@ -17,7 +18,7 @@ def _curve(truth, score):
     return true_positives, (last + 1) - true_positives
 
 
-def ranking_metrics(truth, score):
+def ranking_metrics(truth: ArrayLike, score: ArrayLike) -> dict[str, float | None]:
     """AUROC, average precision and the largest F1 over all thresholds, exact, ties included.
 
     Args:

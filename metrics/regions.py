@@ -2,11 +2,12 @@
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 PRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 
 
-def region_weights(masks):
+def region_weights(masks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """What every pixel contributes to the per-region overlap: 1 / area of its 8-connected region, 0 outside.
 
     Args:
@@ -24,7 +25,7 @@ def region_weights(masks):
     return weights, regions
 
 
-def aupro(masks, maps, limit=PRO_LIMIT):
+def aupro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> float | None:
     """Area under the per-region-overlap curve up to a false-positive rate (MVTec AD, doi 10.1007/s11263-020-01400-4).
 
     Every connected region (8-neighbourhood) counts the same; every distinct score is a threshold; the rate is over

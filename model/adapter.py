@@ -66,7 +66,7 @@ class AdaptedCLIP(nn.Module):
             for parameter in adapter.parameters():
                 nn.init.xavier_uniform_(parameter)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "AdaptedCLIP":
         """Training mode for the adapters; the frozen CLIP stays in eval mode."""
         super().train(mode)
         self.clipmodel.eval()

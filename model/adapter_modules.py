@@ -1,6 +1,6 @@
 """The two small modules AA-CLIP trains; names and state-dict keys are upstream's."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class SimpleAdapter(nn.Module):
@@ -10,7 +10,7 @@ class SimpleAdapter(nn.Module):
         super().__init__()
         self.fc = nn.Sequential(nn.Linear(c_in, c_out, bias=False), nn.LeakyReLU(0.01))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc(x)
 
 
@@ -25,10 +25,10 @@ class SimpleProj(nn.Module):
         linear = nn.Linear(c_in, c_out, bias=False)
         self.fc = nn.Sequential(linear, nn.LeakyReLU(0.01)) if relu else linear
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc(x)
 
 
-def match_norm(y, x):
+def match_norm(y: Tensor, x: Tensor) -> Tensor:
     """y rescaled per token to the norm of x: y * |x| / |y|. Both [..., width]."""
     return y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)

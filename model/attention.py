@@ -2,10 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
-def scaled_dot_product(query, key, value, attn_mask=None, dropout_p=0.0):
+def scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
     """F.scaled_dot_product_attention, as two products where its fused kernel is several times slower.
 
     Args:
@@ -31,7 +33,14 @@ class BatchFirstAttention(nn.Module):
         self.in_proj_bias = attention.in_proj_bias
         self.out_proj = attention.out_proj
 
-    def forward(self, query, key=None, value=None, need_weights=False, attn_mask=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
         """query [B, N, C] -> ([B, N, C], None); key and value are ignored, self-attention is all a ViT has."""
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
         heads = qkv.permute(2, 0, 3, 1, 4)  # [3, B, heads, N, head width]

@@ -1,12 +1,22 @@
 """The one loop over transformer blocks that every use of a tower goes through."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 
 import torch
+from torch import Tensor, nn
 
 
-def run_blocks(blocks, x, levels=(), after_block=None, stop_after=None, attn_mask=None, autocast=None):
+def run_blocks(
+    blocks: nn.ModuleList | Sequence[nn.Module],
+    x: Tensor,
+    levels: Sequence[int] = (),
+    after_block: Callable[[int, Tensor], Tensor] | None = None,
+    stop_after: int | None = None,
+    attn_mask: Tensor | None = None,
+    autocast: torch.dtype | None = None,
+) -> tuple[Tensor, list[Tensor]]:
     """Run residual blocks and collect the features at the requested levels.
 
     Args:

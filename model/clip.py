@@ -1,7 +1,7 @@
 """The frozen CLIP backbone: open_clip's modules under AA-CLIP's public interface."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from files.atomic import sha256
 from model.attention import BatchFirstAttention
@@ -43,17 +43,17 @@ class VisionTower(nn.Module):
         self.ln_post, self.proj = visual.ln_post, visual.proj
         self.autocast = None  # dtype of the blocks' matrix products, None for the weights' own
 
-    def use_bfloat16(self):
+    def use_bfloat16(self) -> None:
         """Run the blocks' matrix products in bfloat16; weights, residual stream and projections stay as they are."""
         self.autocast = torch.bfloat16
         for block in self.transformer.resblocks:
             block.attn = BatchFirstAttention(block.attn)
 
-    def DAPM_replace(self, DPAM_layer, across_batch=True):  # upstream's name and argument
+    def DAPM_replace(self, DPAM_layer: int, across_batch: bool = True) -> None:  # upstream's names
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
         self.transformer.resblocks = replace_attention(self.transformer.resblocks, DPAM_layer - 1, across_batch)
 
-    def embed(self, image):
+    def embed(self, image: Tensor) -> Tensor:
         """Input tokens of the first block: images [B, 3, H, W] -> [B, N, C], CLS first.
 
         Raises:
@@ -88,17 +88,17 @@ class CLIP(nn.Module):
         self.context_length, self.vocab_size = model.context_length, model.vocab_size
 
     @property
-    def embed_dim(self):
+    def embed_dim(self) -> int:
         """Width E of the shared image-text space."""
         return self.visual.proj.shape[1]
 
     @property
-    def default_levels(self):
+    def default_levels(self) -> list[int]:
         """The four quarters of the vision depth: 6, 12, 18, 24 for 24 blocks."""
         depth = len(self.visual.transformer.resblocks)
         return [depth * quarter // 4 for quarter in (1, 2, 3, 4)]
 
-    def encode_image(self, image, out_layers=()):
+    def encode_image(self, image: Tensor, out_layers: Iterable[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Pooled embedding and the tokens of some levels.
 
         Args:
@@ -114,11 +114,13 @@ class CLIP(nn.Module):
         )
         return self.pool(x), tokens
 
-    def pool(self, tokens):
+    def pool(self, tokens: Tensor) -> Tensor:
         """The image embedding [B, E] of the last block's tokens [B, N, C]."""
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
-    def text_tokens_at_end(self, text, after_block=None):
+    def text_tokens_at_end(
+        self, text: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
         """`ln_final` features at the end-of-text token: ids [P, T] -> [P, W].
 
         Attention is causal, so the columns behind the longest prompt cannot change the result and are cut.
@@ -132,23 +134,23 @@ class CLIP(nn.Module):
         )
         return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
 
-    def encode_text(self, text):
+    def encode_text(self, text: Tensor) -> Tensor:
         """Text embedding of token ids [P, T] -> [P, E], not normalised."""
         return self.text_tokens_at_end(text) @ self.text_projection
 
 
 def create_model(
-    model_name,
-    img_size,
-    pretrained=None,
-    precision="fp32",
-    device="cpu",
-    cache_dir=None,
-    require_pretrained=False,
+    model_name: str,
+    img_size: int,
+    pretrained: str | None = None,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    cache_dir: Path | str | None = None,
+    require_pretrained: bool = False,
     *,
-    quick_gelu=False,
-    clip_weights=None,
-):
+    quick_gelu: bool = False,
+    clip_weights: Path | str | None = None,
+) -> CLIP:
     """Build a frozen CLIP backbone and load its weights; the positional arguments are upstream's.
 
     Args:

@@ -87,8 +87,7 @@ class SelfReference(nn.Module):
         return [self._controlled(rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours)) for x in tokens]
 
     def forward(self, rarities: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """(coordinates of the patches [B, L, 1] per level, of the image [B, 1]) from `rarities`, one [B, L] per level.
-        """
+        """(coordinates of the patches [B, L, 1] per level, of the image [B, 1]) from rarities [B, L] per level."""
         patches = [
             (weight * (rare - typical))[..., None]
             for weight, typical, rare in zip(self.weight, self.typical, rarities, strict=True)

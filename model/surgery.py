@@ -3,7 +3,7 @@
 import copy
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from model.attention import scaled_dot_product
 
@@ -24,7 +24,14 @@ class ValueValueAttention(nn.Module):
         self.out_proj = attention.out_proj
         self.across_batch = across_batch
 
-    def forward(self, query, key=None, value=None, need_weights=False, attn_mask=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
         """query [B, N, C] -> ([B, N, C], None); key and value are ignored, as q = k = v is the point."""
         width = query.shape[-1]
         v = F.linear(query, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
@@ -38,7 +45,7 @@ class ValueValueAttention(nn.Module):
         return self.out_proj(out), None
 
 
-def replace_attention(blocks, last, across_batch=True):
+def replace_attention(blocks: nn.ModuleList, last: int, across_batch: bool = True) -> nn.ModuleList:
     """Copies of `blocks` (weights shared) whose `last` final blocks use value-value attention.
 
     Raises:

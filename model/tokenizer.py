@@ -1,10 +1,12 @@
 """CLIP's byte-pair tokenizer under AA-CLIP's public name."""
 
+from collections.abc import Iterable
+
 import open_clip
 import torch
 
 
-def tokenize(texts, context_length=77, truncate=False):
+def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
     """Token ids of one text or a list of texts.
 
     Args:

@@ -5,10 +5,11 @@ import zipfile
 from pathlib import Path
 
 import torch
-from open_clip.model import resize_pos_embed
+from open_clip.model import CLIP, resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from files.tensors import UNREADABLE, reading_failure
 
@@ -21,7 +22,12 @@ WEIGHTS_VARIABLE = "AACLIP_CLIP_WEIGHTS"
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 
 
-def find_weights(model_name, tag="openai", clip_weights=None, cache_dir=None):
+def find_weights(
+    model_name: str,
+    tag: str = "openai",
+    clip_weights: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+) -> Path:
     """The weight file of a backbone: explicit file, environment, project folder, then open_clip's download.
 
     A `tag` that is an existing file stands behind the two explicit ways and before the project folder.
@@ -55,7 +61,7 @@ def find_weights(model_name, tag="openai", clip_weights=None, cache_dir=None):
     )
 
 
-def read_state_dict(path):
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, an OpenAI TorchScript archive or a plain state dict, as {name: tensor}.
 
     Raises:
@@ -89,7 +95,7 @@ def _is_torchscript(path):
         return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def load_backbone_weights(model, path, model_name):
+def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> None:
     """Load a weight file into an open_clip CLIP, strictly, resizing the image positions (bicubic).
 
     Raises:

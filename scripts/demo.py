@@ -110,14 +110,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate(runs[title], data, [])
 
     print("[6/6] compare")
+    report = compare_runs(runs, data, out, args.seed)
+    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}")
+
+
+def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int) -> str:
+    """Write report.html, report.md and the contact sheets of all runs; the table of report.md."""
     arms = [f"{title}={runs[title]}" for title in CONTINUED]
     run_command("compare.py", ["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets",
                                *TEST_SETS, "--data_root", str(data), "--out", str(out)])  # fmt: skip
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))
-    write_text(out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {args.seed}, percent\n\n{report}\n{NOTE}\n")
-    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}")
+    write_text(out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {seed}, percent\n\n{report}\n{NOTE}\n")
+    return report
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Semantic cross-attention: the noisy tokens of a diptych look at the tokens of a semantic map."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 TOKEN_WIDTH = 64  # 16 latent channels, packed 2 x 2
@@ -40,7 +40,14 @@ class SemanticCrossAttention(nn.Module):
         self.out = nn.Linear(inner, width, bias=biases)
         self.scale = nn.Parameter(torch.zeros(width if layout == "33k" else ()))
 
-    def forward(self, tokens, semantic, token_places, semantic_places, keep=None):
+    def forward(
+        self,
+        tokens: Tensor,
+        semantic: Tensor,
+        token_places: Tensor,
+        semantic_places: Tensor,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """Let tokens look at the semantic map.
 
         Args:
@@ -78,18 +85,25 @@ class SemanticLayers(nn.ModuleList):
             raise ValueError(f"--semantic_layers {layers}: expected 0 (no semantics) or more")
         super().__init__(SemanticCrossAttention(width, heads, layout, positions) for _ in range(layers))
 
-    def forward(self, tokens, semantic, token_places, semantic_places, keep=None):
+    def forward(
+        self,
+        tokens: Tensor,
+        semantic: Tensor,
+        token_places: Tensor,
+        semantic_places: Tensor,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """Shapes as in `SemanticCrossAttention.forward`."""
         for layer in self:
             tokens = layer(tokens, semantic, token_places, semantic_places, keep)
         return tokens
 
-    def mean_scale(self):
+    def mean_scale(self) -> float:
         """Mean absolute scale over layers and channels, for the log; 0.0 without layers."""
         return torch.cat([layer.scale.detach().abs().flatten() for layer in self]).mean().item() if len(self) else 0.0
 
 
-def places(rows, columns, panels=1, unit=1.0):
+def places(rows: int, columns: int, panels: int = 1, unit: float = 1.0) -> Tensor:
     """Where tokens are inside their panel.
 
     Args:
@@ -105,7 +119,7 @@ def places(rows, columns, panels=1, unit=1.0):
     return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-def locality_bias(token_places, semantic_places, heads):
+def locality_bias(token_places: Tensor, semantic_places: Tensor, heads: int) -> Tensor:
     """-slope_h * squared distance with slopes 2, 1, 1/2, ...: head 0 sees its own place, the last about a panel.
 
     A geometric sequence of slopes per head follows ALiBi (Press et al., arXiv 2108.12409), here on squared distances.

@@ -1,5 +1,6 @@
 """The frozen network: FLUX.1-Fill from a folder or the hub, or a tiny one with its geometry, built from a seed."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +48,9 @@ class Backbone(NamedTuple):
     sampling_guidance: float  # FLUX.1-Fill is distilled for 30; the tiny ones only ever see training's 1
 
 
-def load_backbone(model, device="cpu", dtype=torch.float32):
+def load_backbone(
+    model: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
     """Load or build the frozen network.
 
     Args:
@@ -71,7 +74,9 @@ def load_backbone(model, device="cpu", dtype=torch.float32):
     return Backbone(str(model), transformer, vae, scheduler, dtype, guidance)
 
 
-def load_prompts(model, device="cpu", dtype=torch.float32):
+def load_prompts(
+    model: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Prompts:
     """An empty `Prompts` for a model's text encoders; arguments as in `load_backbone`.
 
     Encode before loading the transformer where memory is short: T5 alone takes 9 GiB in bfloat16.
@@ -86,7 +91,9 @@ def load_prompts(model, device="cpu", dtype=torch.float32):
     return Prompts(load_text, 512, device, dtype)
 
 
-def load_weights(model, dtype):
+def load_weights(
+    model: Path | str, dtype: torch.dtype
+) -> tuple[FluxTransformer2DModel, AutoencoderKL, FlowMatchEulerDiscreteScheduler]:
     """(transformer, vae, scheduler) from a folder or the hub."""
     with licence_on_failure(model):
         transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", dtype=dtype)
@@ -102,7 +109,7 @@ def load_weights(model, dtype):
 
 
 @contextmanager
-def licence_on_failure(model):
+def licence_on_failure(model: Path | str) -> Iterator[None]:
     """Turn a failed load into a message with remedy and licence notice."""
     try:
         yield
@@ -114,7 +121,7 @@ def licence_on_failure(model):
         ) from error
 
 
-def tiny_transformer(name):
+def tiny_transformer(name: str) -> FluxTransformer2DModel:
     """FLUX.1-Fill's packed geometry with few narrow layers, random from a fixed seed."""
     layers, heads = TINY_MODELS[name]
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +133,9 @@ def tiny_transformer(name):
         )  # fmt: skip
 
 
-def add_lora(transformer, rank=32, alpha=32):
+def add_lora(
+    transformer: FluxTransformer2DModel, rank: int = 32, alpha: float = 32
+) -> list[torch.nn.Parameter]:
     """Add trainable LoRA weights in float32 to a frozen transformer; Gaussian start, no effect before the first step.
 
     Returns:

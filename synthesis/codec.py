@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 8
@@ -42,7 +43,9 @@ class DctCodec(ModelMixin, ConfigMixin):
         self.register_buffer("kernels", torch.stack(kernels))  # [16, 3, 8, 8], orthonormal
         self.register_buffer("gains", torch.tensor(gains).view(-1, 1, 1))
 
-    def encode(self, x, return_dict=True):
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """[B, 3, H, W] in [-1, 1] -> a distribution without spread over [B, 16, H/8, W/8]."""
         normal = functional.conv2d(x, self.kernels, stride=BLOCK) * self.gains
         latents = normal / self.config.scaling_factor + self.config.shift_factor
@@ -50,14 +53,14 @@ class DctCodec(ModelMixin, ConfigMixin):
         distribution = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
-    def decode(self, z, return_dict=True):
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """[B, 16, H/8, W/8] -> [B, 3, H, W]."""
         normal = (z - self.config.shift_factor) * self.config.scaling_factor
         image = functional.conv_transpose2d(normal / self.gains, self.kernels, stride=BLOCK)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
 
-def basis():
+def basis() -> list[tuple[Tensor, float]]:
     """[(kernel [3, 8, 8], gain)] by colour and frequency.
 
     Natural images' amplitudes fall with frequency (Field 1987), so the gains rise with it: photographs' channels have

@@ -4,20 +4,24 @@ Lipman et al., Flow Matching for Generative Modeling, arXiv 2210.02747; times as
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+from synthesis.attention import SemanticLayers
+from synthesis.backbone import Backbone
 from synthesis.injection import semantic_injection
-from synthesis.latents import filled_tokens
+from synthesis.latents import Encoded, filled_tokens
+from synthesis.text import Prompt
 
 TRAINING_GUIDANCE = 1.0  # no guidance: the loss wants the data's own velocity
 
 
-def sample_times(batch, generator):
+def sample_times(batch: int, generator: torch.Generator) -> Tensor:
     """[batch] times in (0, 1): sigmoid of a standard normal."""
     return torch.randn(batch, generator=generator).sigmoid()
 
 
-def interpolate(clean, noise, times):
+def interpolate(clean: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """x_t = (1 - t) x_0 + t x_1 and its velocity x_1 - x_0.
 
     Args:
@@ -28,7 +32,15 @@ def interpolate(clean, noise, times):
     return (1 - weight) * clean + weight * noise, noise - clean
 
 
-def predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_semantic=None):
+def predict_velocity(
+    backbone: Backbone,
+    attention: SemanticLayers,
+    noisy: Tensor,
+    encoded: Encoded,
+    prompt: Prompt,
+    times: Tensor,
+    keep_semantic: Tensor | None = None,
+) -> Tensor:
     """The transformer's velocity at x_t, with the semantic map injected.
 
     Args:
@@ -61,7 +73,16 @@ def predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_se
     return velocity.float()
 
 
-def flow_matching_loss(backbone, attention, encoded, prompt, times, noise, keep_semantic=None, fill_share=None):
+def flow_matching_loss(
+    backbone: Backbone,
+    attention: SemanticLayers,
+    encoded: Encoded,
+    prompt: Prompt,
+    times: Tensor,
+    noise: Tensor,
+    keep_semantic: Tensor | None = None,
+    fill_share: float | None = None,
+) -> Tensor:
     """Mean squared error of the velocity over both panels; shapes as in `predict_velocity`.
 
     Args:

@@ -1,15 +1,19 @@
 """Drawing, sampling and judging synthetic anomalies, image by image, from normal ones."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from torch import Tensor
 
 from dataset.image_files import read_image, read_mask
 from dataset.jsonl import Sample
 from files.pictures import safe_name
-from synthesis.compositing import paste, refusal
+from synthesis.codec import DctCodec
+from synthesis.compositing import Gate, paste, refusal
 from synthesis.data import to_pixels, to_tensor
 from synthesis.latents import fill_mask_of
 from synthesis.masks import keyed_rng, moved_mask, object_region, perlin_mask
@@ -34,7 +38,7 @@ class Draft(NamedTuple):
     rng: np.random.Generator
 
 
-def plan(normal, count, sham_ratio, seed):
+def plan(normal: Sequence[Sample], count: int, sham_ratio: float, seed: int) -> list[Item]:
     """The items to be made: `count` per class, the sham ones last; normal images take turns in an order of the seed."""
     items = []
     for class_name in sorted({sample.class_name for sample in normal}):
@@ -101,32 +105,41 @@ class TextureSampler:
         """RGB bytes [H, W, 3] per draft."""
         return [texture_defect(draft.source, self.texture(draft), draft.rng) for draft in drafts]
 
-    def texture(self, draft):
+    def texture(self, draft: Draft) -> np.ndarray:
         others = [sample for sample in self.normal if sample.class_name != draft.item.class_name] or self.normal
         chosen = others[draft.rng.integers(len(others))]
         return np.asarray(read_image(chosen.image_path, chosen.source))
 
 
 @torch.no_grad()
-def codec_round_trip(vae, images):
+def codec_round_trip(vae: AutoencoderKL | DctCodec, images: Tensor) -> Tensor:
     """[B, 3, S, S] in [-1, 1] encoded and decoded, without anything generated."""
     latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
     return vae.decode(latents).sample
 
 
-def resized(pixels, side, nearest=False):
+def resized(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     """RGB bytes at side x side."""
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize((side, side), method))
 
 
-def back_to_size(sample, source):
+def back_to_size(sample: Tensor, source: np.ndarray) -> np.ndarray:
     """A sample [3, S, S] in [-1, 1] as RGB bytes of the source's height and width."""
     height, width = source.shape[:2]
     return np.asarray(Image.fromarray(to_pixels(sample)).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def make(items, draft_of, sampler, *, gate, feather, attempts, keep):
+def make(
+    items: list[Item],
+    draft_of: Callable[[Item, int], Draft],
+    sampler: Callable[[list[Draft]], list[np.ndarray]],
+    *,
+    gate: Gate,
+    feather: float,
+    attempts: int,
+    keep: Callable[[Item, np.ndarray, np.ndarray], None],
+) -> dict[Item, str]:
     """Make a batch's images; every accepted one goes to `keep(item, image, label)`, the others are tried again.
 
     Sham items are not asked for a change: there should be none to see.

@@ -1,14 +1,24 @@
 """Bring the semantic map into a diffusers Flux transformer without changing its code: a forward pre-hook."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
-from synthesis.attention import TOKEN_WIDTH
+from synthesis.attention import TOKEN_WIDTH, SemanticLayers
 
 
 @contextmanager
-def semantic_injection(transformer, attention, semantic, token_places, semantic_places, keep=None):
+def semantic_injection(
+    transformer: FluxTransformer2DModel,
+    attention: SemanticLayers,
+    semantic: Tensor,
+    token_places: Tensor,
+    semantic_places: Tensor,
+    keep: Tensor | None = None,
+) -> Iterator[None]:
     """While open, the noisy part of the transformer's input is changed by the semantic cross-attention.
 
     The first 64 of `hidden_states`' 384 channels are the noisy tokens x_t; the condition after them stays as it is.

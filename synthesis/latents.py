@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux_fill import retrieve_latents
 
 from synthesis.attention import places
+from synthesis.codec import DctCodec
 
 TOKEN_PIXELS = 16  # 8 by the codec, 2 by packing
 CONDITION_IMAGE = 64  # the condition's channels of the masked diptych; those of the mask follow
@@ -23,44 +25,44 @@ class Encoded(NamedTuple):
     ids: torch.Tensor  # [N, 3] position ids of the diptych's tokens
 
 
-def check_side(side, flag="--size"):
+def check_side(side: int, flag: str = "--size") -> None:
     """Raises ValueError unless a panel of `side` pixels is a whole number of tokens."""
     if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
         raise ValueError(f"{flag} {side}: a panel's side must be a multiple of {TOKEN_PIXELS} pixels, e.g. 64 or 512")
 
 
-def pack(latents):
+def pack(latents: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] -> [B, HW/4, 4C]: 2 x 2 latents become one token, channel 4c + 2 * row + column."""
     batch, channels, height, width = latents.shape
     blocks = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
 
 
-def unpack(tokens, rows, columns):
+def unpack(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """[B, rows * columns, 4C] -> [B, C, 2 * rows, 2 * columns], the inverse of `pack`."""
     blocks = tokens.reshape(tokens.shape[0], rows, columns, -1, 2, 2)
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, 2 * rows, 2 * columns)
 
 
-def pack_mask(mask):
+def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     """[B, 1, 16R, 16K] pixels -> [B, RK, 256]: all pixels of a token, channel (8 sy + sx) * 4 + 2 * row + column."""
     batch, _, height, width = mask.shape
     pixels = mask.reshape(batch, height // 8, 8, width // 8, 8).permute(0, 2, 4, 1, 3)
     return pack(pixels.reshape(batch, 64, height // 8, width // 8))
 
 
-def image_ids(rows, columns):
+def image_ids(rows: int, columns: int) -> torch.Tensor:
     """[rows * columns, 3] position ids of a packed grid: 0, row, column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
 
 
-def filled_tokens(condition):
+def filled_tokens(condition: torch.Tensor) -> torch.Tensor:
     """[B, N, 320] condition -> [B, N] booleans: the tokens with a pixel to be filled."""
     return condition[..., CONDITION_IMAGE:].amax(dim=-1) > 0
 
 
-def fill_mask_of(semantic, mode):
+def fill_mask_of(semantic: torch.Tensor, mode: str) -> torch.Tensor:
     """Which pixels of the right panel are to be filled.
 
     Args:
@@ -80,18 +82,22 @@ def fill_mask_of(semantic, mode):
     raise ValueError(f"--fill_mask {mode}: expected one of {', '.join(FILL_MASKS)}")
 
 
-def diptych_mask(fill_mask):
+def diptych_mask(fill_mask: torch.Tensor) -> torch.Tensor:
     """[B, 1, S, S] on the right panel -> [B, 1, S, 2S]: nothing of the left panel is filled."""
     return torch.cat((torch.zeros_like(fill_mask), fill_mask), dim=-1)
 
 
-def encode_images(vae, images, generator=None):
+def encode_images(
+    vae: AutoencoderKL | DctCodec, images: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """[B, 3, H, W] in [-1, 1] -> tokens [B, HW/256, 64], float32, shifted and scaled as the transformer expects."""
     latents = retrieve_latents(vae.encode(images.to(vae.dtype)), generator=generator)
     return pack((latents.float() - vae.config.shift_factor) * vae.config.scaling_factor)
 
 
-def semantic_tokens(vae, semantic, side, generator=None):
+def semantic_tokens(
+    vae: AutoencoderKL | DctCodec, semantic: torch.Tensor, side: int, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The semantic map alone, at any resolution.
 
     Args:
@@ -108,7 +114,14 @@ def semantic_tokens(vae, semantic, side, generator=None):
 
 
 @torch.no_grad()
-def encode_triptych(vae, visible, target, semantic, fill_mask, generator=None):
+def encode_triptych(
+    vae: AutoencoderKL | DctCodec,
+    visible: torch.Tensor,
+    target: torch.Tensor,
+    semantic: torch.Tensor,
+    fill_mask: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> Encoded:
     """Encode a training batch with the frozen codec.
 
     Args:

@@ -1,14 +1,18 @@
 """Sampling: diffusers' FluxFillPipeline as it is, with the semantic map injected by the hook."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from diffusers import FluxFillPipeline
+from torch import Tensor
 
 from synthesis.injection import semantic_injection
 from synthesis.latents import TOKEN_PIXELS, check_side, diptych_mask, places, semantic_tokens
 from synthesis.weights import load_system
 
 
-def load_filler(model, checkpoint, device="cpu"):
+def load_filler(model: Path | str, checkpoint: Path | str, device: torch.device | str = "cpu") -> "Filler":
     """A Filler with a checkpoint's weights; arguments and errors of `load_system`."""
     system, config = load_system(model, checkpoint, device)
     return Filler(system, config["prompt"])
@@ -32,7 +36,16 @@ class Filler:
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def fill(self, visible, semantic, fill_mask, prompt=None, seeds=(0,), steps=28, guidance=None):
+    def fill(
+        self,
+        visible: Tensor,
+        semantic: Tensor | None,
+        fill_mask: Tensor,
+        prompt: str | None = None,
+        seeds: Sequence[int] = (0,),
+        steps: int = 28,
+        guidance: float | None = None,
+    ) -> Tensor:
         """Sample target panels by Euler steps from noise.
 
         Args:
@@ -80,7 +93,9 @@ class Filler:
         return images[..., side:].float() * 2 - 1  # [B, 3, S, S]
 
 
-def check_inputs(visible, semantic, fill_mask, seeds, steps):
+def check_inputs(
+    visible: Tensor, semantic: Tensor | None, fill_mask: Tensor, seeds: Sequence[int], steps: int
+) -> None:
     """Raises ValueError for arguments of `Filler.fill` that do not fit."""
     batch, _, side, width = visible.shape
     check_side(side, "visible panel of side")

@@ -1,5 +1,6 @@
 """The trainable system: frozen backbone, LoRA, semantic cross-attention and encoded prompts, put together."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,18 @@ class FillSystem(NamedTuple):
     attention: SemanticLayers
     prompts: Prompts
 
-    def trainable(self):
+    def trainable(self) -> list[torch.nn.Parameter]:
         """The transformer's trained parameters (LoRA, or all), then the attention's; all float32."""
         inside = [parameter for parameter in self.backbone.transformer.parameters() if parameter.requires_grad]
         return inside + list(self.attention.parameters())
 
 
-def assemble(model, config, device="cpu", prompts=None):
+def assemble(
+    model: Path | str,
+    config: dict,
+    device: torch.device | str = "cpu",
+    prompts: dict[str, Prompt] | None = None,
+) -> FillSystem:
     """Build the system of a config: frozen backbone, new LoRA, new attention.
 
     Args:

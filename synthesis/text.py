@@ -1,5 +1,6 @@
 """Prompts as T5 and CLIP embeddings: encoded once, kept, encoders dropped."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Prompts:
         self.load_text, self.length, self.device, self.dtype = load_text, length, device, dtype
         self.known = {}
 
-    def encode(self, texts):
+    def encode(self, texts: Iterable[str]) -> None:
         """Make sure that all `texts` are known."""
         unknown = [text for text in dict.fromkeys(texts) if text not in self.known]
         if not unknown:
@@ -49,14 +50,14 @@ class Prompts:
                 tokens, pooled, _ = pipeline.encode_prompt(text, device=self.device, max_sequence_length=self.length)
                 self.known[text] = Prompt(tokens.to(self.dtype), pooled.to(self.dtype))
 
-    def batch(self, texts):
+    def batch(self, texts: Sequence[str]) -> Prompt:
         """Prompt([B, L, D], [B, P]) of a list of B texts."""
         self.encode(texts)
         chosen = [self.known[text] for text in texts]
         return Prompt(torch.cat([prompt.tokens for prompt in chosen]), torch.cat([prompt.pooled for prompt in chosen]))
 
 
-def tiny_text_pipeline():
+def tiny_text_pipeline() -> FluxFillPipeline:
     """Byte-level tokenizers and one-layer encoders, random from a fixed seed: every text has its own embedding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY_TEXT_SEED)
@@ -81,7 +82,7 @@ def tiny_text_pipeline():
     )  # fmt: skip
 
 
-def byte_clip_tokenizer():
+def byte_clip_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer with the 256 bytes, inside and at the end of a word, as its whole vocabulary."""
     byte_letters = sorted(ByteLevel.alphabet())  # printable letters that stand for the bytes
     words = [*byte_letters, *(f"{letter}</w>" for letter in byte_letters), "<|startoftext|>", "<|endoftext|>"]

@@ -50,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--semantic_heads", type=int, default=8)
     group.add_argument("--semantic_layout", choices=LAYOUTS, default="33k", help="33,088 or 16,897 parameters")
     group.add_argument("--semantic_pos", choices=POSITIONS, default="local", help="none cannot place anything")
+    add_task_flags(parser)
+    add_training_flags(parser)
+    return parser
+
+
+def add_task_flags(parser: argparse.ArgumentParser) -> None:
+    """What is filled, and how often a condition is left out."""
     group = parser.add_argument_group("task")
     group.add_argument("--size", type=int, default=512, help="panel side in pixels, a multiple of 16")
     group.add_argument("--fill_mask", choices=FILL_MASKS,
@@ -57,6 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--prompt", default=PROMPT, help="the one prompt of all examples")
     group.add_argument("--text_drop", type=float, default=0.1, help="share of examples with the empty prompt")
     group.add_argument("--semantic_drop", type=float, default=0.1, help="share of examples without semantic map")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Optimiser, schedule, LoRA, memory, and how often the run writes."""
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=int, default=1000, help="in all, those before a resume included")
     group.add_argument("--batch_size", type=int, default=1, help="triptychs per step")
@@ -76,7 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     group.add_argument("--log_every", type=int, default=10, help="steps per log line")
     group.add_argument("--save_every", type=int, default=500, help="steps per checkpoint; one more at the end")
-    return parser
 
 
 def check(args: argparse.Namespace) -> None:

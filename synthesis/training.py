@@ -1,16 +1,19 @@
 """The training loop of semantic fill; everything random is keyed by (seed, step), so a resumed run is the same run."""
 
+import logging
 import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from dataset.randomness import keyed_generator
 from synthesis.flow import flow_matching_loss, sample_times
 from synthesis.latents import encode_triptych, fill_mask_of
+from synthesis.system import FillSystem
 from utils import on_terminal
 
 OPTIMIZERS = {"adamw": 1e-4, "prodigy": 1.0}  # name: learning rate
@@ -34,7 +37,9 @@ class Schedule(NamedTuple):
     save_every: int = 500
 
 
-def make_optimizer(name, parameters, learning_rate=None):
+def make_optimizer(
+    name: str, parameters: Iterable[torch.nn.Parameter], learning_rate: float | None = None
+) -> torch.optim.Optimizer:
     """AdamW or Prodigy (which finds its own step size; arXiv 2306.06101).
 
     Args:
@@ -56,7 +61,7 @@ def make_optimizer(name, parameters, learning_rate=None):
     return Prodigy(parameters, lr=rate, weight_decay=0.01, use_bias_correction=True, safeguard_warmup=True)
 
 
-def batch_indices(length, schedule, first_step):
+def batch_indices(length: int, schedule: Schedule, first_step: int) -> list[list[int]]:
     """[[index]] of every step from `first_step` on: one shuffled epoch after another, batches run across their ends."""
     first, last = first_step * schedule.batch_size, schedule.steps * schedule.batch_size
     orders = {}
@@ -66,7 +71,9 @@ def batch_indices(length, schedule, first_step):
     return [indices[place : place + schedule.batch_size] for place in range(0, len(indices), schedule.batch_size)]
 
 
-def training_loss(system, batch, schedule, step):
+def training_loss(
+    system: FillSystem, batch: dict[str, torch.Tensor | list[str]], schedule: Schedule, step: int
+) -> torch.Tensor:
     """The loss of one step.
 
     Args:
@@ -95,7 +102,9 @@ def training_loss(system, batch, schedule, step):
     )  # fmt: skip
 
 
-def make_lr_scheduler(optimizer, schedule, first_step):
+def make_lr_scheduler(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, first_step: int
+) -> torch.optim.lr_scheduler.LambdaLR | None:
     """The learning rate's course from `first_step` on; None for a constant one.
 
     Raises:
@@ -110,7 +119,17 @@ def make_lr_scheduler(optimizer, schedule, first_step):
     )
 
 
-def train(system, dataset, optimizer, schedule, logger, *, first_step=0, workers=0, save=None):
+def train(
+    system: FillSystem,
+    dataset: Dataset,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    logger: logging.Logger,
+    *,
+    first_step: int = 0,
+    workers: int = 0,
+    save: Callable[[int], None] | None = None,
+) -> None:
     """Train LoRA and attention.
 
     Args:

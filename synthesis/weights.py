@@ -5,16 +5,18 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from diffusers import FluxFillPipeline
+import torch
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from files.tensors import load_tensors, save_tensors
-from synthesis.system import assemble
+from synthesis.system import FillSystem, assemble
 from synthesis.text import Prompt
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name and format: FluxFillPipeline.load_lora_weights
@@ -26,7 +28,13 @@ OPTIMISER_FILE = "optimizer.pth"
 CHECKPOINT = "checkpoint-{:07d}"
 
 
-def save_system(run, step, system, config, optimizer=None):
+def save_system(
+    run: Path | str,
+    step: int,
+    system: FillSystem,
+    config: dict,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Path:
     """Write `run`/checkpoint-`step` as a whole: a killed process leaves the folder complete or not there.
 
     Args:
@@ -75,27 +83,27 @@ def save_system(run, step, system, config, optimizer=None):
     return folder
 
 
-def base_weights(transformer):
+def base_weights(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
     """The transformer's own tensors, LoRA left out, as peft names them inside the module."""
     return {name: value for name, value in transformer.state_dict().items() if ".lora_" not in name}
 
 
-def on_cpu(state):
+def on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def library_versions():
+def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide a run's numbers."""
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
 
 
-def checkpoints_of(run):
+def checkpoints_of(run: Path | str) -> list[tuple[int, Path]]:
     """[(step, folder)] of a run's checkpoints, by step."""
     found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(run).glob("checkpoint-*"))
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def find_checkpoint(path):
+def find_checkpoint(path: Path | str) -> Path:
     """A checkpoint's folder: `path` itself, or the last one of the run in `path`.
 
     Raises:
@@ -113,7 +121,7 @@ def find_checkpoint(path):
     return found[-1][1]
 
 
-def read_config(folder):
+def read_config(folder: Path | str) -> dict:
     """A checkpoint's config.json.
 
     Raises:
@@ -126,7 +134,9 @@ def read_config(folder):
         raise RuntimeError(f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again") from error
 
 
-def load_system(model, checkpoint, device="cpu"):
+def load_system(
+    model: Path | str, checkpoint: Path | str, device: torch.device | str = "cpu"
+) -> tuple[FillSystem, dict]:
     """The trained system of a checkpoint (a run's folder means its last).
 
     Args:
@@ -145,7 +155,7 @@ def load_system(model, checkpoint, device="cpu"):
     return system, config
 
 
-def read_prompts(folder, texts):
+def read_prompts(folder: Path | str, texts: Sequence[str]) -> dict[str, Prompt]:
     """{text: Prompt} of a checkpoint."""
     tensors = read_tensors(Path(folder) / PROMPTS_FILE)
     return {
@@ -153,7 +163,7 @@ def read_prompts(folder, texts):
     }
 
 
-def load_weights_into(system, folder, with_backbone=False):
+def load_weights_into(system: FillSystem, folder: Path | str, with_backbone: bool = False) -> None:
     """Put a checkpoint's LoRA and attention, and the backbone's own weights if trained, into a system of its shape.
 
     Raises:
@@ -173,7 +183,7 @@ def load_weights_into(system, folder, with_backbone=False):
         transformer.load_state_dict(base, strict=False)  # the names were compared; LoRA's are in their own file
 
 
-def load_optimizer(optimizer, folder):
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path | str) -> None:
     """Restore an optimiser from a checkpoint.
 
     Raises:
@@ -182,7 +192,7 @@ def load_optimizer(optimizer, folder):
     optimizer.load_state_dict(load_tensors(Path(folder) / OPTIMISER_FILE, keys=("state", "param_groups")))
 
 
-def read_tensors(path):
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file.
 
     Raises:
@@ -194,7 +204,7 @@ def read_tensors(path):
         raise RuntimeError(f"{path} is missing or damaged ({error}): copy the checkpoint again") from error
 
 
-def check_same(found, wanted, path):
+def check_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path | str) -> None:
     """Raises RuntimeError unless both state dicts have the same names and shapes."""
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is not expected" for name in found if name not in wanted]

@@ -6,6 +6,7 @@ its pixels, so an interrupted rendering goes on with the chunks that have none.
 
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from demo_world.rendering import caption, render_scene, sample_scene, vocabulary
+from demo_world.rendering import Scene, caption, render_scene, sample_scene, vocabulary
 from demo_world.rendering.captions import DAMAGE_WORDS, TEMPLATES
 from files.atomic import write_text
 
@@ -45,7 +46,9 @@ class Bank:
     words: list
 
 
-def open_bank(folder, plan, processes, log=lambda line: None):
+def open_bank(
+    folder: Path | str, plan: BankPlan, processes: int, log: Callable[[str], None] = lambda line: None
+) -> Bank:
     """Render what is missing of a bank in `folder` and open it.
 
     Raises:
@@ -87,7 +90,7 @@ def _render_all(folder, plan, missing, processes):
             yield done
 
 
-def short_captions(scene, rng):
+def short_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Captions that name the thing and nothing else, as much of the web's alternative text does."""
     nouns = (scene.name, scene.name, *vocabulary.thing(scene.name).synonyms)
     captions = []
@@ -99,12 +102,12 @@ def short_captions(scene, rng):
     return captions
 
 
-def content_words(text):
+def content_words(text: str) -> frozenset[str]:
     """The words of a text that can say something about a scene."""
     return frozenset(re.findall(r"[a-z-]+|[A-Z]\b", text)) - FILLING_WORDS
 
 
-def scene_words(scene):
+def scene_words(scene: Scene) -> frozenset[str]:
     """Every content word that a true caption of the scene may use, synonyms included."""
     entry = vocabulary.thing(scene.name)
     said = [scene.name, *entry.synonyms, scene.colour, scene.material or ""]

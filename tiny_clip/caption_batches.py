@@ -44,7 +44,7 @@ class CaptionBatches:
         self.said = _indicators([content_words(text) & column.keys() for text in texts], column)
         self.true = _indicators(bank.words, column)
 
-    def draw(self, step, rank, image_size, count):
+    def draw(self, step: int, rank: int, image_size: int, count: int) -> Batch:
         """`count` images of `image_size` pixels for one process: full captions at even steps, else short ones."""
         rng = np.random.default_rng([self.seed, step, rank])
         chosen = rng.integers(len(self.images), size=count)

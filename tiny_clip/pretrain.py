@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Stage:
 STAGES = (Stage(0.47, (64,), 40, 96), Stage(0.46, (128, 112, 128, 144), 100, 64), Stage(0.07, (128,), None, 48))
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; paths default to the files the project ships."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", required=True, help="folder of the image bank, the checkpoint and the log")
@@ -71,7 +72,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Render, train, export; returns nothing, writes --output and the cache folder."""
     options = parse_arguments(argv)
     Path(options.cache).mkdir(parents=True, exist_ok=True)
@@ -90,12 +91,12 @@ def main(argv=None):
         torch.multiprocessing.spawn(train, arguments, nprocs=options.processes)
 
 
-def model_config(options):
+def model_config(options: argparse.Namespace) -> dict:
     """The open_clip model config that --config names."""
     return json.loads(Path(options.config).read_text())
 
 
-def faster_precision(width):
+def faster_precision(width: int) -> str:
     """'bf16' where the products of an MLP of this width are clearly faster in it on one thread here, else 'fp32'."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -113,7 +114,7 @@ def faster_precision(width):
     return choice
 
 
-def train(rank, options, plan, rendezvous):
+def train(rank: int, options: argparse.Namespace, plan: BankPlan, rendezvous: str | None) -> None:
     """The training loop of one process; only rank 0 writes. `rendezvous` is a torch.distributed init method or None."""
     torch.set_num_threads(1)
     if rendezvous:
@@ -160,7 +161,7 @@ def train(rank, options, plan, rendezvous):
         torch.distributed.destroy_process_group()
 
 
-def build_model(options, token_ids):
+def build_model(options: argparse.Namespace, token_ids: torch.Tensor) -> tuple[CLIP, torch.Tensor]:
     """(open_clip CLIP whose embedding holds only the captions' tokens, full embedding [vocabulary, W] for the export).
 
     The words that no caption uses keep their initial values; leaving them out saves the optimiser most of its work.
@@ -172,7 +173,9 @@ def build_model(options, token_ids):
     return model, full
 
 
-def build_optimizers(model, options):
+def build_optimizers(
+    model: CLIP, options: argparse.Namespace
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the blocks' weight matrices (in short runs it needs fewer samples), AdamW for everything else."""
     blocks = [*model.visual.transformer.resblocks, *model.transformer.resblocks]
     matrices = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
@@ -187,13 +190,15 @@ def build_optimizers(model, options):
     )
 
 
-def run_identity(options):
+def run_identity(options: argparse.Namespace) -> dict[str, int | float | str]:
     """What must agree for a checkpoint to be continued, as plain values."""
     names = ("images", "bank_size", "captions", "processes", "lr", "weight_decay", "precision", "seed")
     return {name: getattr(options, name) for name in names}
 
 
-def restore(checkpoint, model, optimizers, options):
+def restore(
+    checkpoint: dict, model: CLIP, optimizers: Sequence[torch.optim.Optimizer], options: argparse.Namespace
+) -> int:
     """Load a checkpoint and return its step. Raises ValueError when it belongs to a run with other settings."""
     if checkpoint["run"] != run_identity(options):
         raise ValueError(f"{options.cache} holds a run with {checkpoint['run']}, asked for {run_identity(options)}: "
@@ -205,7 +210,7 @@ def restore(checkpoint, model, optimizers, options):
     return checkpoint["step"]
 
 
-def stage_at(step, steps):
+def stage_at(step: int, steps: int) -> Stage:
     """The stage of a step, by the shares."""
     end = 0.0
     for stage in STAGES:
@@ -215,20 +220,22 @@ def stage_at(step, steps):
     return STAGES[-1]
 
 
-def schedule(step, steps):
+def schedule(step: int, steps: int) -> float:
     """Factor of the learning rate: linear warm-up, constant, linear decay to zero."""
     warm_up = min(WARM_UP_STEPS, steps // 10 + 1)
     return min((step + 1) / warm_up, 1.0, (steps - step) / (DECAY_SHARE * steps))
 
 
-def set_learning_rate(optimizers, rate):
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     """Give every parameter group of every optimiser this rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
 
 
-def contrastive_loss(image, text, scale, also_true):
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor | float, also_true: torch.Tensor
+) -> tuple[torch.Tensor, float]:
     """InfoNCE in both directions, without the negatives that are none.
 
     Args:
@@ -246,7 +253,7 @@ def contrastive_loss(image, text, scale, also_true):
     return loss, (logits.argmax(dim=1) == own).float().mean().item()
 
 
-def average_gradients(model, processes):
+def average_gradients(model: torch.nn.Module, processes: int) -> None:
     """Replace every gradient by its mean over the processes: one all-reduce of one flat vector."""
     if processes == 1:
         return
@@ -259,7 +266,7 @@ def average_gradients(model, processes):
         gradient.copy_(part.view_as(gradient))
 
 
-def export(model, full_embedding, token_ids, path):
+def export(model: CLIP, full_embedding: torch.Tensor, token_ids: torch.Tensor, path: Path | str) -> None:
     """Write open_clip's state dict in fp16, the trained token rows put back into the full table; atomic.
 
     Image positions stay fp32: torch on a CPU cannot resize fp16, and open_clip resizes them as they come from the file.

@@ -7,9 +7,17 @@ and text is cut behind the longest caption. A test holds them equal to open_clip
 
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor
 
 
-def encode_image(visual, images, kept_patches=None, generator=None):
+def encode_image(
+    visual: VisionTransformer,
+    images: Tensor,
+    kept_patches: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Image embeddings: [B, 3, S, S] normalised -> [B, E], not normalised.
 
     Args:
@@ -32,7 +40,7 @@ def encode_image(visual, images, kept_patches=None, generator=None):
     return visual.ln_post(x[:, 0]) @ visual.proj
 
 
-def encode_text(model, tokens):
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """Text embeddings: ids [B, T] -> [B, E], not normalised. Columns behind the longest caption change nothing."""
     end = tokens.argmax(dim=-1)
     length = int(end.max()) + 1
@@ -42,7 +50,7 @@ def encode_text(model, tokens):
     return model.ln_final(x[torch.arange(len(x)), end]) @ model.text_projection
 
 
-def run_block(block, x, mask=None):
+def run_block(block: ResidualAttentionBlock, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """One pre-norm residual attention block of open_clip: [B, N, C] -> same; `mask` [N, N] is added to the scores."""
     attention = block.attn
     batch, length, width = x.shape
@@ -59,7 +67,7 @@ def run_block(block, x, mask=None):
     return x + block.mlp(block.ln_2(x))
 
 
-def resized_positions(positions, grid):
+def resized_positions(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings [1 + G², C] for a grid of `grid`² patches, as open_clip's resize_pos_embed makes them."""
     own = int((len(positions) - 1) ** 0.5)
     if grid == own:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
-from demo_world.rendering import COLOURS, render_scene, sample_scene, thing_names
+from demo_world.rendering import COLOURS, Scene, render_scene, sample_scene, thing_names
 from demo_world.rendering.vocabulary import DAMAGES
 from tiny_clip.towers import encode_text
 
@@ -49,7 +50,7 @@ class ZeroShot:
         self.tokenize = open_clip.get_tokenizer(NAME)
 
     @torch.no_grad()
-    def embed_images(self, images, batch=64):
+    def embed_images(self, images: np.ndarray, batch: int = 64) -> torch.Tensor:
         """uint8 [N, S, S, 3] -> unit vectors [N, E]."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in
                      (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
@@ -60,20 +61,20 @@ class ZeroShot:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def embed_prompts(self, prompts):
+    def embed_prompts(self, prompts: list[str]) -> torch.Tensor:
         """The unit mean [E] of the unit embeddings of several wordings of one thing."""
         wordings = F.normalize(encode_text(self.model, self.tokenize(prompts)), dim=1)
         return F.normalize(wordings.mean(dim=0), dim=0)
 
 
-def open_model(weights, image_size):
+def open_model(weights: Path | str, image_size: int) -> ZeroShot:
     """A ZeroShot model; raises FileNotFoundError when the weights are not there."""
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no weights {weights}: run python -m tiny_clip.pretrain, or give --weights")
     return ZeroShot(weights, image_size)
 
 
-def held_out_pictures(model, count, seed, damaged=False):
+def held_out_pictures(model: ZeroShot, count: int, seed: int, damaged: bool = False) -> Pictures:
     """Pictures of `count` held-out scenes: all sound, or with `damaged` the same ones with defects taken in turn."""
     cv2.setNumThreads(1)
     images, scenes = [], []
@@ -86,12 +87,12 @@ def held_out_pictures(model, count, seed, damaged=False):
     return Pictures(model.embed_images(np.stack(images)), scenes)
 
 
-def name_accuracy(model, pictures):
+def name_accuracy(model: ZeroShot, pictures: Pictures) -> float:
     """Share of pictures whose thing scores highest among all nameable things."""
     return float(np.mean(name_hits(model, pictures)))
 
 
-def name_hits(model, pictures):
+def name_hits(model: ZeroShot, pictures: Pictures) -> list[bool]:
     """Whether each picture's thing scores highest among all nameable things: list of N bools."""
     names = thing_names()
     anchors = torch.stack([model.embed_prompts([prompt.format(name) for prompt in THING_PROMPTS]) for name in names])
@@ -99,7 +100,7 @@ def name_hits(model, pictures):
     return [names[index] == scene.name for index, scene in zip(best, pictures.scenes, strict=True)]
 
 
-def mean_over_names(hits, scenes):
+def mean_over_names(hits: Sequence[bool], scenes: Sequence[Scene]) -> tuple[float, int]:
     """Mean of the hit rates of the names that occur, each name counting alike; and how many names occur."""
     by_name = {}
     for hit, scene in zip(hits, scenes, strict=True):
@@ -107,7 +108,7 @@ def mean_over_names(hits, scenes):
     return float(np.mean([np.mean(found) for found in by_name.values()])), len(by_name)
 
 
-def colour_accuracy(model, pictures):
+def colour_accuracy(model: ZeroShot, pictures: Pictures) -> float:
     """Share of pictures whose colour scores highest among all colours, the thing's name being given."""
     hits, colours = [], tuple(COLOURS)
     anchors = {}
@@ -121,7 +122,7 @@ def colour_accuracy(model, pictures):
     return float(np.mean(hits))
 
 
-def damage_accuracy(model, sound, damaged):
+def damage_accuracy(model: ZeroShot, sound: Pictures, damaged: Pictures) -> tuple[float, float]:
     """(accuracy of the raw decision, AUROC of its score) of damaged-or-not over twins of sound and damaged pictures.
 
     The score is cos(image, damaged prompts) - cos(image, sound prompts) for the thing's own name.
@@ -140,7 +141,7 @@ def damage_accuracy(model, sound, damaged):
     return float(accuracy), float(roc_auc_score(labels, scores))
 
 
-def measure(weights, image_size, count, seed):
+def measure(weights: Path | str, image_size: int, count: int, seed: int) -> dict[str, float]:
     """All figures at one image size, rounded to 4 decimals."""
     model = open_model(weights, image_size)
     sound = held_out_pictures(model, count, seed)
@@ -156,7 +157,7 @@ def measure(weights, image_size, count, seed):
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default=ROOT / f"model/weights/{NAME}.safetensors")

@@ -1,5 +1,7 @@
 """Sentences in the language of image captions for a scene."""
 
+import numpy as np
+
 from demo_world.rendering import vocabulary as words
 from demo_world.rendering.scene import Scene
 
@@ -18,7 +20,7 @@ DAMAGE_WORDS = {
 }
 
 
-def caption(scene: Scene, rng) -> str:
+def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of the scene; it leaves out details at random (colour 12 %, material 25 %, background 45 %, ...)."""
     phrase, fixed_article = _noun(scene, rng)
     if scene.damage and rng.random() < 0.8:

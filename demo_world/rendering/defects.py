@@ -6,9 +6,11 @@ length in frame units (the frame is 2 wide). Objects know their outline through 
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from demo_world.rendering.fields import fractal, ramp
 from demo_world.rendering.regions import blob, place_on, smooth_path, stroke, walk
+from demo_world.rendering.surfaces import Layers
 
 
 def _paint(layers, mask, colour, strength=1.0):
@@ -29,7 +31,7 @@ def _is_surface(layers):
     return float(layers.coverage.min()) > 0.5
 
 
-def scratch(layers, extent, rng):
+def scratch(layers: Layers, extent: float, rng: Generator) -> None:
     """One to three nearly parallel grooves that bare lighter or darker material."""
     size = layers.height.shape[0]
     centre, angle = np.array(place_on(layers.coverage, rng)), rng.uniform(0, 2 * np.pi)
@@ -43,7 +45,7 @@ def scratch(layers, extent, rng):
         layers.height -= 0.018 * line
 
 
-def hole(layers, extent, rng):
+def hole(layers: Layers, extent: float, rng: Generator) -> None:
     """A punched or torn hole with a dark bottom and a slightly raised rim."""
     size = layers.height.shape[0]
     centre = place_on(layers.coverage, rng)
@@ -58,7 +60,7 @@ def hole(layers, extent, rng):
     _dull(layers, inside)
 
 
-def stain(layers, extent, rng):
+def stain(layers: Layers, extent: float, rng: Generator) -> None:
     """A dried liquid: tinted, uneven, darker along its border."""
     size = layers.height.shape[0]
     mask = blob(size, place_on(layers.coverage, rng), extent, rng, softness=0.3, rough=0.3,
@@ -75,7 +77,7 @@ def stain(layers, extent, rng):
     _dull(layers, 0.5 * mask)
 
 
-def missing_part(layers, extent, rng):
+def missing_part(layers: Layers, extent: float, rng: Generator) -> None:
     """A piece broken away: of an object the background shows, of a surface the rough inside."""
     size = layers.height.shape[0]
     surface = _is_surface(layers)
@@ -91,7 +93,7 @@ def missing_part(layers, extent, rng):
     _dull(layers, mask)
 
 
-def crack(layers, extent, rng):
+def crack(layers: Layers, extent: float, rng: Generator) -> None:
     """A dark fissure that jags and forks."""
     size = layers.height.shape[0]
     path = walk(place_on(layers.coverage, rng), 2 * extent, rng, steps=12, wander=0.5)
@@ -106,7 +108,7 @@ def crack(layers, extent, rng):
     _dull(layers, line)
 
 
-def contamination(layers, extent, rng):
+def contamination(layers: Layers, extent: float, rng: Generator) -> None:
     """Foreign particles: a loose cluster of small grains of one alien colour."""
     size = layers.height.shape[0]
     centre = np.array(place_on(layers.coverage, rng))
@@ -123,7 +125,7 @@ def contamination(layers, extent, rng):
         _dull(layers, 0.6 * grain)
 
 
-def bent(layers, extent, rng):
+def bent(layers: Layers, extent: float, rng: Generator) -> None:
     """Part of the thing pushed sideways and down: everything in reach moves, the relief buckles."""
     size = layers.height.shape[0]
     centre = np.array(place_on(layers.coverage, rng, edge=not _is_surface(layers)))
@@ -143,7 +145,7 @@ def bent(layers, extent, rng):
     layers.height += strength * extent * reach * buckle
 
 
-def chip(layers, extent, rng):
+def chip(layers: Layers, extent: float, rng: Generator) -> None:
     """A flake off the edge (or out of the face): a bright fracture face with facets."""
     size = layers.height.shape[0]
     centre = place_on(layers.coverage, rng, edge=not _is_surface(layers))
@@ -158,7 +160,7 @@ def chip(layers, extent, rng):
     _dull(layers, 0.8 * mask)
 
 
-def burn(layers, extent, rng):
+def burn(layers: Layers, extent: float, rng: Generator) -> None:
     """A scorch mark: black-brown core, brown fading halo, gloss gone."""
     size = layers.height.shape[0]
     mask = blob(size, place_on(layers.coverage, rng), extent, rng, softness=1.1, rough=0.25,
@@ -172,7 +174,7 @@ def burn(layers, extent, rng):
     _dull(layers, mask)
 
 
-def thread(layers, extent, rng):
+def thread(layers: Layers, extent: float, rng: Generator) -> None:
     """A stray fibre lying on top, with its thin shadow."""
     size = layers.height.shape[0]
     path = smooth_path(walk(place_on(layers.coverage, rng), 3.2 * extent, rng, steps=9, wander=0.55), 60)
@@ -194,7 +196,7 @@ DEFECTS = {
 }
 
 
-def apply_defect(kind: str, layers, extent: float, rng) -> None:
+def apply_defect(kind: str, layers: Layers, extent: float, rng: Generator) -> None:
     """Draws defect `kind` into `layers` in place. Raises ValueError for an unknown kind."""
     if kind not in DEFECTS:
         raise ValueError(f"defect is '{kind}', expected one of {', '.join(DEFECTS)}.")

@@ -24,7 +24,14 @@ class Grid:
         return self.x.shape[0]
 
 
-def make_grid(size: int, *, centre=(0.0, 0.0), scale: float = 1.0, angle: float = 0.0, shear: float = 0.0) -> Grid:
+def make_grid(
+    size: int,
+    *,
+    centre: tuple[float, float] = (0.0, 0.0),
+    scale: float = 1.0,
+    angle: float = 0.0,
+    shear: float = 0.0,
+) -> Grid:
     """Coordinates in which the unit disc is a disc of radius `scale` (frame units) around `centre`, turned by `angle`.
 
     `shear` tilts the plane away from the camera: a slight perspective along y.
@@ -37,8 +44,16 @@ def make_grid(size: int, *, centre=(0.0, 0.0), scale: float = 1.0, angle: float 
     return Grid(cosine * x + sine * y, cosine * y - sine * x, 2.0 / size / scale, scale, angle)
 
 
-def fractal(size: int, frequency: float, rng, *, octaves: int = 4, gain: float = 0.55, stretch=(1.0, 1.0),
-            angle: float = 0.0) -> np.ndarray:
+def fractal(
+    size: int,
+    frequency: float,
+    rng: np.random.Generator,
+    *,
+    octaves: int = 4,
+    gain: float = 0.55,
+    stretch: tuple[float, float] = (1.0, 1.0),
+    angle: float = 0.0,
+) -> np.ndarray:
     """Multi-octave noise of about unit standard deviation; `frequency` = cells over the frame in the first octave.
 
     `stretch` lengthens the cells along x and y (wood fibres); `angle` turns them.
@@ -63,7 +78,9 @@ def fractal(size: int, frequency: float, rng, *, octaves: int = 4, gain: float =
     return cv2.warpAffine(total, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def voronoi(size: int, cells: float, rng, *, jitter: float = 0.9):
+def voronoi(
+    size: int, cells: float, rng: np.random.Generator, *, jitter: float = 0.9
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voronoi cells of a jittered lattice with `cells` cells over the frame.
 
     Returns (distance to the nearest seed, distance to the nearest border) in units of one cell, and an
@@ -88,7 +105,7 @@ def voronoi(size: int, cells: float, rng, *, jitter: float = 0.9):
     return cv2.resize(nearest, **shrink) * unit, cv2.resize(border, **shrink) * unit, labels[::2, ::2]
 
 
-def per_cell(labels: np.ndarray, rng) -> np.ndarray:
+def per_cell(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One uniform random number per Voronoi label, as a field [S, S]."""
     return rng.random(int(labels.max()) + 1, dtype=np.float32)[labels]
 
@@ -132,7 +149,7 @@ def polygon(grid: Grid, sides: int, inner_radius: float) -> np.ndarray:
     return np.hypot(grid.x, grid.y) * np.cos(folded) - inner_radius
 
 
-def segment(grid: Grid, start, end, radius: float) -> np.ndarray:
+def segment(grid: Grid, start: tuple[float, float], end: tuple[float, float], radius: float) -> np.ndarray:
     """Signed distance to a round-ended stroke from `start` to `end`."""
     delta_x, delta_y = end[0] - start[0], end[1] - start[1]
     along = ((grid.x - start[0]) * delta_x + (grid.y - start[1]) * delta_y) / (delta_x**2 + delta_y**2 + 1e-9)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from demo_world.rendering.fields import Grid, fill, fractal, per_cell, ramp, voronoi
+from demo_world.rendering.shapes import Shape
 from demo_world.rendering.surfaces import Layers, layers
 from demo_world.rendering.vocabulary import COLOURS
 
@@ -13,14 +14,23 @@ _STEEL_TINT = {"gray": (0.68, 0.69, 0.71), "yellow": (0.86, 0.70, 0.33), "brown"
                "orange": (0.80, 0.48, 0.30), "black": (0.20, 0.20, 0.22), "beige": (0.77, 0.70, 0.58)}
 
 
-def jitter_colour(name: str, rng, material: str | None = None, amount: float = 1.0) -> np.ndarray:
+def jitter_colour(
+    name: str, rng: np.random.Generator, material: str | None = None, amount: float = 1.0
+) -> np.ndarray:
     """A colour [3] that a person still calls by `name`."""
     base = _STEEL_TINT.get(name, COLOURS[name]) if material == "metal" else COLOURS[name]
     value = 1.0 + amount * rng.uniform(-0.10, 0.10)
     return np.clip(np.asarray(base) * value + amount * rng.uniform(-0.025, 0.025, 3), 0.02, 0.97).astype(np.float32)
 
 
-def patterned(grid: Grid, pattern: str, colour, second, structure, texture) -> np.ndarray:
+def patterned(
+    grid: Grid,
+    pattern: str,
+    colour: np.ndarray,
+    second: np.ndarray,
+    structure: np.random.Generator,
+    texture: np.random.Generator,
+) -> np.ndarray:
     """Paint [S, S, 3]: `colour` with a pattern of `second`. Raises ValueError for an unknown pattern."""
     mask = pattern_mask(grid, pattern, structure, texture)
     paint = np.broadcast_to(colour, (*grid.x.shape, 3)).astype(np.float32)
@@ -29,7 +39,9 @@ def patterned(grid: Grid, pattern: str, colour, second, structure, texture) -> n
     return paint + mask[..., None] * (second - paint)
 
 
-def pattern_mask(grid: Grid, pattern: str, structure, texture):
+def pattern_mask(
+    grid: Grid, pattern: str, structure: np.random.Generator, texture: np.random.Generator
+) -> np.ndarray | None:
     """Where the second colour goes, [S, S] 0..1, or None for plain."""
     period = structure.uniform(0.3, 0.5)
     if pattern == "plain":
@@ -51,7 +63,14 @@ def pattern_mask(grid: Grid, pattern: str, structure, texture):
     raise ValueError(f"pattern is '{pattern}', expected one of plain, striped, dotted, checkered, speckled.")
 
 
-def finish_object(shape, grid: Grid, paint: np.ndarray, second, material: str | None, texture) -> Layers:
+def finish_object(
+    shape: Shape,
+    grid: Grid,
+    paint: np.ndarray,
+    second: np.ndarray,
+    material: str | None,
+    texture: np.random.Generator,
+) -> Layers:
     """Layers of a shape in frame units: material texture under the paint, the shape's own painted parts over it."""
     size = grid.size
     gloss, mirror = _MATERIALS[material]

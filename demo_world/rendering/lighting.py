@@ -23,12 +23,12 @@ class Light:
     reflection: float
 
     @property
-    def vector(self):
+    def vector(self) -> tuple[float, float, float]:
         flat = np.cos(self.elevation)
         return flat * np.cos(self.azimuth), flat * np.sin(self.azimuth), np.sin(self.elevation)
 
 
-def sample_light(rng, spread: float = 1.0) -> Light:
+def sample_light(rng: np.random.Generator, spread: float = 1.0) -> Light:
     """A random light; `spread` < 1 keeps it near one direction, as in an inspection station."""
     return Light(
         azimuth=-2.2 + spread * rng.uniform(-np.pi, np.pi), elevation=0.85 + spread * rng.uniform(-0.3, 0.3),
@@ -100,13 +100,13 @@ class Camera:
     noise: float
 
 
-def sample_camera(rng, spread: float = 1.0) -> Camera:
+def sample_camera(rng: np.random.Generator, spread: float = 1.0) -> Camera:
     """A random camera; `spread` < 1 keeps exposure and saturation close to 1."""
     return Camera(1.0 + spread * rng.uniform(-0.16, 0.14), 1.0 + spread * rng.uniform(-0.2, 0.15),
                   max(0.0, rng.uniform(-3.0, 6.0)), rng.uniform(0.003, 0.02))
 
 
-def expose(lit: np.ndarray, camera: Camera, rng) -> np.ndarray:
+def expose(lit: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
     """Lit colours to an 8-bit RGB picture: exposure, saturation, blur, soft clipping and sensor noise."""
     size = lit.shape[0]
     gray = lit.mean(2, keepdims=True)

@@ -5,11 +5,12 @@ import numpy as np
 
 from demo_world.rendering.fields import box, disc, fill, make_grid, ramp
 from demo_world.rendering.finish import jitter_colour
+from demo_world.rendering.scene import Mark
 from demo_world.rendering.surfaces import Layers
 from demo_world.rendering.vocabulary import PLACES
 
 
-def draw_mark(world: Layers, mark, rng) -> None:
+def draw_mark(world: Layers, mark: Mark, rng: np.random.Generator) -> None:
     """Draws `mark` into composed layers in place, near the place its words name."""
     size = world.height.shape[0]
     x, y = PLACES[mark.place]

@@ -68,14 +68,14 @@ PRODUCT_LINES = {
 }
 
 
-def line_streams(dataset: str, class_name: str, rng) -> Streams:
+def line_streams(dataset: str, class_name: str, rng: np.random.Generator) -> Streams:
     """Generators of one picture of a line: `structure` is the line's own, the rest comes from `rng`."""
     structure = np.random.default_rng(crc32(f"{dataset}/{class_name}".encode()))
     seeds = (np.random.default_rng(int(seed)) for seed in rng.integers(2**62, size=7))
     return Streams(structure, *seeds)
 
 
-def line_pose(line: ProductLine, rng) -> Pose:
+def line_pose(line: ProductLine, rng: np.random.Generator) -> Pose:
     """A pose as a fixture allows it: small shifts for goods, any part of the sheet for surfaces."""
     scale = line.scale * rng.uniform(0.96, 1.04)
     angle = line.angle + rng.uniform(-line.turn, line.turn)

@@ -6,7 +6,9 @@ import numpy as np
 from demo_world.rendering.fields import fractal, ramp
 
 
-def place_on(coverage: np.ndarray, rng, *, edge: bool = False, margin: float = 0.06):
+def place_on(
+    coverage: np.ndarray, rng: np.random.Generator, *, edge: bool = False, margin: float = 0.06
+) -> tuple[float, float]:
     """A random point (x, y) in frame units on the thing (`edge`: on its outline), `margin` away from the frame."""
     size = coverage.shape[0]
     rim = max(2, int(margin * size))
@@ -22,8 +24,16 @@ def place_on(coverage: np.ndarray, rng, *, edge: bool = False, margin: float = 0
     return tuple((np.array([columns[index], rows[index]]) + 0.5) * (2.0 / size) - 1.0)
 
 
-def blob(size: int, centre, radius: float, rng, *, softness: float = 0.15, rough: float = 0.22,
-         aspect: float = 1.0) -> np.ndarray:
+def blob(
+    size: int,
+    centre: tuple[float, float] | np.ndarray,
+    radius: float,
+    rng: np.random.Generator,
+    *,
+    softness: float = 0.15,
+    rough: float = 0.22,
+    aspect: float = 1.0,
+) -> np.ndarray:
     """An irregular blob, 0..1 [S, S]: a turned ellipse whose radius noise wobbles; `softness` of the radius is edge."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0
     x, y = np.meshgrid(axis - np.float32(centre[0]), axis - np.float32(centre[1]))
@@ -35,7 +45,15 @@ def blob(size: int, centre, radius: float, rng, *, softness: float = 0.15, rough
     return ramp(distance, 1.0 + softness / 2, 1.0 - softness / 2)
 
 
-def walk(start, length: float, rng, *, steps: int = 14, wander: float = 0.35, angle: float | None = None):
+def walk(
+    start: tuple[float, float] | np.ndarray,
+    length: float,
+    rng: np.random.Generator,
+    *,
+    steps: int = 14,
+    wander: float = 0.35,
+    angle: float | None = None,
+) -> np.ndarray:
     """Points [steps + 1, 2] of a random walk of about `length` frame units; `wander` = radians per step."""
     angle = rng.uniform(0, 2 * np.pi) if angle is None else angle
     turns = angle + np.cumsum(rng.normal(0.0, wander, steps))

@@ -6,7 +6,7 @@ import numpy as np
 
 from demo_world.rendering import shapes, shapes_flat, surfaces
 from demo_world.rendering.defects import apply_defect
-from demo_world.rendering.fields import make_grid
+from demo_world.rendering.fields import Grid, make_grid
 from demo_world.rendering.finish import finish_object, jitter_colour, patterned
 from demo_world.rendering.lighting import compose, expose, sample_camera, sample_light, shade
 from demo_world.rendering.marks import draw_mark
@@ -55,12 +55,12 @@ class Streams:
     sensor: np.random.Generator
 
 
-def make_streams(rng) -> Streams:
+def make_streams(rng: np.random.Generator) -> Streams:
     """Eight generators seeded from `rng`."""
     return Streams(*(np.random.default_rng(int(seed)) for seed in rng.integers(2**62, size=8)))
 
 
-def sample_pose(name: str, rng) -> Pose:
+def sample_pose(name: str, rng: np.random.Generator) -> Pose:
     """A random pose: objects fill 45-85 % of the frame at any angle, surfaces are seen from varied distances."""
     shear = rng.uniform(-0.12, 0.12)
     background_scale, background_angle = rng.uniform(0.5, 1.0), rng.uniform(-0.4, 0.4) + 1.5708 * rng.integers(2)
@@ -75,13 +75,17 @@ def sample_pose(name: str, rng) -> Pose:
     return Pose(centre, scale, rng.uniform(-np.pi, np.pi), background_scale, background_angle, shear)
 
 
-def build_surface(name, colour, second, pattern, grid, streams) -> surfaces.Layers:
+def build_surface(
+    name: str, colour: np.ndarray, second: np.ndarray, pattern: str, grid: Grid, streams: Streams
+) -> surfaces.Layers:
     """Layers of a surface seen in `grid`."""
     paint = patterned(grid, pattern, colour, second, streams.structure, streams.texture)
     return SURFACE_OF[name](grid, paint, streams.structure, streams.texture)
 
 
-def build_scene(scene: Scene, size: int, pose: Pose, streams: Streams, jitter: float = 1.0):
+def build_scene(
+    scene: Scene, size: int, pose: Pose, streams: Streams, jitter: float = 1.0
+) -> tuple[surfaces.Layers | None, surfaces.Layers]:
     """(front or None, back): layers of the object and of what lies behind it, undamaged and unlit."""
     colour = jitter_colour(scene.colour, streams.colour, scene.material, jitter)
     second = jitter_colour(scene.second_colour, streams.colour, None, jitter)
@@ -98,7 +102,7 @@ def build_scene(scene: Scene, size: int, pose: Pose, streams: Streams, jitter: f
     return front, build_surface(scene.background or "paper", back_colour, second, "plain", ground, streams)
 
 
-def render_scene(scene: Scene, size: int, rng) -> np.ndarray:
+def render_scene(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """The picture of `scene`, uint8 RGB [size, size, 3]; `rng` decides pose, light, camera and all chance detail."""
     streams = make_streams(rng)
     front, back = build_scene(scene, size, sample_pose(scene.name, streams.pose), streams)

@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+
 from demo_world.rendering import vocabulary as words
 
 DAMAGE_SHARE = 0.03
@@ -45,7 +47,7 @@ def is_held_out(scene: Scene) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] * 10 // 256 < HELD_OUT_TENTHS
 
 
-def sample_scene(rng, held_out: bool = False, name: str | None = None) -> Scene:
+def sample_scene(rng: np.random.Generator, held_out: bool = False, name: str | None = None) -> Scene:
     """A random scene from numpy generator `rng`: never a held-out combination, or with `held_out` only those.
 
     `name` fixes the thing. Raises ValueError when the fixed thing has no such combination in 1000 draws.

@@ -7,8 +7,9 @@ Every function takes (grid, structure, texture): `structure` draws what one prod
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
 
-from demo_world.rendering.fields import bevel, box, disc, fill, fractal, polygon, ramp, segment
+from demo_world.rendering.fields import Grid, bevel, box, disc, fill, fractal, polygon, ramp, segment
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Shape:
     gloss: float | None = None
 
 
-def hex_nut(grid, structure, texture):
+def hex_nut(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     hole = structure.uniform(0.36, 0.5)
     outline = polygon(grid, 6, 0.84)
     distance = np.maximum(outline, -disc(grid, hole))
@@ -31,12 +32,12 @@ def hex_nut(grid, structure, texture):
     return Shape(distance, 0.25 * bevel(distance, 0.07) - chamfer + thread)
 
 
-def washer(grid, structure, texture):
+def washer(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     distance = np.maximum(disc(grid, 0.95), -disc(grid, structure.uniform(0.38, 0.56)))
     return Shape(distance, 0.10 * bevel(distance, 0.05))
 
 
-def gear(grid, structure, texture):
+def gear(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     teeth = int(structure.integers(9, 19))
     depth, hole = structure.uniform(0.13, 0.2), structure.uniform(0.14, 0.3)
     radius, theta = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
@@ -54,7 +55,7 @@ def gear(grid, structure, texture):
     return Shape(distance, height)
 
 
-def bolt(grid, structure, texture):
+def bolt(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     width, pitch = structure.uniform(0.15, 0.21), structure.uniform(0.075, 0.11)
     head = box(grid, 0.16, width * 2.1, 0.04, x=-0.8)
     start = structure.uniform(-0.45, -0.1)
@@ -69,7 +70,7 @@ def bolt(grid, structure, texture):
     return Shape(np.minimum(head, shaft), np.where(on_head, head_height, shaft_height))
 
 
-def coin(grid, structure, texture):
+def coin(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     radius, theta = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     distance = radius - 0.95
     rim = ramp(radius, 0.82, 0.86) * 0.05
@@ -81,7 +82,7 @@ def coin(grid, structure, texture):
     return Shape(distance, 0.1 * bevel(distance, 0.04) + rim + relief + beads)
 
 
-def button(grid, structure, texture):
+def button(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     count, spread = (2, 4, 4)[int(structure.integers(3))], structure.uniform(0.17, 0.24)
     radius = np.hypot(grid.x, grid.y)
     distance = radius - 0.95
@@ -94,7 +95,7 @@ def button(grid, structure, texture):
     return Shape(distance, height)
 
 
-def tablet(grid, structure, texture):
+def tablet(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     distance = disc(grid, 0.92)
     height = 0.3 * bevel(distance, 0.4)
     groove = ramp(np.abs(grid.x), 0.07, 0.0) * (structure.random() < 0.8)
@@ -102,7 +103,7 @@ def tablet(grid, structure, texture):
     return Shape(distance, height - 0.09 * np.maximum(groove, cross), gloss=0.12)
 
 
-def capsule(grid, structure, texture):
+def capsule(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     width = structure.uniform(0.32, 0.4)
     distance = segment(grid, (-0.95 + width, 0.0), (0.95 - width, 0.0), width)
     height = np.sqrt(np.maximum(width**2 - np.maximum(distance + width, 0.0) ** 2, 0.0))
@@ -111,7 +112,7 @@ def capsule(grid, structure, texture):
     return Shape(distance, height + lip, [(half, None)], gloss=0.7)
 
 
-def bottle_cap(grid, structure, texture):
+def bottle_cap(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     radius, theta = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     crimp = np.cos(theta * 21)
     distance = radius - (0.92 + 0.035 * crimp)
@@ -121,13 +122,13 @@ def bottle_cap(grid, structure, texture):
     return Shape(distance, height, [(mark, None)])
 
 
-def ring(grid, structure, texture):
+def ring(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     tube = structure.uniform(0.11, 0.19)
     distance = np.abs(np.hypot(grid.x, grid.y) - (0.95 - tube)) - tube
     return Shape(distance, np.sqrt(np.maximum(tube**2 - np.maximum(distance + tube, 0.0) ** 2, 0.0)))
 
 
-def spring(grid, structure, texture):
+def spring(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     turns, wire = int(structure.integers(6, 10)), structure.uniform(0.055, 0.075)
     half_width = structure.uniform(0.3, 0.4)
     pitch = 1.75 / turns
@@ -145,7 +146,7 @@ def spring(grid, structure, texture):
     return Shape(distance, height)
 
 
-def ball_bearing(grid, structure, texture):
+def ball_bearing(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     radius, theta = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     balls, hole = int(structure.integers(8, 13)), structure.uniform(0.3, 0.4)
     distance = np.maximum(radius - 0.95, hole - radius)
@@ -161,7 +162,7 @@ def ball_bearing(grid, structure, texture):
     return Shape(distance, height, [(gap, (0.07, 0.07, 0.07))])
 
 
-def egg(grid, structure, texture):
+def egg(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     width = 0.68 + 0.12 * grid.x
     distance = np.hypot(grid.x / 0.95, grid.y / np.maximum(width, 0.1)) - 1.0
     distance = distance * 0.65
@@ -169,7 +170,7 @@ def egg(grid, structure, texture):
     return Shape(distance, 0.6 * dome, gloss=0.15)
 
 
-def donut(grid, structure, texture):
+def donut(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     radius = np.hypot(grid.x, grid.y)
     distance = np.abs(radius - 0.62) - 0.33
     height = 0.8 * np.sqrt(np.maximum(0.33**2 - np.maximum(distance + 0.33, 0.0) ** 2, 0.0))
@@ -178,7 +179,7 @@ def donut(grid, structure, texture):
     return Shape(distance, height - 0.03 * dough, [(dough, (0.74, 0.52, 0.28))], gloss=0.3)
 
 
-def candle(grid, structure, texture):
+def candle(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     radius = np.hypot(grid.x, grid.y)
     distance = radius - 0.95
     pool = 0.12 * ramp(radius, 0.85, 0.6)

@@ -1,14 +1,15 @@
 """Box-like and free-form objects: the second half of the objects, with the same signature as shapes.py."""
 
 import numpy as np
+from numpy.random import Generator
 
-from demo_world.rendering.fields import bevel, box, disc, fill, fractal, ramp, segment
+from demo_world.rendering.fields import Grid, bevel, box, disc, fill, fractal, ramp, segment
 from demo_world.rendering.shapes import Shape
 
 _STEEL, _GOLD, _DARK = (0.72, 0.73, 0.75), (0.83, 0.68, 0.25), (0.09, 0.09, 0.10)
 
 
-def cookie(grid, structure, texture):
+def cookie(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     bumps = fractal(grid.size, 14, texture, octaves=4)
     distance = disc(grid, 0.92) + 0.025 * fractal(grid.size, 6, texture, octaves=2)
     height = 0.25 * bevel(distance, 0.35) + 0.015 * bumps
@@ -20,7 +21,7 @@ def cookie(grid, structure, texture):
     return Shape(distance, height + 0.05 * chips, [(chips, (0.16, 0.09, 0.05))], gloss=0.05)
 
 
-def key(grid, structure, texture):
+def key(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     bow = np.maximum(disc(grid, 0.36, -0.58), -disc(grid, 0.15, -0.66))
     if structure.random() < 0.4:
         bow = np.maximum(box(grid, 0.34, 0.36, 0.12, x=-0.6), -disc(grid, 0.14, -0.7))
@@ -34,7 +35,7 @@ def key(grid, structure, texture):
     return Shape(distance, 0.12 * bevel(distance, 0.05) - groove)
 
 
-def circuit_board(grid, structure, texture):
+def circuit_board(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     distance = np.maximum(box(grid, 0.88, 0.66, 0.04), -1e3)
     height = 0.06 * bevel(distance, 0.02)
     traces, pads, chips = (np.zeros_like(height) for _ in range(3))
@@ -61,7 +62,7 @@ def circuit_board(grid, structure, texture):
     return Shape(distance, height, paints, gloss=0.25)
 
 
-def die(grid, structure, texture):
+def die(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     distance = box(grid, 0.8, 0.8, 0.16)
     pips = np.zeros_like(grid.x)
     number = int(structure.integers(1, 7))
@@ -73,7 +74,7 @@ def die(grid, structure, texture):
     return Shape(distance, 0.35 * bevel(distance, 0.16) - 0.06 * pips, [(pips, None)], gloss=0.5)
 
 
-def connector(grid, structure, texture):
+def connector(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     rows, columns = int(structure.integers(1, 3)), int(structure.integers(4, 7))
     body = box(grid, 0.88, 0.28 + 0.16 * rows, 0.06)
     inner = box(grid, 0.76, 0.16 + 0.16 * rows, 0.03)
@@ -90,7 +91,7 @@ def connector(grid, structure, texture):
     return Shape(distance, height, [(well * 0.45, _DARK), (pins, _GOLD)], gloss=0.35)
 
 
-def leaf(grid, structure, texture):
+def leaf(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     along = np.clip((grid.x + 0.85) / 1.75, 0.0, 1.0)
     bend = structure.uniform(-0.12, 0.12)
     across = grid.y - bend * np.sin(np.pi * along)
@@ -107,7 +108,7 @@ def leaf(grid, structure, texture):
     return Shape(distance, height, [(0.35 * lines, (0.85, 0.85, 0.55))], gloss=0.2)
 
 
-def spoon(grid, structure, texture):
+def spoon(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     bowl = np.hypot((grid.x + 0.6) / 0.36, grid.y / structure.uniform(0.23, 0.28)) - 1.0
     handle_width = 0.05 + 0.05 * np.clip(grid.x, 0.0, 1.0)
     handle = np.maximum(np.abs(grid.y) - handle_width, np.maximum(-0.4 - grid.x, grid.x - 0.95))
@@ -118,7 +119,7 @@ def spoon(grid, structure, texture):
     return Shape(distance, height)
 
 
-def battery(grid, structure, texture):
+def battery(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     width = structure.uniform(0.27, 0.34)
     body = box(grid, 0.86, width, 0.04, x=-0.06)
     nub = box(grid, 0.07, 0.11, 0.02, x=0.86)
@@ -133,7 +134,7 @@ def battery(grid, structure, texture):
     return Shape(distance, height, paints, gloss=0.55)
 
 
-def bracket(grid, structure, texture):
+def bracket(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     arm = structure.uniform(0.5, 0.62)
     upright = box(grid, arm / 2, 0.82, 0.05, x=-0.82 + arm / 2)
     foot = box(grid, 0.82, arm / 2, 0.05, y=0.82 - arm / 2)
@@ -144,7 +145,7 @@ def bracket(grid, structure, texture):
     return Shape(distance, 0.1 * bevel(distance, 0.05))
 
 
-def cracker(grid, structure, texture):
+def cracker(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     scallop = 0.025 * np.abs(np.sin(grid.x * 14.0)) + 0.025 * np.abs(np.sin(grid.y * 14.0))
     distance = box(grid, 0.84, 0.84, 0.08) - scallop
     bumps = fractal(grid.size, 9, texture, octaves=4)
@@ -158,7 +159,7 @@ def cracker(grid, structure, texture):
     return Shape(distance, 0.15 * bevel(distance, 0.12) + 0.015 * bumps - 0.05 * holes, paints, gloss=0.05)
 
 
-def pencil(grid, structure, texture):
+def pencil(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     width = structure.uniform(0.11, 0.15)
     tip = np.maximum(np.abs(grid.y) - np.clip((0.97 - grid.x) * 0.4, 0.0, width), np.abs(grid.x) - 0.97)
     facet = np.abs(grid.y) < width * 0.45

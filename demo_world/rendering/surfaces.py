@@ -8,8 +8,9 @@ units (the frame is 2 wide).
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
-from demo_world.rendering.fields import fractal, per_cell, ramp, voronoi
+from demo_world.rendering.fields import Grid, fractal, per_cell, ramp, voronoi
 
 
 @dataclass
@@ -23,7 +24,13 @@ class Layers:
     coverage: np.ndarray
 
 
-def layers(albedo, height, gloss=0.0, mirror=0.0, coverage=1.0) -> Layers:
+def layers(
+    albedo: np.ndarray,
+    height: np.ndarray,
+    gloss: np.ndarray | float = 0.0,
+    mirror: np.ndarray | float = 0.0,
+    coverage: np.ndarray | float = 1.0,
+) -> Layers:
     """Layers with scalars spread over the frame."""
     full = [np.full(height.shape, value, np.float32) if np.isscalar(value) else value.astype(np.float32)
             for value in (gloss, mirror, coverage)]
@@ -38,12 +45,12 @@ def _mix(paint, other, mask):
     return paint + mask[..., None] * (other - paint)
 
 
-def paper(grid, paint, structure, texture):
+def paper(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     grain = fractal(grid.size, 40, texture, octaves=3)
     return layers(_tint(paint, 1.0 + 0.02 * grain), 0.002 * grain, 0.03)
 
 
-def wood(grid, paint, structure, texture):
+def wood(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     size, angle = grid.size, grid.angle
     flow = fractal(size, 3, texture, octaves=3, stretch=(5, 1), angle=angle)
     fibre = fractal(size, 60, texture, octaves=2, stretch=(14, 1), angle=angle)
@@ -54,7 +61,7 @@ def wood(grid, paint, structure, texture):
     return layers(_tint(paint, tone * (1 - 0.6 * gap)), 0.004 * fibre + 0.003 * rings - 0.02 * gap, 0.12)
 
 
-def leather(grid, paint, structure, texture):
+def leather(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     cells = structure.uniform(18, 30) / grid.scale
     _, border, labels = voronoi(grid.size, cells, texture)
     crease = ramp(border, 0.28, 0.02)
@@ -63,7 +70,7 @@ def leather(grid, paint, structure, texture):
     return layers(_tint(paint, tone), -0.028 * crease + 0.006 * soft, 0.3)
 
 
-def woven_fabric(grid, paint, structure, texture):
+def woven_fabric(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     threads = structure.uniform(9, 15)
     across, down = grid.x * threads, grid.y * threads
     over = (np.floor(across) + np.floor(down)) % 2
@@ -76,7 +83,7 @@ def woven_fabric(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.035 * grid.scale * height + 0.003 * fuzz, 0.03)
 
 
-def carpet(grid, paint, structure, texture):
+def carpet(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     cells = structure.uniform(26, 38) / grid.scale
     nearest, _, labels = voronoi(grid.size, cells, texture)
     tuft = 1.0 - np.clip(nearest * 1.5, 0.0, 1.0)
@@ -85,7 +92,7 @@ def carpet(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.05 * tuft + 0.006 * fuzz, 0.0)
 
 
-def tiles(grid, paint, structure, texture):
+def tiles(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     count, grout_width = structure.uniform(1.3, 3.2), structure.uniform(0.025, 0.06)
     across, down = grid.x * count + 0.5, grid.y * count + 0.5
     column, row = np.floor(across).astype(int), np.floor(down).astype(int)
@@ -98,7 +105,7 @@ def tiles(grid, paint, structure, texture):
     return layers(_mix(grout, _tint(paint, tone), tile), 0.05 * tile + 0.004 * (1 - tile) * grain, 0.6 * tile)
 
 
-def marble(grid, paint, structure, texture):
+def marble(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     warp = fractal(grid.size, 2.5, texture, octaves=5, angle=grid.angle)
     second = fractal(grid.size, 4, texture, octaves=5)
     vein = ramp(np.abs(warp), 0.22, 0.0) * ramp(second, -1.2, 1.0) + 0.6 * ramp(np.abs(second + 0.5), 0.1, 0.0)
@@ -108,7 +115,7 @@ def marble(grid, paint, structure, texture):
     return layers(albedo, 0.001 * second, 0.55)
 
 
-def brick_wall(grid, paint, structure, texture):
+def brick_wall(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     rows = structure.uniform(2.6, 4.2)
     down = grid.y * rows + 0.3
     row = np.floor(down).astype(int)
@@ -123,7 +130,7 @@ def brick_wall(grid, paint, structure, texture):
     return layers(_mix(mortar, _tint(paint, tone), brick), 0.07 * brick + 0.008 * grain, 0.0)
 
 
-def wire_mesh(grid, paint, structure, texture):
+def wire_mesh(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     count, width = structure.uniform(4, 7), structure.uniform(0.12, 0.2)
     across, down = grid.x * count, grid.y * count
     to_x, to_y = np.abs(across - np.floor(across + 0.5)), np.abs(down - np.floor(down + 0.5))
@@ -139,7 +146,7 @@ def wire_mesh(grid, paint, structure, texture):
     return layers(_mix(floor, paint, wire), height * scale, 0.6 * wire, 0.5 * wire)
 
 
-def concrete(grid, paint, structure, texture):
+def concrete(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     cloud = fractal(grid.size, 3, texture, octaves=6, gain=0.6)
     grain = fractal(grid.size, 40, texture, octaves=2)
     nearest, _, labels = voronoi(grid.size, 14, texture)
@@ -148,7 +155,7 @@ def concrete(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.006 * grain + 0.006 * cloud - 0.03 * pore, 0.02)
 
 
-def knitted_wool(grid, paint, structure, texture):
+def knitted_wool(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     columns = structure.uniform(5, 8)
     across = grid.x * columns
     fx = across % 1.0 - 0.5
@@ -161,7 +168,7 @@ def knitted_wool(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.09 * strand * grid.scale + 0.005 * fibre, 0.0)
 
 
-def cardboard(grid, paint, structure, texture):
+def cardboard(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     ridge = np.cos(grid.x * structure.uniform(45, 65))
     fibre = fractal(grid.size, 30, texture, octaves=3, stretch=(1, 2.5), angle=grid.angle)
     specks = ramp(fractal(grid.size, 45, texture, octaves=2), 1.7, 2.3)
@@ -169,14 +176,14 @@ def cardboard(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.006 * ridge + 0.002 * fibre, 0.02)
 
 
-def brushed_metal(grid, paint, structure, texture):
+def brushed_metal(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     line = fractal(grid.size, 70, texture, octaves=2, stretch=(30, 1), angle=grid.angle)
     slow = fractal(grid.size, 2, texture, octaves=2)
     band = np.sin(1.8 * grid.y + 0.5 * slow + texture.uniform(0, 6.28))
     return layers(_tint(paint, 0.97 + 0.06 * line + 0.2 * band), 0.0025 * line + 0.01 * slow, 0.7, 0.45)
 
 
-def terrazzo(grid, paint, structure, texture):
+def terrazzo(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     albedo = paint * (1 + 0.02 * fractal(grid.size, 30, texture, octaves=3)[..., None])
     palette = structure.random((4, 3)) * 0.7 + 0.2
     for cells, share in ((9, 0.45), (18, 0.35)):
@@ -188,7 +195,7 @@ def terrazzo(grid, paint, structure, texture):
     return layers(albedo, np.zeros(grid.x.shape), 0.4)
 
 
-def pebbles(grid, paint, structure, texture):
+def pebbles(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     cells = structure.uniform(7, 11)
     nearest, border, labels = voronoi(grid.size, cells, texture)
     stone = np.sqrt(np.clip(border / 0.4, 0.0, 1.0))
@@ -200,7 +207,7 @@ def pebbles(grid, paint, structure, texture):
     return layers(_tint(albedo, 0.2 + 0.8 * shade), 0.22 / cells * 2 * stone + 0.003 * grain, 0.15)
 
 
-def cork(grid, paint, structure, texture):
+def cork(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     _, border, labels = voronoi(grid.size, 26, texture)
     _, _, large = voronoi(grid.size, 12, texture)
     chosen = per_cell(labels, texture)
@@ -209,7 +216,7 @@ def cork(grid, paint, structure, texture):
     return layers(_tint(paint, tone - 0.1 * crease), -0.01 * crease + 0.004 * chosen, 0.02)
 
 
-def bubble_wrap(grid, paint, structure, texture):
+def bubble_wrap(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     count = structure.uniform(4, 6)
     down = grid.y * count / 0.87
     row = np.floor(down)
@@ -222,7 +229,7 @@ def bubble_wrap(grid, paint, structure, texture):
     return layers(_tint(paint, tone), 0.55 / count * dome * grid.scale + 0.012 * wrinkle, 0.9)
 
 
-def honeycomb(grid, paint, structure, texture):
+def honeycomb(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     count = structure.uniform(2.6, 4.2)
     x, y = grid.x * count, grid.y * count
     first = np.stack([x % 1.0 - 0.5, y % 1.732 - 0.866])

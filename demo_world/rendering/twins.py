@@ -30,7 +30,12 @@ def is_fair_defect(picture: np.ndarray, twin: np.ndarray, mask: np.ndarray) -> b
     return float(cv2.absdiff(picture, twin).max(2)[mask > 0].mean()) >= MASK_CONTRAST
 
 
-def damage_twin(twin: np.ndarray, draw: Callable, rng, what: str):
+def damage_twin(
+    twin: np.ndarray,
+    draw: Callable[[float, np.random.Generator], np.ndarray],
+    rng: np.random.Generator,
+    what: str,
+) -> tuple[np.ndarray, np.ndarray]:
     """(picture, mask) of a fair defect: `draw(extent, rng)` renders the twin's scene with one, until one is fair.
 
     Raises RuntimeError naming `what` when none of ATTEMPTS is fair.
