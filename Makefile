@@ -33,6 +33,7 @@ parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache

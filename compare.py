@@ -35,18 +35,31 @@ BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with"
+    )
     parser.add_argument("--runs", nargs="+", required=True, metavar="ARM", help="one arm per value")
     parser.add_argument("--datasets", nargs="+", required=True, help="test sets")
     parser.add_argument("--out", default="comparison_out", help="folder of the report and the tables")
-    parser.add_argument("--verdict_metrics", nargs="+", choices=METRICS, default=["pixel_ap", "image_auroc"],
-                        help="metrics that decide; chosen before looking")  # fmt: skip
-    parser.add_argument("--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)")
+    parser.add_argument(
+        "--verdict_metrics",
+        nargs="+",
+        choices=METRICS,
+        default=["pixel_ap", "image_auroc"],
+        help="metrics that decide; chosen before looking",
+    )
+    parser.add_argument(
+        "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
+    )
     parser.add_argument("--resampling_seed", type=int, default=0)
     parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
     parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
-    parser.add_argument("--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names")
+    parser.add_argument(
+        "--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names"
+    )
     return parser
 
 
@@ -61,7 +74,9 @@ def read_arms(args: argparse.Namespace) -> tuple[Arm, list[Arm]]:
     names = [arm.name for arm in [baseline, *arms]]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two arms are called {', '.join(twice)}: give them names, for instance --runs new=PATH")
+        raise ValueError(
+            f"two arms are called {', '.join(twice)}: give them names, for instance --runs new=PATH"
+        )
     return baseline, arms
 
 
@@ -70,21 +85,30 @@ def notes_on(found: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[str
     notes = []
     for dataset, result in found.items():
         for arm, abouts in result["abouts"].items():
-            if any((about["settings"] or {}).get("dataset") == dataset and about["checkpoints"] for about in abouts):
+            if any(
+                (about["settings"] or {}).get("dataset") == dataset and about["checkpoints"]
+                for about in abouts
+            ):
                 notes.append(f"{arm} was trained on {dataset}: this is no zero-shot result.")
     first = next(iter(found.values()))["arms"]
     for arm, abouts in next(iter(found.values()))["abouts"].items():
         if any((about["settings"] or {}).get(flag) for about in abouts for flag in BASE_FLAGS):
-            notes.append(f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a "
-                         "difference need not be its method's.")  # fmt: skip
+            notes.append(
+                f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a "
+                "difference need not be its method's."
+            )
     for arm in arms:
         compared = first[arm.name]
         if compared["unpaired_seeds"]:
-            notes.append(f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
-                         "and are left out.")  # fmt: skip
+            notes.append(
+                f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
+                "and are left out."
+            )
     if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first.values()):
-        notes.append(f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
-                     "one verdict in ten is false then. Treat these as preliminary.")  # fmt: skip
+        notes.append(
+            f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
+            "one verdict in ten is false then. Treat these as preliminary."
+        )
     if any(len(compared["seeds"]) == 1 for compared in first.values()):
         notes.append("With one seed the intervals say nothing about other training seeds.")
     return notes
@@ -97,7 +121,9 @@ def galleries_of(
     rows, quiet = {}, logging.getLogger("compare")
     for dataset, result in found.items():
         try:
-            sets = get_dataset(dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root)
+            sets = get_dataset(
+                dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root
+            )
         except FileNotFoundError as error:
             notes.append(f"No image grid of {dataset}, its images are not here: {error}")
             continue
@@ -108,31 +134,52 @@ def galleries_of(
 def as_json(found: dict[str, dict], baseline: Arm, arms: list[Arm], about: dict) -> str:
     """Everything in full precision."""
     runs = {
-        arm.name: [{"folder": str(run.folder), "checkpoint": run.checkpoint, "kind": run.kind, "seed": run.seed}
-                   for run in arm.runs]
+        arm.name: [
+            {"folder": str(run.folder), "checkpoint": run.checkpoint, "kind": run.kind, "seed": run.seed}
+            for run in arm.runs
+        ]
         for arm in [baseline, *arms]
-    }  # fmt: skip
-    return json.dumps(about | {"baseline": baseline.name, "runs": runs, "datasets": found}, indent=1, allow_nan=False)
+    }
+    return json.dumps(
+        about | {"baseline": baseline.name, "runs": runs, "datasets": found}, indent=1, allow_nan=False
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     given = list(sys.argv[1:] if argv is None else argv)
-    own, behind = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    own, behind = (
+        (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    )
     args = build_parser().parse_args(own)
     if args.replicates < 100:
         raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
     baseline, arms = read_arms(args)
-    flags = [text for flag in ("data_root", "dataset_config", "real_names") if (value := getattr(args, flag))
-             for text in (f"--{flag}", value)]  # fmt: skip
+    flags = [
+        text
+        for flag in ("data_root", "dataset_config", "real_names")
+        if (value := getattr(args, flag))
+        for text in (f"--{flag}", value)
+    ]
     every = [run for arm in [baseline, *arms] for run in arm.runs]
     evaluate_missing(every, args.datasets, [*flags, *behind], print)
 
-    found = compare_arms(baseline, arms, args.datasets, verdict_metrics=args.verdict_metrics,
-                         replicates=args.replicates, seed=args.resampling_seed)  # fmt: skip
-    about = {"command": ["python", "compare.py", *given], "verdict_metrics": args.verdict_metrics,
-             "replicates": args.replicates, "resampling_seed": args.resampling_seed, "versions": versions(),
-             "notes": notes_on(found, baseline, arms)}  # fmt: skip
+    found = compare_arms(
+        baseline,
+        arms,
+        args.datasets,
+        verdict_metrics=args.verdict_metrics,
+        replicates=args.replicates,
+        seed=args.resampling_seed,
+    )
+    about = {
+        "command": ["python", "compare.py", *given],
+        "verdict_metrics": args.verdict_metrics,
+        "replicates": args.replicates,
+        "resampling_seed": args.resampling_seed,
+        "versions": versions(),
+        "notes": notes_on(found, baseline, arms),
+    }
     galleries = galleries_of(found, baseline, arms, args.data_root, about["notes"])
     out = Path(args.out)
     write_text(out / "comparison.json", as_json(found, baseline, arms, about) + "\n")

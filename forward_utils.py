@@ -16,23 +16,45 @@ from model.blocks import run_blocks
 from model.tokenizer import tokenize
 
 __all__ = [
-    "BinaryDiceLoss", "FocalLoss", "SIMILARITY_SCALE", "anchors_of_batch", "calculate_seg_loss",
-    "calculate_similarity_map", "class_prompts", "class_tokens", "dice_loss", "encode_anchors",
-    "fixed_anchors", "focal_loss", "frozen_image_features", "frozen_patches",
-    "get_adapted_single_class_text_embedding", "get_adapted_single_sentence_text_embedding",
-    "get_adapted_text_embedding", "metrics_eval", "probability_map", "score_map", "visualize",
-]  # fmt: skip
+    "BinaryDiceLoss",
+    "FocalLoss",
+    "SIMILARITY_SCALE",
+    "anchors_of_batch",
+    "calculate_seg_loss",
+    "calculate_similarity_map",
+    "class_prompts",
+    "class_tokens",
+    "dice_loss",
+    "encode_anchors",
+    "fixed_anchors",
+    "focal_loss",
+    "frozen_image_features",
+    "frozen_patches",
+    "get_adapted_single_class_text_embedding",
+    "get_adapted_single_sentence_text_embedding",
+    "get_adapted_text_embedding",
+    "metrics_eval",
+    "probability_map",
+    "score_map",
+    "visualize",
+]
 
 BLUR = {"Industrial": (7, 1.0), "Medical": (9, 1.5)}  # kernel side and sigma in patches, test maps only
 Batch = dict  # {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]}
-ImageFeatures = Callable[[Batch], tuple[dict[int, Tensor], Tensor]]  # ({level: patches [B, L, E]}, cls [B, E])
+ImageFeatures = Callable[
+    [Batch], tuple[dict[int, Tensor], Tensor]
+]  # ({level: patches [B, L, E]}, cls [B, E])
 SMOOTH = 1e-5  # keeps the focal loss's one-hot target and logarithm away from 0 and 1
 
 
 def class_prompts(real_name: str) -> tuple[list[str], list[str]]:
     """Sentences of a class: (normal, abnormal) lists, every state in every template."""
     return tuple(
-        [frame.format(state.format(real_name)) for state in PROMPTS[kind] for frame in PROMPTS["prompt_templates"]]
+        [
+            frame.format(state.format(real_name))
+            for state in PROMPTS[kind]
+            for frame in PROMPTS["prompt_templates"]
+        ]
         for kind in ("prompt_normal", "prompt_abnormal")
     )
 
@@ -111,7 +133,9 @@ def encode_anchors(
         if patches is not None
     ]
     ids = torch.cat(tokens).to(next(model.parameters()).device)
-    features = F.normalize(model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1)
+    features = F.normalize(
+        model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1
+    )
     parts = zip(features.split(counts), normal, strict=True)
     return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])
 
@@ -229,7 +253,11 @@ def _grid(logits):
 
 
 def calculate_similarity_map(
-    patch_features: Tensor, epoch_text_feature: Tensor, img_size: int, test: bool = False, domain: str = "Medical"
+    patch_features: Tensor,
+    epoch_text_feature: Tensor,
+    img_size: int,
+    test: bool = False,
+    domain: str = "Medical",
 ) -> Tensor:
     """Compare patches with an anchor pair.
 

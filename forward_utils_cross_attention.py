@@ -16,7 +16,9 @@ from dataset.constants import CLASS_NAMES
 from forward_utils import Batch, ImageFeatures, class_tokens, encode_anchors, fixed_anchors
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, Contexts
 
-Scope = Callable[[Tensor, Sequence[str]], dict[str, Tensor | None]]  # (patches, class names) -> {class: [S, E]}
+Scope = Callable[
+    [Tensor, Sequence[str]], dict[str, Tensor | None]
+]  # (patches, class names) -> {class: [S, E]}
 
 
 class TextContext(NamedTuple):
@@ -31,7 +33,9 @@ class TextContext(NamedTuple):
 
 
 @torch.no_grad()
-def text_context_of_class(model: AdaptedCLIPWithCrossAttention, dataset_name: str, class_name: str) -> TextContext:
+def text_context_of_class(
+    model: AdaptedCLIPWithCrossAttention, dataset_name: str, class_name: str
+) -> TextContext:
     """The TextContext of any class, seen in training or not."""
     text = class_tokens(dataset_name, class_name)[0].to(model.device)
     positions = torch.arange(text.shape[1], device=model.device)
@@ -60,7 +64,10 @@ def text_context_groups(contexts: dict[str, TextContext], class_names: Sequence[
     """
     if not contexts:
         return []
-    return [(rows, contexts[name].tokens[contexts[name].real]) for name, rows in rows_by_class(class_names).items()]
+    return [
+        (rows, contexts[name].tokens[contexts[name].real])
+        for name, rows in rows_by_class(class_names).items()
+    ]
 
 
 def rows_by_class(class_names: Sequence[str]) -> dict[str, list[int]]:
@@ -165,9 +172,11 @@ def one_by_one(first_patches: Callable[[Batch], Tensor]) -> Callable[[Batch], Te
 
 @torch.no_grad()
 def anchors_of_each_image(
-    batch: Batch, model: AdaptedCLIPWithCrossAttention, dataset_name: str,
+    batch: Batch,
+    model: AdaptedCLIPWithCrossAttention,
+    dataset_name: str,
     first_patches: Callable[[Batch], Tensor] | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Anchors [B, E, 2] after stage 1, one pair per image: its class's prompts attend to this image's patches alone.
 
     Args:
@@ -179,9 +188,11 @@ def anchors_of_each_image(
 
 @torch.no_grad()
 def mean_anchors(
-    model: AdaptedCLIPWithCrossAttention, dataset_name: str, loader: Iterable[Batch],
+    model: AdaptedCLIPWithCrossAttention,
+    dataset_name: str,
+    loader: Iterable[Batch],
     first_patches: Callable[[Batch], Tensor] | None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Anchors averaged over the training images of each class, for `--text_context train_mean`.
 
     Args:
@@ -201,9 +212,12 @@ def mean_anchors(
 
 
 def anchors_after_stage_1(
-    model: AdaptedCLIPWithCrossAttention, dataset_name: str, text_context: str,
-    first_patches: Callable[[Batch], Tensor] | None, means: dict[str, Tensor] | None = None,
-) -> Callable[[Batch], Tensor]:  # fmt: skip
+    model: AdaptedCLIPWithCrossAttention,
+    dataset_name: str,
+    text_context: str,
+    first_patches: Callable[[Batch], Tensor] | None,
+    means: dict[str, Tensor] | None = None,
+) -> Callable[[Batch], Tensor]:
     """Function batch -> anchors [B, E, 2] as `--text_context` wants them, in stage 2 and at test.
 
     Args:
@@ -212,14 +226,19 @@ def anchors_after_stage_1(
         means: {class name: [E, 2]} averaged in training, for "train_mean".
     """
     if text_context == "image":
-        return partial(anchors_of_each_image, model=model, dataset_name=dataset_name, first_patches=first_patches)
+        return partial(
+            anchors_of_each_image, model=model, dataset_name=dataset_name, first_patches=first_patches
+        )
     return fixed_anchors(model, dataset_name, means if text_context == "train_mean" else None)
 
 
 def anchors_and_means(
-    model: AdaptedCLIPWithCrossAttention, dataset_name: str, text_context: str,
-    features: ImageFeatures | None, loader: Iterable[Batch],
-) -> tuple[Callable[[Batch], Tensor], dict[str, Tensor]]:  # fmt: skip
+    model: AdaptedCLIPWithCrossAttention,
+    dataset_name: str,
+    text_context: str,
+    features: ImageFeatures | None,
+    loader: Iterable[Batch],
+) -> tuple[Callable[[Batch], Tensor], dict[str, Tensor]]:
     """`anchors_after_stage_1` of a stage that just ended, and `mean_anchors` where `text_context` is "train_mean".
 
     Args:
@@ -282,7 +301,9 @@ def controlled_text_contexts(contexts: dict[str, TextContext], control: str) -> 
             for name, context in contexts.items()
         }
     if len(names) == 1:
-        raise ValueError(f"--context_control other_class: the dataset has one class alone, {names[0]!r}; use constant")
+        raise ValueError(
+            f"--context_control other_class: the dataset has one class alone, {names[0]!r}; use constant"
+        )
     return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
 
 

@@ -42,7 +42,9 @@ HEALTHY = 0.8
 class MeasurementSettings:
     """measurement"""
 
-    run: str | None = option(None, "folder of a trained run, baseline or cross-attention; default fresh modules")
+    run: str | None = option(
+        None, "folder of a trained run, baseline or cross-attention; default fresh modules"
+    )
     text_only: bool = option(False, "of --run: its text side alone, as stage 2 starts")
     steps: int = option(0, "measure over the second half of this many steps")
     image_lr: float = option(5e-4, "learning rate of these steps")
@@ -69,7 +71,9 @@ def training_images(settings: Settings, folder: str) -> tuple[str, Dataset]:
 def part_norms(model: AdaptedCLIPWithCrossAttention) -> dict[str, float]:
     """Norm of the gradient now in each layer adapter and in the whole image adapter: {name: value}."""
     adapters = dict(enumerate(model.image_adapter["layer_adapters"]))
-    parts = {f"layer adapter {i}": adapter for i, adapter in adapters.items()} | {"image adapter": model.image_adapter}
+    parts = {f"layer adapter {i}": adapter for i, adapter in adapters.items()} | {
+        "image adapter": model.image_adapter
+    }
     return {name: float(gradient_norm(part)) for name, part in parts.items()}
 
 
@@ -98,9 +102,13 @@ def norms_in_training(
 
 
 def measure(
-    model: AdaptedCLIPWithCrossAttention, batches: list[dict], contexts: dict, anchors_of: Callable, start: dict,
+    model: AdaptedCLIPWithCrossAttention,
+    batches: list[dict],
+    contexts: dict,
+    anchors_of: Callable,
+    start: dict,
     own: MeasurementSettings,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Norms of stage 2's gradient from the weights `start`, images attending to `contexts` ({} for nothing)."""
     compare = comparison_seeing_prompts(model, contexts)
     step_loss = partial(image_stage_loss, compare=compare, anchors_of=anchors_of)
@@ -125,7 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         name, images = training_images(settings, folder)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.run.seed)).tolist()
+        order = torch.randperm(
+            len(images), generator=torch.Generator().manual_seed(settings.run.seed)
+        ).tolist()
         loader = DataLoader(images, own.batch_size, sampler=order[: own.batches * own.batch_size])
         batches = [to_device(batch, device) for batch in loader]
     contexts = text_context_dictionary(model, name, settings.contexts.context_control)
@@ -135,10 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     attention = settings.cross_attention
     when = f"over the second half of {own.steps} steps" if own.steps else "at the first step"
-    print(f"{settings.model.model_name}, {name}, {len(batches)} batches of {own.batch_size}, {when}, "
-          f"image_cross_attn_weight {attention.image_cross_attn_weight}, norm matching "
-          f"{'off' if attention.no_norm_match else 'on'}, context normalised "
-          f"{'no' if attention.no_normalize_context else 'yes'}")  # fmt: skip
+    print(
+        f"{settings.model.model_name}, {name}, {len(batches)} batches of {own.batch_size}, {when}, "
+        f"image_cross_attn_weight {attention.image_cross_attn_weight}, norm matching "
+        f"{'off' if attention.no_norm_match else 'on'}, context normalised "
+        f"{'no' if attention.no_normalize_context else 'yes'}"
+    )
     return print_ratios(without, beside)
 
 
@@ -151,8 +163,10 @@ def print_ratios(without: dict[str, float], beside: dict[str, float]) -> int:
     if ratio >= HEALTHY:
         print(f"[OK] the image adapter keeps {ratio:.2f} of its gradient (>= {HEALTHY})")
         return 0
-    print(f"[CAUTION] the image adapter keeps only {ratio:.2f} of its gradient (< {HEALTHY}): lower "
-          "--image_cross_attn_weight, keep norm matching and normalised contexts on")  # fmt: skip
+    print(
+        f"[CAUTION] the image adapter keeps only {ratio:.2f} of its gradient (< {HEALTHY}): lower "
+        "--image_cross_attn_weight, keep norm matching and normalised contexts on"
+    )
     return 1
 
 

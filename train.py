@@ -73,9 +73,19 @@ def train(session: Session) -> None:
 
 
 def train_text_adapter(
-    adapted_model, clip_surgery, text_norm_weight, train_loader, optimizer, device, start_epoch, save_path, text_epoch,
-    dataset_name, img_size, logger,
-) -> Model:  # fmt: skip
+    adapted_model,
+    clip_surgery,
+    text_norm_weight,
+    train_loader,
+    optimizer,
+    device,
+    start_epoch,
+    save_path,
+    text_epoch,
+    dataset_name,
+    img_size,
+    logger,
+) -> Model:
     """Stage 1 by itself, with AA-CLIP's arguments; returns `adapted_model`."""
     stage = text_stage(KIND, adapted_model, save_path)
     settings = settings_of(GROUPS, {"dataset": dataset_name, "text_norm_weight": text_norm_weight})
@@ -86,9 +96,18 @@ def train_text_adapter(
 
 
 def train_image_adapter(
-    model, text_embeddings, train_loader, optimizer, scheduler, device, start_epoch, save_path, image_epoch, img_size,
+    model,
+    text_embeddings,
+    train_loader,
+    optimizer,
+    scheduler,
+    device,
+    start_epoch,
+    save_path,
+    image_epoch,
+    img_size,
     logger,
-) -> Model:  # fmt: skip
+) -> Model:
     """Stage 2 by itself, with AA-CLIP's arguments; `text_embeddings` is {class name: anchors [E, 2]}."""
 
     def anchors_of(batch):

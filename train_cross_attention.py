@@ -86,9 +86,19 @@ def train(session: Session) -> None:
 
 
 def train_text_adapter_with_cross_attention(
-    adapted_model, clip_surgery, text_norm_weight, train_loader, optimizer, device, start_epoch, save_path, text_epoch,
-    dataset_name, img_size, logger,
-) -> Model:  # fmt: skip
+    adapted_model,
+    clip_surgery,
+    text_norm_weight,
+    train_loader,
+    optimizer,
+    device,
+    start_epoch,
+    save_path,
+    text_epoch,
+    dataset_name,
+    img_size,
+    logger,
+) -> Model:
     """Stage 1 by itself, with AA-CLIP's arguments; returns `adapted_model`."""
     stage = text_stage(KIND, adapted_model, save_path)
     settings = settings_of(GROUPS, {"dataset": dataset_name, "text_norm_weight": text_norm_weight})
@@ -99,9 +109,20 @@ def train_text_adapter_with_cross_attention(
 
 
 def train_image_adapter_with_cross_attention(
-    model, text_embeddings, train_loader, optimizer, scheduler, device, start_epoch, save_path, image_epoch, img_size,
-    logger, *, contexts,
-) -> Model:  # fmt: skip
+    model,
+    text_embeddings,
+    train_loader,
+    optimizer,
+    scheduler,
+    device,
+    start_epoch,
+    save_path,
+    image_epoch,
+    img_size,
+    logger,
+    *,
+    contexts,
+) -> Model:
     """Stage 2 by itself, as train.train_image_adapter; `contexts` is {class name: TextContext} of its classes."""
 
     def anchors_of(batch):

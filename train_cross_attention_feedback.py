@@ -35,7 +35,9 @@ from training.history import draw_curves, training_warnings, write_history
 from training.loaders import training_loaders, unaugmented
 from training.stages import Stage, continue_stage, image_stage_loss, loss_levels, text_stage_loss
 
-EXTENDABLE = frozenset({"num_feedback_loops"})  # a run may go on with more loops; nothing depends on their number
+EXTENDABLE = frozenset(
+    {"num_feedback_loops"}
+)  # a run may go on with more loops; nothing depends on their number
 
 
 class Run(NamedTuple):
@@ -58,7 +60,11 @@ class Run(NamedTuple):
 def text_loss(run: Run, features: ImageFeatures, attends: bool) -> StepLoss:
     """Stage 1's loss, a function of a batch, as train_cross_attention.py's but with the loop's image features."""
     model, settings = run.model, run.session.settings
-    scope = scope_named(settings.contexts.context_scope, settings.contexts.context_control) if attends else no_scope
+    scope = (
+        scope_named(settings.contexts.context_scope, settings.contexts.context_control)
+        if attends
+        else no_scope
+    )
     return partial(
         text_stage_loss,
         patches_of=features,
@@ -105,7 +111,8 @@ def train(session: Session) -> None:
         write_loops(save_path, loops)
     save_checkpoint(
         Path(save_path) / FINAL_MODEL,
-        {"total_loops": len(plans)} | {key: value for key, value in final.items() if key not in ("rng", "history")},
+        {"total_loops": len(plans)}
+        | {key: value for key, value in final.items() if key not in ("rng", "history")},
     )
     logger.info(f"done: checkpoints, history.json and learning_curves.png in {save_path}")
 
@@ -139,7 +146,9 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     if loop == 1:
         features = frozen_image_features(model, run.clip_surgery, model.levels[:1])
     else:  # anchors of each image are made while this loop's attention trains, their means before
-        on = plan.cross_attention if settings.contexts.text_context == "image" else earlier[-1].cross_attention
+        on = (
+            plan.cross_attention if settings.contexts.text_context == "image" else earlier[-1].cross_attention
+        )
         features = trained_image_features(model, contexts if on else {})
     seen = features if plan.cross_attention else None
     images = unaugmented(run.text_loader)
@@ -150,9 +159,16 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     image = train_one_stage(run, plan, "image", earlier, loss)
 
     content = {"loop": loop, "cross_attention": plan.cross_attention, "mean_anchors": means}
-    content |= {key: module.state_dict() for key, module in (model.text_modules | model.image_modules).items()}
-    content |= run.record._asdict() | {"rng": rng_state(), "history": {"text": text.history, "image": image.history}}
-    if run.test_sets:  # before the loop counts as finished, so that a killed run does not leave an evaluation out
+    content |= {
+        key: module.state_dict() for key, module in (model.text_modules | model.image_modules).items()
+    }
+    content |= run.record._asdict() | {
+        "rng": rng_state(),
+        "history": {"text": text.history, "image": image.history},
+    }
+    if (
+        run.test_sets
+    ):  # before the loop counts as finished, so that a killed run does not leave an evaluation out
         evaluate_loop(run.session, model, content, run.test_sets)
     save_checkpoint(run.file(loop, "final"), content)
     return content
@@ -173,13 +189,20 @@ def train_one_stage(
     active = active_modules(modules, settings.cross_attention if plan.cross_attention else None)
     stage = Stage(name, model, modules, run.file(plan.loop, f"{name}_adapter"), extendable=EXTENDABLE)
     stage_plan = StagePlan(
-        epochs, sum(getattr(one, f"{name}_epochs") for one in earlier), settings.feedback.clip_norm or None,
-        log_gradient_norms_of=active, should_stop=recipes.plateau(settings.feedback, epochs),
-    )  # fmt: skip
-    origins = run.origins if plan.loop == 1 else dict.fromkeys(modules, f"carried over from loop {plan.loop - 1}")
+        epochs,
+        sum(getattr(one, f"{name}_epochs") for one in earlier),
+        settings.feedback.clip_norm or None,
+        log_gradient_norms_of=active,
+        should_stop=recipes.plateau(settings.feedback, epochs),
+    )
+    origins = (
+        run.origins if plan.loop == 1 else dict.fromkeys(modules, f"carried over from loop {plan.loop - 1}")
+    )
     origins |= dict.fromkeys(modules.keys() - active.keys())
     state = TrainState(name, modules, optimizer, scheduler)
-    continue_stage(run.session, stage, state, step_loss, loader, stage_plan, record=run.record, origins=origins)
+    continue_stage(
+        run.session, stage, state, step_loss, loader, stage_plan, record=run.record, origins=origins
+    )
     for warning in training_warnings(plan.loop, name, state.history):
         logger.warning(warning)
     return state
@@ -189,7 +212,9 @@ def active_modules(
     modules: dict[str, nn.Module], attention: CrossAttentionSettings | None
 ) -> dict[str, nn.Module]:
     """The modules of a stage without a cross-attention that is off, by its weight or (None) in this loop."""
-    off = {key for key in ("text_cross_attn", "image_cross_attn") if not getattr(attention, f"{key}_weight", 0)}
+    off = {
+        key for key in ("text_cross_attn", "image_cross_attn") if not getattr(attention, f"{key}_weight", 0)
+    }
     return {key: module for key, module in modules.items() if key not in off}
 
 

@@ -94,9 +94,11 @@ def text_steps(
 
 
 def image_steps(
-    plain: AdaptedCLIP, crossed: AdaptedCLIPWithCrossAttention, referring: AdaptedCLIPWithCrossAttention,
+    plain: AdaptedCLIP,
+    crossed: AdaptedCLIPWithCrossAttention,
+    referring: AdaptedCLIPWithCrossAttention,
     batch: dict,
-) -> tuple[Step, Step, Step]:  # fmt: skip
+) -> tuple[Step, Step, Step]:
     """Steps of stage 2: the baseline's, cross-attention's, and with self-reference too."""
     anchors_of = fixed_anchors(crossed, DATASET)
     with torch.no_grad():
@@ -130,8 +132,11 @@ def random_batch(images: int, size: int, device: torch.device) -> dict:
 def shown_times(seconds: Sequence[float]) -> dict[str, float]:
     """What the JSON says of one stage's medians: the baseline's, cross-attention's, self-reference's if timed."""
     baseline, with_attention, *with_reference = seconds
-    found = {"baseline s": round(baseline, 4), "cross-attention s": round(with_attention, 4),
-             "ratio": round(with_attention / baseline, 3)}  # fmt: skip
+    found = {
+        "baseline s": round(baseline, 4),
+        "cross-attention s": round(with_attention, 4),
+        "ratio": round(with_attention / baseline, 3),
+    }
     for one in with_reference:
         found |= {"and self-reference s": round(one, 4), "and self-reference ratio": round(one / baseline, 3)}
     return found
@@ -154,8 +159,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain, crossed = AdaptedCLIP(clip).to(device), AdaptedCLIPWithCrossAttention(clip).to(device)
     referring = AdaptedCLIPWithCrossAttention(clip, self_reference=0.3).to(device)
     batch = random_batch(args.batch_size, size, device)
-    result = {"model_name": args.model_name, "img_size": size, "batch_size": args.batch_size, "device": str(device),
-              "torch": str(torch.__version__), "threads": torch.get_num_threads()}  # fmt: skip
+    result = {
+        "model_name": args.model_name,
+        "img_size": size,
+        "batch_size": args.batch_size,
+        "device": str(device),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+    }
     for key in ("text_cross_attn", "image_cross_attn", "text_adapter", "image_adapter"):
         result[f"{key} parameters"] = sum(p.numel() for p in getattr(crossed, key).parameters())
     for name, steps in (

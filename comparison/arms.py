@@ -53,14 +53,18 @@ def read_arm(text: str) -> Arm:
     for pattern in patterns:
         matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
         if not matches:
-            raise FileNotFoundError(f"no run {pattern}: give a run folder, a checkpoint file or a pattern of them")
+            raise FileNotFoundError(
+                f"no run {pattern}: give a run folder, a checkpoint file or a pattern of them"
+            )
         found += matches
     runs = [read_run(Path(path)) for path in found]
     seeds = [run.seed for run in runs]
     twice = {str(seed) for seed in seeds if seeds.count(seed) > 1}
     if twice:
         listed = ", ".join(f"{run.folder} (seed {run.seed})" for run in runs)
-        raise ValueError(f"arm {text}: seed {', '.join(sorted(twice))} occurs twice, expected one run a seed: {listed}")
+        raise ValueError(
+            f"arm {text}: seed {', '.join(sorted(twice))} occurs twice, expected one run a seed: {listed}"
+        )
     last = Path(patterns[0]).stem if patterns[0].endswith(".pth") else Path(patterns[0]).name
     return Arm(name or last.replace("*", "").replace("?", "").strip("_-. ") or patterns[0], runs)
 

@@ -17,8 +17,11 @@ MUST_AGREE = {  # fields of a scores file and what to do where they differ
 SHOWN = 3  # differing files named in a refusal
 NETWORK_FLAGS = settings_of(GROUPS, {}).flags(at_test=MAY_CHANGE)
 NOT_METHOD = set(settings_of(EVERY_GROUP, {}).flags(moves_numbers=False)) - {
-    "clip_weights", "dataset_config", "real_names", "corrected"
-} | {"seed"}  # fmt: skip
+    "clip_weights",
+    "dataset_config",
+    "real_names",
+    "corrected",
+} | {"seed"}
 
 
 def reasons(
@@ -39,17 +42,23 @@ def reasons(
     ours, theirs = deviations(about), deviations(other_about)
     for flag in ours:
         if flag in theirs and ours[flag] != theirs[flag]:
-            found.append(f"known deviation --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike")
+            found.append(
+                f"known deviation --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike"
+            )
     if set(classes) != set(other_classes):
         found.append(f"other classes: {sorted(set(classes) ^ set(other_classes))} in one of them only")
     for name in sorted(set(classes) & set(other_classes)):
         ours, theirs = (dict(zip(*side[name], strict=True)) for side in (classes, other_classes))
         differing = sorted(file for file in ours.keys() | theirs.keys() if ours.get(file) != theirs.get(file))
         if differing:
-            kinds = [f"{file} ({'other content' if file in ours and file in theirs else 'in one of them only'})"
-                     for file in differing[:SHOWN]]  # fmt: skip
+            kinds = [
+                f"{file} ({'other content' if file in ours and file in theirs else 'in one of them only'})"
+                for file in differing[:SHOWN]
+            ]
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            found.append(f"other test files in class {name}: {', '.join(kinds)}{more}; test both on the same data")
+            found.append(
+                f"other test files in class {name}: {', '.join(kinds)}{more}; test both on the same data"
+            )
     return found
 
 
@@ -92,7 +101,11 @@ def all_settings(about: dict) -> dict:
     """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
     trained = {} if about["checkpoint"] == RAW_CLIP else about["settings"] or {}
     found = {flag: value for flag, value in trained.items() if flag not in NOT_METHOD}
-    found |= {f"{flag} (at test)": about["tested_with"][flag] for flag in NETWORK_FLAGS if flag in about["tested_with"]}
+    found |= {
+        f"{flag} (at test)": about["tested_with"][flag]
+        for flag in NETWORK_FLAGS
+        if flag in about["tested_with"]
+    }
     return found | {"kind of run": RAW_CLIP if about["checkpoint"] == RAW_CLIP else about["kind"]}
 
 

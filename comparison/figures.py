@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 5.2  # inches; narrow, so that the text stays readable on a phone
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+COLOURS = (
+    "#4c72b0",
+    "#dd8452",
+    "#55a868",
+    "#c44e52",
+    "#8172b3",
+    "#937860",
+    "#da8bc3",
+    "#8c8c8c",
+    "#ccb974",
+    "#64b5cd",
+)
 
 
 def new_figure(height: float, columns: int = 1) -> "tuple[Figure, Axes | np.ndarray]":
@@ -69,9 +80,16 @@ def class_bars(result: dict, metric: str, baseline_name: str) -> str:
     series += [(arm, "arm", compared, COLOURS[i % len(COLOURS)]) for i, (arm, compared) in enumerate(arms)]
     for i, (title, side, compared, colour) in enumerate(series):
         rows = compared["metrics"][metric]["classes"]
-        known = [(place, rows[name][side]) for place, name in enumerate(classes) if rows[name][side] is not None]
-        axes.barh([place + (i - len(arms) / 2) * thickness for place, _ in known], [100 * value for _, value in known],
-                  height=thickness, color=colour, label=plain(title))  # fmt: skip
+        known = [
+            (place, rows[name][side]) for place, name in enumerate(classes) if rows[name][side] is not None
+        ]
+        axes.barh(
+            [place + (i - len(arms) / 2) * thickness for place, _ in known],
+            [100 * value for _, value in known],
+            height=thickness,
+            color=colour,
+            label=plain(title),
+        )
     axes.set_yticks(range(len(classes)), [plain(name) for name in classes])
     axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.set_xlabel(f"{TITLES[metric]}, percent")
@@ -100,8 +118,13 @@ def learning_curves(arms: Sequence[Arm]) -> str | None:
         axes.set_title(f"{stage} stage: loss", fontsize="medium")
         axes.set_xlabel("epoch (all loops)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(handles.values(), [plain(name) for name in handles], loc="outside upper center", ncols=2,
-                  fontsize="small")  # fmt: skip
+    figure.legend(
+        handles.values(),
+        [plain(name) for name in handles],
+        loc="outside upper center",
+        ncols=2,
+        fontsize="small",
+    )
     return data_uri(figure)
 
 

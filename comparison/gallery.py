@@ -40,11 +40,18 @@ def gallery(
     Raises:
         ValueError: an image is not the evaluated one.
     """
-    runs = {baseline.name: pair(baseline, arms[0])[0][0][1]} | {arm.name: pair(baseline, arm)[0][0][2] for arm in arms}
-    stored = {name: read_scores(scores_file(run.folder, dataset, run.checkpoint))[0] for name, run in runs.items()}
+    runs = {baseline.name: pair(baseline, arms[0])[0][0][1]} | {
+        arm.name: pair(baseline, arm)[0][0][2] for arm in arms
+    }
+    stored = {
+        name: read_scores(scores_file(run.folder, dataset, run.checkpoint))[0] for name, run in runs.items()
+    }
     ranked = []
     for class_name, scores in stored[baseline.name].items():
-        maps = {name: classes[class_name].thumbnails * np.float32(RAREST / 255) for name, classes in stored.items()}
+        maps = {
+            name: classes[class_name].thumbnails * np.float32(RAREST / 255)
+            for name, classes in stored.items()
+        }
         apart = np.max([np.abs(maps[arm.name] - maps[baseline.name]).mean((1, 2)) for arm in arms], axis=0)
         for i in np.argsort(-apart, kind="stable")[:SHOWN_PER_CLASS]:
             image = str(scores.files[i]), str(scores.digests[i])
@@ -62,10 +69,18 @@ def draw_row(
     dataset: BaseSingleClassDataset,
 ) -> dict:
     """One image: original, truth, every run's heatmap; `evaluated` is the image's digest."""
-    index = next((i for i, sample in enumerate(dataset.samples)
-                  if sample.file_name == file and digest(sample) == evaluated), None)  # fmt: skip
+    index = next(
+        (
+            i
+            for i, sample in enumerate(dataset.samples)
+            if sample.file_name == file and digest(sample) == evaluated
+        ),
+        None,
+    )
     if index is None:
-        raise ValueError(f"{file} is not the image the runs were evaluated on: give their --data_root, or test again")
+        raise ValueError(
+            f"{file} is not the image the runs were evaluated on: give their --data_root, or test again"
+        )
     item = dataset[index]
     picture = cv2.resize(to_picture(item["image"]), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     mask = cv2.resize(item["mask"][0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
@@ -73,8 +88,13 @@ def draw_row(
     for name, one in maps.items():
         large = cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         tiles.append(Tile(name, png_uri(overlay(picture, large, 0.0, RAREST))))
-    return {"class": class_name, "file": file, "label": int(item["label"]), "disagreement": disagreement,
-            "tiles": tiles}  # fmt: skip
+    return {
+        "class": class_name,
+        "file": file,
+        "label": int(item["label"]),
+        "disagreement": disagreement,
+        "tiles": tiles,
+    }
 
 
 def png_uri(picture: np.ndarray) -> str:

@@ -49,7 +49,9 @@ def compare_arms(
             "rows_sha256": first["about"]["rows_sha256"],
             "arms": {arm.name: compare_arm(baseline, arm, evaluated, dataset, seed) for arm in arms},
             "histogram_error": errors,
-            "abouts": {arm.name: [evaluated[run.key]["about"] for run in arm.runs] for arm in [baseline, *arms]},
+            "abouts": {
+                arm.name: [evaluated[run.key]["about"] for run in arm.runs] for arm in [baseline, *arms]
+            },
         }
     correct(found, verdict_metrics)
     return found
@@ -70,7 +72,9 @@ def read_all(arms: Sequence[Arm], dataset: str, replicates: int, seed: int) -> d
             files = {name: (one.files.tolist(), one.digests.tolist()) for name, one in classes.items()}
             first = first or (run, files, about)
             why = reasons(first[1], first[2], files, about)
-            refused += [f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}" for text in why]
+            refused += [
+                f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}" for text in why
+            ]
             if not why:
                 found[run.key] = resample_run(classes, about, replicates, seed, dataset)
     if refused:
@@ -119,14 +123,18 @@ def compare_arm(baseline: Arm, arm: Arm, evaluated: dict[str, dict], dataset: st
         ]  # [classes, seeds]; None becomes NaN
         defined = [i for i in range(len(names)) if not np.isnan(sides[0][i]).any()]
         resampled_sides = [
-            np.array([[one[side]["resampled"][names[i]][metric] for one in runs] for i in defined]) for side in (0, 1)
+            np.array([[one[side]["resampled"][names[i]][metric] for one in runs] for i in defined])
+            for side in (0, 1)
         ]  # [classes, seeds, R]
         exact = sides[1] - sides[0]
         moved = resampled_sides[1] - resampled_sides[0]
         random = generator(seed, dataset, metric)
         row = means(sides, defined) | compare_pairs(exact[defined], moved, random)._asdict()
-        row["pairs"] = [{"class": names[i], "seed": pairs[j][0], "difference": float(exact[i, j])}
-                        for i in defined for j in range(len(pairs))]  # fmt: skip
+        row["pairs"] = [
+            {"class": names[i], "seed": pairs[j][0], "difference": float(exact[i, j])}
+            for i in defined
+            for j in range(len(pairs))
+        ]
         row["classes"] = {}
         for i, name in enumerate(names):
             own = [i] if i in defined else []
@@ -153,7 +161,9 @@ def correct(found: dict[str, dict], verdict_metrics: Sequence[str]) -> None:
     for result in found.values():
         for arm in result["arms"].values():
             for metric, row in arm["metrics"].items():
-                families.setdefault("verdict" if metric in verdict_metrics else metric, []).append((metric, row))
+                families.setdefault("verdict" if metric in verdict_metrics else metric, []).append(
+                    (metric, row)
+                )
     for rows in families.values():
         for (metric, row), p in zip(rows, holm([row["p"] for _, row in rows]), strict=True):
             row["p_holm"] = p

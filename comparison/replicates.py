@@ -7,9 +7,13 @@ from metrics import PRO_LIMIT
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
 IMAGE_METRICS = (
-    "image_auroc", "image_ap", "image_f1max", "image_auroc_unnormalised", "image_ap_unnormalised",
+    "image_auroc",
+    "image_ap",
+    "image_f1max",
+    "image_auroc_unnormalised",
+    "image_ap_unnormalised",
     "image_f1max_unnormalised",
-)  # fmt: skip
+)
 METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
 
 

@@ -16,7 +16,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def environment() -> Environment:
     """Templates whose every value is escaped."""
-    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def render(
@@ -34,19 +36,25 @@ def render(
     for result in found.values():
         for arm, own in result["abouts"].items():
             abouts.setdefault(arm, []).extend(own)
-    return environment().get_template("report.html").render(
-        header=HEADER,
-        titles=TITLES,
-        command=shlex.join(about["command"]),
-        about=about,
-        verdicts=verdict_lines(found, about["verdict_metrics"]),
-        sections=[section(dataset, result, baseline, about["verdict_metrics"], galleries.get(dataset, []))
-                  for dataset, result in found.items()],
-        curves=learning_curves([baseline, *arms]),
-        arm_names=list(abouts),
-        settings=differing_settings(abouts),
-        runs=run_rows(abouts, [baseline, *arms]),
-    )  # fmt: skip
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            header=HEADER,
+            titles=TITLES,
+            command=shlex.join(about["command"]),
+            about=about,
+            verdicts=verdict_lines(found, about["verdict_metrics"]),
+            sections=[
+                section(dataset, result, baseline, about["verdict_metrics"], galleries.get(dataset, []))
+                for dataset, result in found.items()
+            ],
+            curves=learning_curves([baseline, *arms]),
+            arm_names=list(abouts),
+            settings=differing_settings(abouts),
+            runs=run_rows(abouts, [baseline, *arms]),
+        )
+    )
 
 
 def section(
@@ -56,16 +64,32 @@ def section(
     tables = []
     for arm, compared in result["arms"].items():
         lines = [(metric, cells(metric, row)) for metric, row in compared["metrics"].items()]
-        by_class = [(TITLES[metric], [class_cells(name, own) for name, own in row["classes"].items()])
-                    for metric, row in compared["metrics"].items()]  # fmt: skip
-        tables.append({"arm": arm, "seeds": seeds_text(compared["seeds"]), "lines": lines, "by_class": by_class})
-    defined = [metric for metric in verdict_metrics
-               if any(compared["metrics"][metric]["value"] is not None for compared in result["arms"].values())]
+        by_class = [
+            (TITLES[metric], [class_cells(name, own) for name, own in row["classes"].items()])
+            for metric, row in compared["metrics"].items()
+        ]
+        tables.append(
+            {"arm": arm, "seeds": seeds_text(compared["seeds"]), "lines": lines, "by_class": by_class}
+        )
+    defined = [
+        metric
+        for metric in verdict_metrics
+        if any(compared["metrics"][metric]["value"] is not None for compared in result["arms"].values())
+    ]
     figures = [(f"{TITLES[metric]} on {dataset}, difference", forest(result, metric)) for metric in defined]
-    figures += [(f"{TITLES[metric]} on {dataset}, by class", class_bars(result, metric, baseline.name))
-                for metric in defined]  # fmt: skip
-    return {"dataset": dataset, "img_size": result["img_size"], "rows_sha256": result["rows_sha256"], "tables": tables,
-            "figures": figures, "gallery": rows, "histogram_error": result["histogram_error"]}  # fmt: skip
+    figures += [
+        (f"{TITLES[metric]} on {dataset}, by class", class_bars(result, metric, baseline.name))
+        for metric in defined
+    ]
+    return {
+        "dataset": dataset,
+        "img_size": result["img_size"],
+        "rows_sha256": result["rows_sha256"],
+        "tables": tables,
+        "figures": figures,
+        "gallery": rows,
+        "histogram_error": result["histogram_error"],
+    }
 
 
 def class_cells(name: str, row: dict) -> list[str]:

@@ -63,11 +63,15 @@ def compare_pairs(
     pairs = differences.reshape(-1)
     wins, losses = int((pairs >= TIE).sum()), int((pairs <= -TIE).sum())
     return Difference(
-        value=float(pairs.mean()), low=float(low), high=float(high),
+        value=float(pairs.mean()),
+        low=float(low),
+        high=float(high),
         p=sign_flip_p(pairs, random, permutations) if permutations else None,
         smallest_p=smallest_p(len(pairs), permutations) if permutations else None,
-        wins=wins, ties=len(pairs) - wins - losses, losses=losses,
-    )  # fmt: skip
+        wins=wins,
+        ties=len(pairs) - wins - losses,
+        losses=losses,
+    )
 
 
 def sign_flip_p(pairs: ArrayLike, random: np.random.Generator, permutations: int = 9999) -> float:
@@ -75,8 +79,15 @@ def sign_flip_p(pairs: ArrayLike, random: np.random.Generator, permutations: int
     pairs = np.asarray(pairs, dtype=np.float64)
     if len(pairs) == 1:
         return 1.0  # both signs are equally extreme; scipy asks for two observations
-    found = permutation_test((pairs,), np.mean, permutation_type="samples", vectorized=True, n_resamples=permutations,
-                             alternative="two-sided", rng=random)  # fmt: skip
+    found = permutation_test(
+        (pairs,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=permutations,
+        alternative="two-sided",
+        rng=random,
+    )
     return float(found.pvalue)
 
 
@@ -96,7 +107,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def verdict(row: dict, corrected_p: float | None) -> str:
-    """"helps" or "hurts" if the 95 % interval excludes 0 and the corrected p is below 0.05, else "no difference";
+    """ "helps" or "hurts" if the 95 % interval excludes 0 and the corrected p is below 0.05, else "no difference";
     "undefined" without a defined class. `row` holds "value", "low" and "high"."""
     if row["value"] is None:
         return "undefined"

@@ -8,21 +8,52 @@ from collections.abc import Sequence
 from comparison.significance import LEVEL
 
 TITLES = {
-    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1-max", "pixel_aupro": "AUPRO@0.3",
-    "image_auroc": "image AUROC", "image_ap": "image AP", "image_f1max": "image F1-max",
-    "image_auroc_unnormalised": "image AUROC, unnormalised", "image_ap_unnormalised": "image AP, unnormalised",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1-max",
+    "pixel_aupro": "AUPRO@0.3",
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1max": "image F1-max",
+    "image_auroc_unnormalised": "image AUROC, unnormalised",
+    "image_ap_unnormalised": "image AP, unnormalised",
     "image_f1max_unnormalised": "image F1-max, unnormalised",
-}  # fmt: skip
+}
 COLUMNS = (
-    "dataset", "arm", "class", "metric", "baseline", "arm_value", "value", "low", "high", "p", "p_holm", "wins", "ties",
-    "losses", "seeds",
-)  # fmt: skip
+    "dataset",
+    "arm",
+    "class",
+    "metric",
+    "baseline",
+    "arm_value",
+    "value",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "wins",
+    "ties",
+    "losses",
+    "seeds",
+)
 HEADER = ("metric", "baseline", "arm", "difference", "95 % interval", "p", "p (Holm)", "win/tie/loss")
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "\n": " ",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\n": " ",
+}
 
 
 def percent(value: float | None, signed: bool = False) -> str:
@@ -40,15 +71,23 @@ def p_text(value: float | None) -> str:
 
 
 def interval(row: dict) -> str:
-    """"[low, high]" in percentage points."""
+    """ "[low, high]" in percentage points."""
     return "–" if row["value"] is None else f"[{percent(row['low'], True)}, {percent(row['high'], True)}]"
 
 
 def cells(metric: str, row: dict) -> list[str]:
     """One line of a table, as `HEADER`."""
     counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
-    return [TITLES[metric], percent(row["baseline"]), percent(row["arm"]), percent(row["value"], True), interval(row),
-            p_text(row["p"]), p_text(row["p_holm"]), counts]  # fmt: skip
+    return [
+        TITLES[metric],
+        percent(row["baseline"]),
+        percent(row["arm"]),
+        percent(row["value"], True),
+        interval(row),
+        p_text(row["p"]),
+        p_text(row["p_holm"]),
+        counts,
+    ]
 
 
 def verdict_lines(
@@ -58,8 +97,14 @@ def verdict_lines(
     lines = []
     for dataset, result in found.items():
         for arm, compared in result["arms"].items():
-            words = [(metric, compared["metrics"][metric]["verdict"], verdict_text(metric, compared["metrics"][metric]))
-                     for metric in verdict_metrics]  # fmt: skip
+            words = [
+                (
+                    metric,
+                    compared["metrics"][metric]["verdict"],
+                    verdict_text(metric, compared["metrics"][metric]),
+                )
+                for metric in verdict_metrics
+            ]
             lines.append((dataset, arm, words))
     return lines
 
@@ -68,19 +113,23 @@ def verdict_text(metric: str, row: dict) -> str:
     """The verdict in one metric with its interval, and why a clear difference may still be none."""
     if row["value"] is None:
         return f"{TITLES[metric]}: undefined, no class has both labels"
-    text = (f"{TITLES[metric]}: {row['verdict']}, {percent(row['value'], True)} points, 95 % interval {interval(row)}, "
-            f"p {p_text(row['p_holm'])} after Holm")  # fmt: skip
+    text = (
+        f"{TITLES[metric]}: {row['verdict']}, {percent(row['value'], True)} points, 95 % interval {interval(row)}, "
+        f"p {p_text(row['p_holm'])} after Holm"
+    )
     if row["verdict"] == "no difference" and not row["low"] <= 0 <= row["high"]:
         text += " (the interval excludes 0, the corrected p does not confirm it)"
     elif row["verdict"] == "no difference" and row["p_holm"] < LEVEL:
         text += " (p alone would say so, the interval does not exclude 0)"
     if row["smallest_p"] >= LEVEL:
-        text += f" (too few classes and seeds to tell: {row['smallest_p']:.2g} is the smallest p they can give)"
+        text += (
+            f" (too few classes and seeds to tell: {row['smallest_p']:.2g} is the smallest p they can give)"
+        )
     return text
 
 
 def seeds_text(seeds: Sequence[int | None]) -> str:
-    """"seed 111" or "seeds 111, 112"."""
+    """ "seed 111" or "seeds 111, 112"."""
     known = ", ".join("any" if seed is None else str(seed) for seed in seeds)
     return f"seed{'s' if len(seeds) > 1 else ''} {known}"
 
@@ -94,7 +143,10 @@ def console(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
             parts.append(f"\n{dataset} @{result['img_size']}px: {arm} against the baseline, {seeds}")
             lines = [HEADER, *(cells(metric, row) for metric, row in compared["metrics"].items())]
             widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-            parts += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+            parts += [
+                "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                for line in lines
+            ]
     parts.append("")
     for dataset, arm, words in verdict_lines(found, verdict_metrics):
         parts += [f"{dataset}, {arm}: {text}" for _, _, text in words]
@@ -116,13 +168,18 @@ def markdown(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     """The verdicts, then one table per dataset and arm."""
     lines = ["# Comparison with the baseline", ""]
     for dataset, arm, words in verdict_lines(found, verdict_metrics):
-        lines += [f"* **{escape_markdown(dataset)}, {escape_markdown(arm)}**: " + "; ".join(text for *_, text in words)]
+        lines += [
+            f"* **{escape_markdown(dataset)}, {escape_markdown(arm)}**: "
+            + "; ".join(text for *_, text in words)
+        ]
     for dataset, result in found.items():
         for arm, compared in result["arms"].items():
             title = f"{escape_markdown(dataset)} @{result['img_size']}px: {escape_markdown(arm)}"
             lines += ["", f"## {title}", "", f"Percent; {seeds_text(compared['seeds'])}.", ""]
             lines += ["| " + " | ".join(HEADER) + " |", "|--" * len(HEADER) + "|"]
-            lines += ["| " + " | ".join(cells(metric, row)) + " |" for metric, row in compared["metrics"].items()]
+            lines += [
+                "| " + " | ".join(cells(metric, row)) + " |" for metric, row in compared["metrics"].items()
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -134,10 +191,17 @@ def latex(found: dict[str, dict], metrics: Sequence[str]) -> str:
     for dataset, result in found.items():
         seeds = None
         for arm, compared in result["arms"].items():
-            if compared["seeds"] != seeds:  # an arm with other seeds is paired with another mean of the baseline
+            if (
+                compared["seeds"] != seeds
+            ):  # an arm with other seeds is paired with another mean of the baseline
                 seeds = compared["seeds"]
-                own = [latex_number(percent(compared["metrics"][metric]["baseline"])) + " &" for metric in metrics]
-                lines.append(rf"{escape_latex(dataset)} & baseline, {seeds_text(seeds)} & {' & '.join(own)} \\")
+                own = [
+                    latex_number(percent(compared["metrics"][metric]["baseline"])) + " &"
+                    for metric in metrics
+                ]
+                lines.append(
+                    rf"{escape_latex(dataset)} & baseline, {seeds_text(seeds)} & {' & '.join(own)} \\"
+                )
             texts = []
             for metric in metrics:
                 row = compared["metrics"][metric]

@@ -19,9 +19,17 @@ from dataset.prepare import scan
 from dataset.randomness import EpochSampler
 
 __all__ = [
-    "CLASS_NAMES", "DATA_PATH", "DOMAINS", "BaseDataset", "BaseSingleClassDataset", "EpochSampler", "get_dataset",
-    "load_dataset_config", "load_real_names", "register_dataset",
-]  # fmt: skip
+    "CLASS_NAMES",
+    "DATA_PATH",
+    "DOMAINS",
+    "BaseDataset",
+    "BaseSingleClassDataset",
+    "EpochSampler",
+    "get_dataset",
+    "load_dataset_config",
+    "load_real_names",
+    "register_dataset",
+]
 
 METADATA_FOLDER = Path(__file__).parent / "metadata"
 
@@ -61,7 +69,9 @@ def get_dataset(
     logger = logger or logging.getLogger(__name__)
     root = resolve_data_root(data_root)
     if split == "test":
-        return _test_sets(_load_samples(dataset_name, root, 0, seed, meta_path, logger), dataset_name, img_size, logger)
+        return _test_sets(
+            _load_samples(dataset_name, root, 0, seed, meta_path, logger), dataset_name, img_size, logger
+        )
     shot = 0 if training_mode == "full_shot" else shot
     samples = _load_samples(dataset_name, root, shot, seed, meta_path, logger)
     samples = add_extra(samples, extra_meta, extra_ratio, dataset_name, root, seed, logger)

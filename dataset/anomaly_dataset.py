@@ -74,7 +74,9 @@ class BaseDataset(Dataset):
             if self.augmentation.colour:
                 picture = jitter_colour(picture, generator)
         picture = transform.resize(picture, [self.img_size, self.img_size], InterpolationMode.BICUBIC)
-        image = transform.normalize(transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)  # [3, S, S]
+        image = transform.normalize(
+            transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+        )  # [3, S, S]
         if generator:
             image, mask = move_together(image, mask, generator)
         return {
@@ -104,6 +106,8 @@ class BaseSingleClassDataset(BaseDataset):
     ):
         strangers = sorted({sample.class_name for sample in samples} - {class_name})
         if strangers:
-            raise ValueError(f"expected samples of class {class_name!r} only, got also {', '.join(strangers)}")
+            raise ValueError(
+                f"expected samples of class {class_name!r} only, got also {', '.join(strangers)}"
+            )
         super().__init__(samples, img_size, logger=logger)
         self.class_name = class_name

@@ -42,7 +42,13 @@ def move_together(
         stacked = transform.rotate(stacked, angle, interpolation=nearest, fill=0)
     if translated:
         stacked = transform.affine(
-            stacked, angle=0, translate=[across, down], scale=1.0, shear=[0.0, 0.0], interpolation=nearest, fill=0
+            stacked,
+            angle=0,
+            translate=[across, down],
+            scale=1.0,
+            shear=[0.0, 0.0],
+            interpolation=nearest,
+            fill=0,
         )
     if flipped:
         stacked = transform.hflip(stacked)

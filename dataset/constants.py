@@ -74,7 +74,8 @@ CLASS_NAMES: dict[str, list[str]] = {name: list(classes) for name, classes in RE
 DOMAINS: dict[str, str] = {
     **dict.fromkeys(("MVTec", "VisA", "BTAD", "MPDD"), "Industrial"),
     **dict.fromkeys(
-        ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300"), "Medical"
+        ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300"),
+        "Medical",
     ),
     **DEMO_DOMAINS,
 }
@@ -101,6 +102,12 @@ METADATA_FILES: dict[str, str] = {}
 # Every state is put into every template: 3 x 2 = 6 normal and 5 x 2 = 10 abnormal prompts per class.
 PROMPTS: dict[str, list[str]] = {
     "prompt_normal": ["{}", "a {}", "the {}"],
-    "prompt_abnormal": ["a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage"],
+    "prompt_abnormal": [
+        "a damaged {}",
+        "a broken {}",
+        "a {} with flaw",
+        "a {} with defect",
+        "a {} with damage",
+    ],
     "prompt_templates": ["{}.", "a photo of {}."],
 }

@@ -30,11 +30,15 @@ def register_dataset(
     absolute or leads upwards, and classes that are not a non-empty {class: real name}.
     """
     if name in _BUILT_IN:
-        raise ValueError(f"dataset {name!r} is built in: choose another name; --real_names rewords its classes")
+        raise ValueError(
+            f"dataset {name!r} is built in: choose another name; --real_names rewords its classes"
+        )
     if domain not in _DOMAIN_NAMES:
         raise ValueError(f"dataset {name!r}: domain is {domain!r}: expected Industrial or Medical")
     if not isinstance(path, str) or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
-        raise ValueError(f"dataset {name!r}: path is {path!r}: expected a folder relative to the data root, without ..")
+        raise ValueError(
+            f"dataset {name!r}: path is {path!r}: expected a folder relative to the data root, without .."
+        )
     if not _is_text_mapping(classes):
         raise ValueError(f"dataset {name!r}: classes is {classes!r}: expected {{class: real name}}, all text")
     for folder in (name, *classes):  # results are written to folders of these names
@@ -73,12 +77,16 @@ def load_real_names(path: str | os.PathLike) -> None:
     for dataset_name, names in entries.items():
         known = constants.REAL_NAMES.get(dataset_name)
         if known is None:
-            raise ValueError(f"{path}: unknown dataset {dataset_name!r}: known are {', '.join(constants.REAL_NAMES)}")
+            raise ValueError(
+                f"{path}: unknown dataset {dataset_name!r}: known are {', '.join(constants.REAL_NAMES)}"
+            )
         if not _is_text_mapping(names):
             raise ValueError(f"{path}: {dataset_name} is {names!r}: expected {{class: real name}}")
         unknown = [class_name for class_name in names if class_name not in known]
         if unknown:
-            raise ValueError(f"{path}: {dataset_name} has no class {unknown[0]!r}: its classes are {', '.join(known)}")
+            raise ValueError(
+                f"{path}: {dataset_name} has no class {unknown[0]!r}: its classes are {', '.join(known)}"
+            )
     for dataset_name, names in entries.items():
         constants.REAL_NAMES[dataset_name].update(names)
 
@@ -102,5 +110,7 @@ def _is_text_mapping(value: object) -> bool:
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(isinstance(key, str) and isinstance(text, str) and text.strip() for key, text in value.items())
+        and all(
+            isinstance(key, str) and isinstance(text, str) and text.strip() for key, text in value.items()
+        )
     )

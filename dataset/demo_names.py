@@ -35,4 +35,9 @@ DEMO_REAL_NAMES = {
     },
 }
 
-DEMO_DOMAINS = {"DemoA": "Industrial", "DemoB": "Industrial", "DemoPhoto": "Industrial", "DemoPhotoMed": "Medical"}
+DEMO_DOMAINS = {
+    "DemoA": "Industrial",
+    "DemoB": "Industrial",
+    "DemoPhoto": "Industrial",
+    "DemoPhotoMed": "Medical",
+}

@@ -77,8 +77,15 @@ def add_extra(
         )
     chosen = _in_turns(found, seed)[:count]
     anomalous = sum(sample.label for sample in chosen)
-    logger.info("%d extra rows from %s, %d of them anomalous, beside %d of %s; chosen with seed %d",
-                count, extra_meta, anomalous, len(samples), dataset_name, seed)  # fmt: skip
+    logger.info(
+        "%d extra rows from %s, %d of them anomalous, beside %d of %s; chosen with seed %d",
+        count,
+        extra_meta,
+        anomalous,
+        len(samples),
+        dataset_name,
+        seed,
+    )
     return [*samples, *chosen]
 
 

@@ -60,7 +60,9 @@ def check_rows(
     field, value, expectation and remedy; ValueError if `source` holds no row. Images listed twice are warned about.
     """
     if not rows:
-        raise ValueError(f"{source}: no rows: expected one JSON object a line with image_path, label, class_name")
+        raise ValueError(
+            f"{source}: no rows: expected one JSON object a line with image_path, label, class_name"
+        )
     samples, problems = [], []
     for line, row in rows:
         try:
@@ -81,19 +83,25 @@ def _parse(line: bytes) -> dict:
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _Problem(f"not JSON ({error}): expected one object a line, {line[:80]!r} is none; correct it") from error
+        raise _Problem(
+            f"not JSON ({error}): expected one object a line, {line[:80]!r} is none; correct it"
+        ) from error
     if not isinstance(row, dict):
-        raise _Problem(f"expected a JSON object, got {_shown(row)}: write {{\"image_path\": …, \"label\": …, …}}")
+        raise _Problem(f'expected a JSON object, got {_shown(row)}: write {{"image_path": …, "label": …, …}}')
     return row
 
 
 def _check_row(row: dict, source: str, classes: list[str], data: DataFolder) -> Sample:
     missing = [key for key in ("image_path", "label", "class_name") if key not in row]
     if missing:
-        raise _Problem(f"key {missing[0]!r} is missing: every row needs image_path, label and class_name; add it")
+        raise _Problem(
+            f"key {missing[0]!r} is missing: every row needs image_path, label and class_name; add it"
+        )
     label, class_name = row["label"], row["class_name"]
     if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 1):
-        raise _Problem(f"label is {_shown(label)}: expected the number 0 (normal) or 1 (anomalous); correct it")
+        raise _Problem(
+            f"label is {_shown(label)}: expected the number 0 (normal) or 1 (anomalous); correct it"
+        )
     if class_name not in classes:
         raise _Problem(
             f"class_name is {_shown(class_name)}: the dataset's classes are {', '.join(classes)}; "
@@ -103,7 +111,9 @@ def _check_row(row: dict, source: str, classes: list[str], data: DataFolder) -> 
     mask_path = None  # a mask named for a normal image is not read: normal images have zero masks
     if label == 1:
         if not row.get("mask_path"):
-            raise _Problem("label is 1 but mask_path is missing: anomalous images need a mask; add it or set label 0")
+            raise _Problem(
+                "label is 1 but mask_path is missing: anomalous images need a mask; add it or set label 0"
+            )
         mask_path = _find(row, "mask_path", data)
     return Sample(image_path, mask_path, int(label), class_name, data.relative(image_path), source)
 
@@ -146,7 +156,9 @@ def _warn_of_duplicates(samples: list[Sample], source: str, logger: logging.Logg
         if first != sample.source:
             duplicates.append(f"{sample.file_name} ({first} and {sample.source})")
     if duplicates:
-        logger.warning("%s: %d images are listed twice, the first is %s", source, len(duplicates), duplicates[0])
+        logger.warning(
+            "%s: %d images are listed twice, the first is %s", source, len(duplicates), duplicates[0]
+        )
 
 
 def _shown(value: object) -> str:

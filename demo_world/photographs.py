@@ -40,8 +40,13 @@ class PhotoLine:
 PHOTO_LINES = {
     "DemoPhoto": {
         "brick": PhotoLine("brick.png", (230, 330), ("crack", "hole", "stain", "chip")),
-        "coins": PhotoLine("coins.png", (190, 260), ("scratch", "stain", "contamination"), upright=True,
-                           bounds=(0.1, 1.0, 0.0, 1.0)),
+        "coins": PhotoLine(
+            "coins.png",
+            (190, 260),
+            ("scratch", "stain", "contamination"),
+            upright=True,
+            bounds=(0.1, 1.0, 0.0, 1.0),
+        ),
         "grass": PhotoLine("grass.png", (230, 340), ("burn", "contamination", "thread")),
         "gravel": PhotoLine("gravel.png", (230, 340), ("burn", "stain", "thread", "contamination")),
         "moon": PhotoLine("moon.png", (220, 330), ("scratch", "stain", "contamination")),
@@ -49,11 +54,15 @@ PHOTO_LINES = {
     },
     "DemoPhotoMed": {
         "ihc": PhotoLine("ihc.png", (240, 360), ("fold", "bleaching", "stain")),
-        "retina": PhotoLine("retina.jpg", (900, 1200), ("haemorrhage", "exudate"), bounds=(0.05, 0.95, 0.05, 0.95)),
+        "retina": PhotoLine(
+            "retina.jpg", (900, 1200), ("haemorrhage", "exudate"), bounds=(0.05, 0.95, 0.05, 0.95)
+        ),
     },
 }
-PHOTO_CLASSES = {name: {class_name: line.defects for class_name, line in lines.items()}
-                 for name, lines in PHOTO_LINES.items()}
+PHOTO_CLASSES = {
+    name: {class_name: line.defects for class_name, line in lines.items()}
+    for name, lines in PHOTO_LINES.items()
+}
 
 
 def photo_folder() -> Path:
@@ -61,8 +70,10 @@ def photo_folder() -> Path:
     try:
         import skimage
     except ImportError as error:
-        raise ImportError("DemoPhoto is cut from photographs that come with scikit-image, which is not installed; "
-                          "run `pip install scikit-image` or render only --name DemoA and DemoB.") from error
+        raise ImportError(
+            "DemoPhoto is cut from photographs that come with scikit-image, which is not installed; "
+            "run `pip install scikit-image` or render only --name DemoA and DemoB."
+        ) from error
     return Path(skimage.__file__).parent / "data"
 
 
@@ -71,8 +82,10 @@ def load_photo(file: str) -> np.ndarray:
     """A packaged photograph as uint8 RGB [H, W, 3]. Raises FileNotFoundError when this release lacks it."""
     path = photo_folder() / file
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; scikit-image {TESTED_SKIMAGE} installs it with the package. "
-                                f"Install that release or render only --name DemoA and DemoB.")
+        raise FileNotFoundError(
+            f"{path} is missing; scikit-image {TESTED_SKIMAGE} installs it with the package. "
+            f"Install that release or render only --name DemoA and DemoB."
+        )
     with Image.open(path) as photo:
         return np.asarray(photo.convert("RGB"))
 
@@ -81,16 +94,19 @@ def crop_photo(line: PhotoLine, size: int, rng: np.random.Generator) -> np.ndarr
     """A random crop, float32 RGB 0..1 [S, S, 3], mirrored at random where the class allows it."""
     photo = load_photo(line.file)
     height, width = photo.shape[:2]
-    top, bottom, left, right = (int(share * side) for share, side in zip(line.bounds, (height, height, width, width),
-                                                                       strict=True))
+    top, bottom, left, right = (
+        int(share * side) for share, side in zip(line.bounds, (height, height, width, width), strict=True)
+    )
     side = min(int(rng.integers(line.crop[0], line.crop[1] + 1)), bottom - top, right - left)
     y, x = int(rng.integers(top, bottom - side + 1)), int(rng.integers(left, right - side + 1))
-    crop = photo[y:y + side, x:x + side]
+    crop = photo[y : y + side, x : x + side]
     if not line.upright:
         crop = np.rot90(crop, int(rng.integers(4)))
         crop = crop[:, ::-1] if rng.random() < 0.5 else crop
     method = cv2.INTER_AREA if side >= size else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=method) / np.float32(255), 0, 1)
+    return np.clip(
+        cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=method) / np.float32(255), 0, 1
+    )
 
 
 def local_shading(picture: np.ndarray) -> np.ndarray:
@@ -109,7 +125,9 @@ def render_photo(
     """
     line = PHOTO_LINES[dataset][class_name]
     crop = crop_photo(line, size, rng)
-    camera = Camera(rng.uniform(1.0, 1.12), rng.uniform(0.95, 1.05), rng.uniform(0.0, 2.0), rng.uniform(0.003, 0.008))
+    camera = Camera(
+        rng.uniform(1.0, 1.12), rng.uniform(0.95, 1.05), rng.uniform(0.0, 2.0), rng.uniform(0.003, 0.008)
+    )
     light = Light(rng.uniform(-np.pi, np.pi), 0.85, 0.45, (1.0, 1.0, 1.0), 0.0, 0.0)
     sensor = int(rng.integers(2**62))
     twin = expose(crop, camera, np.random.default_rng(sensor))
@@ -175,10 +193,15 @@ def fold(subject: Layers, extent: float, rng: np.random.Generator) -> None:
 
 def _soft_blob(subject, radius, rng, *, softness, aspect=1.3):
     size = subject.height.shape[0]
-    mask = blob(size, place_on(subject.coverage, rng), radius, rng, softness=softness, rough=0.3, aspect=aspect)
+    mask = blob(
+        size, place_on(subject.coverage, rng), radius, rng, softness=softness, rough=0.3, aspect=aspect
+    )
     return mask * subject.coverage * np.clip(0.85 + 0.12 * fractal(size, 8, rng, octaves=3), 0.4, 1.0)
 
 
 MEDICAL_DEFECTS: dict[str, Callable] = {
-    "haemorrhage": haemorrhage, "exudate": exudate, "bleaching": bleaching, "fold": fold,
+    "haemorrhage": haemorrhage,
+    "exudate": exudate,
+    "bleaching": bleaching,
+    "fold": fold,
 }

@@ -93,8 +93,12 @@ def _draw(line, dataset, class_name, size, state, damage=None):
     """The picture that `state` stands for; `damage(layers)` changes the subject's layers before it is lit."""
     streams = line_streams(dataset, class_name, np.random.default_rng(state))
     light = sample_light(streams.light, spread=0.35)
-    camera = Camera(1.0 + streams.light.uniform(-0.06, 0.06), 1.0 + streams.light.uniform(-0.06, 0.06),
-                    streams.light.uniform(0.0, 4.0), streams.light.uniform(0.006, 0.016))
+    camera = Camera(
+        1.0 + streams.light.uniform(-0.06, 0.06),
+        1.0 + streams.light.uniform(-0.06, 0.06),
+        streams.light.uniform(0.0, 4.0),
+        streams.light.uniform(0.006, 0.016),
+    )
     front, back = build_scene(line.scene, size, line_pose(line, streams.pose), streams, jitter=0.35)
     subject = back if front is None else front
     if damage is not None:
@@ -162,7 +166,9 @@ def _write_dataset(name, folder, classes, renderer, seed, size, counts):
     folder.mkdir(parents=True, exist_ok=True)
     _write_stamp(folder, {**settings, "complete": False})
     pictures = list(plan(classes, counts))
-    for class_name, place, number, defect in tqdm(pictures, desc=f"rendering {name}", unit="image", disable=None):
+    for class_name, place, number, defect in tqdm(
+        pictures, desc=f"rendering {name}", unit="image", disable=None
+    ):
         rng = picture_rng(seed, name, class_name, place, number)
         picture, _, mask = renderer(class_name, size, rng, defect)
         _write_png(folder / class_name / place / f"{number:03d}.png", picture[..., ::-1])
@@ -188,8 +194,10 @@ def _read_stamp(folder: Path) -> dict:
     try:
         return json.loads(stamp.read_text())
     except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise FileExistsError(f"{folder} exists and was not rendered by this program (no readable {STAMP} in it); it "
-                              f"is left alone. Choose another --out or move the folder away.") from error
+        raise FileExistsError(
+            f"{folder} exists and was not rendered by this program (no readable {STAMP} in it); it "
+            f"is left alone. Choose another --out or move the folder away."
+        ) from error
 
 
 def _write_stamp(folder: Path, settings: dict) -> None:
@@ -216,7 +224,9 @@ def render_demo(
         return write_dataset(name, root, classes, partial(render_line_picture, name), seed, size, counts)
     if name in PHOTO_CLASSES:
         photos_only = replace(counts, train_good=0)
-        return write_dataset(name, root, PHOTO_CLASSES[name], partial(render_photo, name), seed, size, photos_only)
+        return write_dataset(
+            name, root, PHOTO_CLASSES[name], partial(render_photo, name), seed, size, photos_only
+        )
     raise ValueError(f"demo dataset is '{name}', expected one of {', '.join(demo_names())}.")
 
 
@@ -227,13 +237,17 @@ def demo_names() -> tuple:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default="all", choices=("all", *demo_names()), help="which dataset to render")
+    parser.add_argument(
+        "--name", default="all", choices=("all", *demo_names()), help="which dataset to render"
+    )
     parser.add_argument("--out", default="data", help="folder that receives one folder per dataset")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
     parser.add_argument("--size", type=int, default=192, help="width and height in pixels, at least 64")
-    for field, meaning in (("train_good", "normal pictures per class in train/ (not for photographs)"),
-                           ("test_good", "normal pictures per class in test/"),
-                           ("test_defective", "defective pictures per class, shared evenly among its defects")):
+    for field, meaning in (
+        ("train_good", "normal pictures per class in train/ (not for photographs)"),
+        ("test_good", "normal pictures per class in test/"),
+        ("test_defective", "defective pictures per class, shared evenly among its defects"),
+    ):
         parser.add_argument(f"--{field}", type=int, default=getattr(DEFAULT_COUNTS, field), help=meaning)
     args = parser.parse_args(argv)
     counts = Counts(args.train_good, args.test_good, args.test_defective)

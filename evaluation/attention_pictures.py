@@ -36,18 +36,20 @@ def word_rows(tokens: Tensor, word: str) -> list[tuple[int, int]]:
             if row[start : start + len(pieces)] == pieces:
                 found += [(prompt, start + offset) for offset in range(len(pieces))]
     if not found:
-        raise ValueError(f"--attention_word {word!r} stands in no prompt: choose a word such as damaged, broken, flaw")
+        raise ValueError(
+            f"--attention_word {word!r} stands in no prompt: choose a word such as damaged, broken, flaw"
+        )
     return found
 
 
 @torch.no_grad()
-def text_to_image(
-    model: AdaptedCLIPWithCrossAttention, patches: Tensor, tokens: Tensor, word: str
-) -> Tensor:
+def text_to_image(model: AdaptedCLIPWithCrossAttention, patches: Tensor, tokens: Tensor, word: str) -> Tensor:
     """Where a word looks: attention [G, G] of its tokens over an image's patches [L, E], mean over all."""
     clip = model.clipmodel
     mask = clip.attn_mask[: tokens.shape[1], : tokens.shape[1]]
-    x = clip.transformer.resblocks[0](clip.token_embedding(tokens) + clip.positional_embedding, attn_mask=mask)
+    x = clip.transformer.resblocks[0](
+        clip.token_embedding(tokens) + clip.positional_embedding, attn_mask=mask
+    )
     weights = model.text_cross_attn.attention_map(x, patches)  # [P, T, L]
     prompts, positions = zip(*word_rows(tokens, word), strict=True)
     side = int(patches.shape[0] ** 0.5)
@@ -81,7 +83,15 @@ def word_list(shares: dict[str, float], side: int) -> np.ndarray:
         bottom = LINE * (i + 1)
         width = int((picture.shape[1] - 10) * share / shown[0][1])
         cv2.rectangle(picture, (5, bottom - 12), (5 + width, bottom + 3), (205, 225, 245), -1)
-        cv2.putText(picture, f"{word} {100 * share:.1f}%", (8, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1)
+        cv2.putText(
+            picture,
+            f"{word} {100 * share:.1f}%",
+            (8, bottom),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.42,
+            (20, 20, 20),
+            1,
+        )
     return picture
 
 
@@ -136,4 +146,6 @@ def find_image(test_sets: dict[str, Dataset], name: str) -> tuple[str, dict]:
             if sample.file_name == name:
                 return class_name, images[index]
     example = next(iter(test_sets.values())).samples[0].file_name
-    raise ValueError(f"--attention_of {name}: not in the dataset's test images; a path there looks like {example}")
+    raise ValueError(
+        f"--attention_of {name}: not in the dataset's test images; a path there looks like {example}"
+    )

@@ -22,9 +22,12 @@ from run_folder.session import Session
 from run_folder.settings import Settings
 
 SHOWN = {  # columns of the loop table by their key in metrics.json
-    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_aupro": "pixel AUPRO", "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_aupro": "pixel AUPRO",
+    "image_auroc": "image AUROC",
     "image_ap": "image AP",
-}  # fmt: skip
+}
 EVALUATION_BATCH = 32  # images scored together; changes rounding only
 CAUTION = (
     "The best loop (**bold**, largest mean of the columns) was found by looking at this test set: its numbers are "
@@ -42,7 +45,10 @@ def test_sets_of(settings: Settings, dataset: str | None, logger: Logger) -> dic
 
 
 def evaluate_loop(
-    session: Session, model: AdaptedCLIPWithCrossAttention, content: dict[str, Any], test_sets: dict[str, Dataset]
+    session: Session,
+    model: AdaptedCLIPWithCrossAttention,
+    content: dict[str, Any],
+    test_sets: dict[str, Dataset],
 ) -> None:
     """Evaluate a model as it stands after a loop on `--eval_every_loop`, into metrics.json and loops.md.
 
@@ -56,18 +62,33 @@ def evaluate_loop(
     dataset, save_path = settings.feedback.eval_every_loop, settings.run.save_path
     file = loop_file(save_path, content["loop"], "final")
     run = LoadedRun(
-        FEEDBACK, settings, model, file, settings.record(), {}, content["loop"], content["cross_attention"],
+        FEEDBACK,
+        settings,
+        model,
+        file,
+        settings.record(),
+        {},
+        content["loop"],
+        content["cross_attention"],
         mean_anchors=content["mean_anchors"],
-    )  # fmt: skip
+    )
     before = rng_state()
     with full_precision(model.clipmodel):
         result = evaluate_dataset(
-            scorer_of(run, dataset), test_sets, batch_size=EVALUATION_BATCH, device=session.device,
+            scorer_of(run, dataset),
+            test_sets,
+            batch_size=EVALUATION_BATCH,
+            device=session.device,
             workers=settings.run.workers,
-        )  # fmt: skip
+        )
     restore_rng(before)
-    evaluation_info = {"model_name": settings.model.model_name, "img_size": settings.model.img_size,
-                       "domain": DOMAINS[dataset], "kind": FEEDBACK.name, "settings": settings.record()}  # fmt: skip
+    evaluation_info = {
+        "model_name": settings.model.model_name,
+        "img_size": settings.model.img_size,
+        "domain": DOMAINS[dataset],
+        "kind": FEEDBACK.name,
+        "settings": settings.record(),
+    }
     write_metrics(save_path, dataset, file.name, result, evaluation_info)
     write_loop_table(save_path)
     logger.info(f"{dataset} after loop {content['loop']}: {shown_mean(result)}")
@@ -80,7 +101,11 @@ def write_loop_table(save_path: Path | str) -> str:
         the text.
     """
     everything = json.loads((Path(save_path) / "metrics.json").read_text(encoding="utf-8"))
-    parts = ["# Loop by loop", "", "Mean over the classes in percent; in brackets the change against the first loop."]
+    parts = [
+        "# Loop by loop",
+        "",
+        "Mean over the classes in percent; in brackets the change against the first loop.",
+    ]
     for dataset, entries in everything.items():
         for ending in ("", " without cross-attention"):
             means = {
@@ -103,7 +128,9 @@ def loop_table(means: dict[int, dict]) -> str:
     for loop in loops:
         cells = [cell(means[loop][key], means[loops[0]][key], loop == loops[0]) for key in columns]
         name = f"{loop} (best)" if loop == best else str(loop)
-        lines.append("| " + " | ".join(f"**{text}**" if loop == best else text for text in [name, *cells]) + " |")
+        lines.append(
+            "| " + " | ".join(f"**{text}**" if loop == best else text for text in [name, *cells]) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -117,4 +144,8 @@ def cell(value: float | None, first: float | None, is_first: bool) -> str:
     """A metric in percent with its change in percentage points; "-" where undefined."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f}" if is_first or first is None else f"{100 * value:.2f} ({100 * (value - first):+.2f})"
+    return (
+        f"{100 * value:.2f}"
+        if is_first or first is None
+        else f"{100 * value:.2f} ({100 * (value - first):+.2f})"
+    )

@@ -21,9 +21,14 @@ def shown_mean(result: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def predict_class(
-    scorer: AnomalyScorer, images: Dataset, class_name: str, *, batch_size: int, device: torch.device,
+    scorer: AnomalyScorer,
+    images: Dataset,
+    class_name: str,
+    *,
+    batch_size: int,
+    device: torch.device,
     workers: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score every test image of one class.
 
     Returns:
@@ -42,9 +47,14 @@ def predict_class(
 
 
 def evaluate_dataset(
-    scorer: AnomalyScorer, test_sets: dict[str, Dataset], *, batch_size: int, device: torch.device, workers: int = 0,
+    scorer: AnomalyScorer,
+    test_sets: dict[str, Dataset],
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
     on_class: Callable[[str, dict], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Metrics of every class of a dataset.
 
     Args:
@@ -56,12 +66,16 @@ def evaluate_dataset(
     """
     classes, upstream, domain = {}, [], scorer.domain
     for name, images in test_sets.items():
-        predictions = predict_class(scorer, images, name, batch_size=batch_size, device=device, workers=workers)
+        predictions = predict_class(
+            scorer, images, name, batch_size=batch_size, device=device, workers=workers
+        )
         masks, labels, maps, head = (predictions[key] for key in ("masks", "labels", "maps", "head"))
         classes[name] = class_metrics(masks, labels, maps, head, domain, scorer.levels)
         upstream.append(metrics_eval(masks, labels, maps, head, name, domain))
         if on_class is not None:
             on_class(name, predictions)
-    average = {key: float(np.mean([row[key] for row in upstream])) for key in upstream[0] if key != "class name"}
+    average = {
+        key: float(np.mean([row[key] for row in upstream])) for key in upstream[0] if key != "class name"
+    }
     upstream.append({"class name": "Average"} | average)
     return {"classes": classes, "mean": mean_row(list(classes.values())), "upstream": upstream}

@@ -16,11 +16,15 @@ def format_table(rows: list[dict]) -> str:
     columns = list(rows[0])
     cells = [[f"{row[key]:.2f}" if key != "class name" else str(row[key]) for key in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-                     for line in [columns, *cells])  # fmt: skip
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [columns, *cells]
+    )
 
 
-def write_metrics(save_path: Path | str, dataset: str, checkpoint: str, result: dict, evaluation_info: dict) -> None:
+def write_metrics(
+    save_path: Path | str, dataset: str, checkpoint: str, result: dict, evaluation_info: dict
+) -> None:
     """Merge one evaluation into `metrics.json` (full precision, undefined = null) and rewrite `metrics.csv`.
 
     Args:
@@ -38,7 +42,9 @@ def _merge_metrics(path, dataset, checkpoint, result, evaluation_info):
     try:
         everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): move it away, evaluation would overwrite it") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}): move it away, evaluation would overwrite it"
+        ) from error
     classes = {name: with_old_names(row) for name, row in result["classes"].items()}
     entry = evaluation_info | {"classes": classes, "mean": with_old_names(result["mean"])}
     everything.setdefault(dataset, {})[checkpoint] = entry

@@ -38,9 +38,12 @@ class EvaluationSettings:
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")
     attention_of: list = option(
-        [], "draw both cross-attentions for these images (paths as in the metadata)", type=str, nargs="+",
+        [],
+        "draw both cross-attentions for these images (paths as in the metadata)",
+        type=str,
+        nargs="+",
         metavar="IMAGE",
-    )  # fmt: skip
+    )
     attention_word: str = option("damaged", "the prompt word whose attention is drawn")
 
 
@@ -60,7 +63,9 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     if not own.raw_clip:
         kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop)
     if own.attention_of and kind is BASELINE:
-        raise ValueError("--attention_of draws cross-attention, which raw CLIP and a baseline run do not have")
+        raise ValueError(
+            "--attention_of draws cross-attention, which raw CLIP and a baseline run do not have"
+        )
     logger = get_logger(settings.run.save_path, "test.log")
     try:
         if files:
@@ -68,9 +73,14 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         session = Session(settings, choose_device(settings.run.device), logger)
         declare_datasets(settings.data)
         test_sets = get_dataset(
-            settings.data.dataset, settings.model.img_size, "full_shot", settings.data.shot, "test", logger,
+            settings.data.dataset,
+            settings.model.img_size,
+            "full_shot",
+            settings.data.shot,
+            "test",
+            logger,
             data_root=settings.data.data_root,
-        )  # fmt: skip
+        )
         return evaluate_files(session, files, test_sets) if files else [evaluate_raw_clip(session, test_sets)]
     finally:
         close_logger(logger)
@@ -87,7 +97,9 @@ def evaluate_raw_clip(session: Session, test_sets: dict[str, Dataset]) -> dict[s
 def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
     """Evaluate checkpoints of one run, one after the other in one model."""
     settings, own, results = session.settings, session.settings.own, []
-    run = load_run(settings.run.save_path, files[-1], device=session.device, flags=settings, logger=session.logger)
+    run = load_run(
+        settings.run.save_path, files[-1], device=session.device, flags=settings, logger=session.logger
+    )
     for file in files:
         run = run if len(files) == 1 else run.at(file, session.logger)
         tested = run.without_cross_attention() if own.no_cross_attention else run
@@ -102,22 +114,38 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
 
 
 def keep_class(
-    scores: dict, scorer: AnomalyScorer, test_sets: dict[str, Dataset], settings: Settings, class_name: str,
+    scores: dict,
+    scorer: AnomalyScorer,
+    test_sets: dict[str, Dataset],
+    settings: Settings,
+    class_name: str,
     predictions: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Keep what a comparison needs of a class's predictions in `scores`, and draw them where that is asked for."""
     images = test_sets[class_name]
     scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
     if settings.own.visualize:
         pictures = [item["image"] for item in images]
-        visualize(predictions["masks"], predictions["maps"], predictions["files"], settings.run.save_path,
-                  settings.data.dataset, class_name, pictures)  # fmt: skip
+        visualize(
+            predictions["masks"],
+            predictions["maps"],
+            predictions["files"],
+            settings.run.save_path,
+            settings.data.dataset,
+            class_name,
+            pictures,
+        )
 
 
 def report(
-    session: Session, scorer: AnomalyScorer, test_sets: dict[str, Dataset], name: str, kind: str,
-    trained_with: dict | None, files: dict[str, str],
-) -> dict[str, Any]:  # fmt: skip
+    session: Session,
+    scorer: AnomalyScorer,
+    test_sets: dict[str, Dataset],
+    name: str,
+    kind: str,
+    trained_with: dict | None,
+    files: dict[str, str],
+) -> dict[str, Any]:
     """Evaluate one checkpoint and write everything about it.
 
     Args:
@@ -131,17 +159,30 @@ def report(
     scores = {}
     keep = partial(keep_class, scores, scorer, test_sets, settings)
     result = evaluate_dataset(
-        scorer, test_sets, batch_size=settings.own.batch_size, device=session.device, workers=settings.run.workers,
+        scorer,
+        test_sets,
+        batch_size=settings.own.batch_size,
+        device=session.device,
+        workers=settings.run.workers,
         on_class=keep,
-    )  # fmt: skip
+    )
     logger.info(f"{dataset} with {name} @{img_size}px\n{format_table(result['upstream'])}")
     logger.info("mean over classes: " + shown_mean(result))
-    evaluation_info = {"model_name": settings.model.model_name, "img_size": img_size, "domain": scorer.domain,
-                       "kind": kind, "settings": trained_with}  # fmt: skip
+    evaluation_info = {
+        "model_name": settings.model.model_name,
+        "img_size": img_size,
+        "domain": scorer.domain,
+        "kind": kind,
+        "settings": trained_with,
+    }
     write_metrics(save_path, dataset, name, result, evaluation_info)
     stored = evaluation_info | {
-        "tested_with": settings.record(), "metrics_version": METRICS_VERSION, "levels": scorer.levels,
-        "checkpoint": name, "checkpoints": files, "classes": result["classes"],
-    }  # fmt: skip
+        "tested_with": settings.record(),
+        "metrics_version": METRICS_VERSION,
+        "levels": scorer.levels,
+        "checkpoint": name,
+        "checkpoints": files,
+        "classes": result["classes"],
+    }
     write_scores(scores_file(save_path, dataset, name), scores, stored)
     return result

@@ -1,8 +1,8 @@
 """From an image and a class to an anomaly map and an image score.
 
-    run = load_run("ckpt/visa")
-    scorer = scorer_of(run, "MVTec")
-    maps, scores = scorer(images, scorer.class_anchors("bottle"))     # [B, S, S], [B]
+run = load_run("ckpt/visa")
+scorer = scorer_of(run, "MVTec")
+maps, scores = scorer(images, scorer.class_anchors("bottle"))     # [B, S, S], [B]
 """
 
 from collections.abc import Callable
@@ -31,9 +31,13 @@ class AnomalyScorer(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, anchors_of: Callable[[dict], Tensor], contexts: dict[str, TextContext],
-        img_size: int, domain: str,
-    ):  # fmt: skip
+        self,
+        network: nn.Module,
+        anchors_of: Callable[[dict], Tensor],
+        contexts: dict[str, TextContext],
+        img_size: int,
+        domain: str,
+    ):
         super().__init__()
         self.network, self.anchors_of, self.contexts = network, anchors_of, contexts
         self.img_size, self.domain = img_size, domain
@@ -92,11 +96,16 @@ class RawCLIP(nn.Module):
 def scorer_of(run: LoadedRun, dataset_name: str) -> AnomalyScorer:
     """The scorer of a trained run for one dataset's classes."""
     return AnomalyScorer(
-        run.model, run.anchors(dataset_name), run.text_contexts(dataset_name), run.settings.model.img_size,
+        run.model,
+        run.anchors(dataset_name),
+        run.text_contexts(dataset_name),
+        run.settings.model.img_size,
         DOMAINS[dataset_name],
-    )  # fmt: skip
+    )
 
 
 def raw_clip_scorer(clip: CLIP, dataset_name: str, img_size: int) -> AnomalyScorer:
     """The scorer of the unadapted backbone, what a run has to beat."""
-    return AnomalyScorer(RawCLIP(clip), fixed_anchors(clip, dataset_name), {}, img_size, DOMAINS[dataset_name])
+    return AnomalyScorer(
+        RawCLIP(clip), fixed_anchors(clip, dataset_name), {}, img_size, DOMAINS[dataset_name]
+    )

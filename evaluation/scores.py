@@ -18,7 +18,9 @@ from files.atomic import replacing, sha256
 from files.names import safe_name
 from metrics import fused_image_score, region_weights, renamed, unnormalised_image_score
 
-BINS = 512  # half of the bins' borders are quantiles of the abnormal pixels' scores, half of the normal pixels'
+BINS = (
+    512  # half of the bins' borders are quantiles of the abnormal pixels' scores, half of the normal pixels'
+)
 THUMBNAIL = 64  # largest side of the stored maps, in pixels
 RAREST = 3.0  # powers of ten, see rarity_maps
 
@@ -55,11 +57,17 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
     positive = histograms(bins, masks.astype(np.float64)).astype(np.uint32)
     negative = histograms(bins, (~masks).astype(np.float64)).astype(np.uint32)
     return ClassScores(
-        files=np.array([found["files"][i] for i in order]), digests=np.array([digest(samples[i]) for i in order]),
-        labels=np.asarray(found["labels"])[order].astype(np.uint8), fused=fused, own=own, positive=positive,
-        negative=negative, overlap=histograms(bins, weights), regions=regions,
+        files=np.array([found["files"][i] for i in order]),
+        digests=np.array([digest(samples[i]) for i in order]),
+        labels=np.asarray(found["labels"])[order].astype(np.uint8),
+        fused=fused,
+        own=own,
+        positive=positive,
+        negative=negative,
+        overlap=histograms(bins, weights),
+        regions=regions,
         thumbnails=(rarity_maps(maps, masks) / RAREST * 255).round().astype(np.uint8),
-    )  # fmt: skip
+    )
 
 
 def bin_numbers(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -89,7 +97,9 @@ def rarity_maps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """
     side = min(THUMBNAIL, maps.shape[-1])
     small, defect = (
-        np.stack([cv2.resize(one.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for one in stack])
+        np.stack(
+            [cv2.resize(one.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for one in stack]
+        )
         for stack in (maps, masks)
     )
     normal = np.sort(small[defect == 0] if (defect == 0).any() else small.reshape(-1))
@@ -99,14 +109,21 @@ def rarity_maps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def digest(sample: Sample) -> str:
     """Short fingerprint of a test image with its mask and label."""
-    parts = [sha256(sample.image_path), sha256(sample.mask_path) if sample.mask_path else "", str(sample.label)]
+    parts = [
+        sha256(sample.image_path),
+        sha256(sample.mask_path) if sample.mask_path else "",
+        str(sample.label),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def rows_digest(classes: dict[str, ClassScores]) -> str:
     """SHA-256 over what the metadata says and holds: class, file, label and content of every test image."""
-    lines = [f"{name}\t{file}\t{label}\t{content}" for name, one in sorted(classes.items())
-             for file, label, content in zip(one.files, one.labels, one.digests, strict=True)]  # fmt: skip
+    lines = [
+        f"{name}\t{file}\t{label}\t{content}"
+        for name, one in sorted(classes.items())
+        for file, label, content in zip(one.files, one.labels, one.digests, strict=True)
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -123,7 +140,9 @@ def write_scores(path: Path | str, classes: dict[str, ClassScores], about: dict)
         about: plain values stored beside them, with the exact metrics under "classes".
     """
     names = list(classes)
-    arrays = {f"{i}.{key}": value for i, name in enumerate(names) for key, value in classes[name]._asdict().items()}
+    arrays = {
+        f"{i}.{key}": value for i, name in enumerate(names) for key, value in classes[name]._asdict().items()
+    }
     about = about | {"names": names, "rows_sha256": rows_digest(classes)}
     with replacing(path) as file:
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
@@ -148,6 +167,8 @@ def read_scores(path: Path | str) -> tuple[dict[str, ClassScores], dict]:
     """
     with np.load(path, allow_pickle=False) as stored:
         about = _today(json.loads(str(stored["about"])))
-        classes = {name: ClassScores(**{key: stored[f"{i}.{key}"] for key in ClassScores._fields})
-                   for i, name in enumerate(about["names"])}  # fmt: skip
+        classes = {
+            name: ClassScores(**{key: stored[f"{i}.{key}"] for key in ClassScores._fields})
+            for i, name in enumerate(about["names"])
+        }
     return classes, about

@@ -16,7 +16,9 @@ GAP = 4  # white pixels between the pictures of a sheet
 
 def to_picture(image: Tensor) -> np.ndarray:
     """A normalised image tensor [3, S, S] as RGB bytes [S, S, 3]."""
-    pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(OPENAI_DATASET_STD) + np.array(OPENAI_DATASET_MEAN)
+    pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(OPENAI_DATASET_STD) + np.array(
+        OPENAI_DATASET_MEAN
+    )
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
@@ -43,7 +45,9 @@ def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """RGB pictures in a grid: list of rows of equally sized [S, S, 3] pictures -> one picture, white between them."""
     padded = [
-        np.concatenate([np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for cell in row], axis=1)
+        np.concatenate(
+            [np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for cell in row], axis=1
+        )
         for row in rows
     ]
     width = max(row.shape[1] for row in padded)

@@ -9,9 +9,17 @@ import torch
 from files.atomic import replacing
 
 UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler, beside what the readers announce
-    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    zipfile.BadZipFile, pickle.UnpicklingError,
-)  # fmt: skip
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 
 
 def save_tensors(path: Path | str, content: object) -> None:
@@ -40,7 +48,9 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: train first, or give the run's folder with --save_path")
+        raise FileNotFoundError(
+            f"no checkpoint {path}: train first, or give the run's folder with --save_path"
+        )
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -57,5 +67,7 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> dict:
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise RuntimeError(f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind")
+        raise RuntimeError(
+            f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind"
+        )
     return content

@@ -15,6 +15,17 @@ from metrics.ranking import ranking_metrics
 from metrics.regions import PRO_LIMIT, aupro, region_weights
 
 __all__ = [
-    "METRICS_VERSION", "PRO_LIMIT", "aupro", "class_metrics", "fused_image_score", "mean_row", "metrics_eval",
-    "min_max", "ranking_metrics", "region_weights", "renamed", "unnormalised_image_score", "with_old_names",
-]  # fmt: skip
+    "METRICS_VERSION",
+    "PRO_LIMIT",
+    "aupro",
+    "class_metrics",
+    "fused_image_score",
+    "mean_row",
+    "metrics_eval",
+    "min_max",
+    "ranking_metrics",
+    "region_weights",
+    "renamed",
+    "unnormalised_image_score",
+    "with_old_names",
+]

@@ -8,7 +8,9 @@ from numpy.typing import ArrayLike
 from metrics.ranking import ranking_metrics
 from metrics.regions import aupro
 
-METRICS_VERSION = 1  # rises with every change that moves a number, so that compare.py never mixes two definitions
+METRICS_VERSION = (
+    1  # rises with every change that moves a number, so that compare.py never mixes two definitions
+)
 
 
 def min_max(values: np.ndarray) -> np.ndarray:
@@ -76,7 +78,10 @@ def class_metrics(
         masks: [n, H, W] of 0/1.  labels: [n].  maps: [n, H, W].  head: [n].
         levels: number of levels the maps sum over.
     """
-    pixel, fused = ranking_metrics(masks, maps), ranking_metrics(labels, fused_image_score(maps, head, domain))
+    pixel, fused = (
+        ranking_metrics(masks, maps),
+        ranking_metrics(labels, fused_image_score(maps, head, domain)),
+    )
     alone = ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
     row = {f"pixel_{key}": value for key, value in pixel.items()}
     row["pixel_aupro"] = aupro(masks, maps)

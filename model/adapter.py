@@ -46,7 +46,9 @@ class AdaptedCLIP(nn.Module):
             ("image_adapt_until", image_adapt_until, clip_model.visual.transformer),
         ):
             if not 0 <= wanted <= len(tower.resblocks):
-                raise ValueError(f"--{flag} {wanted}: the tower has {len(tower.resblocks)} blocks; choose at most that")
+                raise ValueError(
+                    f"--{flag} {wanted}: the tower has {len(tower.resblocks)} blocks; choose at most that"
+                )
         text_width, vision_width = clip_model.ln_final.weight.shape[0], clip_model.visual.proj.shape[0]
         embed_width = clip_model.embed_dim
         self.text_adapter = nn.ModuleList(
@@ -94,16 +96,22 @@ class AdaptedCLIP(nn.Module):
             return self.clipmodel.encode_text(text)
         return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, self.after_text_block))
 
-    def image_levels(self, image: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
+    def image_levels(
+        self, image: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
         """Adapted vision tokens at every level: images [B, 3, H, W] -> list of [B, N, C].
 
         `after_block` replaces `after_image_block` as the place where adaptation enters.
         """
         visual, after_block = self.clipmodel.visual, after_block or self.after_image_block
         return run_blocks(
-            visual.transformer.resblocks, visual.embed(image), self.levels, after_block, max(self.levels),
+            visual.transformer.resblocks,
+            visual.embed(image),
+            self.levels,
+            after_block,
+            max(self.levels),
             autocast=visual.autocast,
-        )[1]  # fmt: skip
+        )[1]
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings, compared with anchors by cosine.

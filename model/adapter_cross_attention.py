@@ -58,7 +58,9 @@ class CrossAttentionModule(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from x [n, T, query width] to one context [S, dim] that all n share -> [n, T, query width]."""
-        query = self._heads(self.q_proj(x.flatten(0, 1)))[None]  # [1, heads, n * T, head width]: one context, one call
+        query = self._heads(self.q_proj(x.flatten(0, 1)))[
+            None
+        ]  # [1, heads, n * T, head width]: one context, one call
         key, value = self._heads(self.k_proj(context))[None], self._heads(self.v_proj(context))[None]
         y = scaled_dot_product(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(y[0].transpose(0, 1).flatten(1)).unflatten(0, x.shape[:2])
@@ -74,7 +76,12 @@ class ImageCrossAttentionModule(CrossAttentionModule):
     """Image -> text: q projects C -> W, k and v W -> W, out W -> C; otherwise as CrossAttentionModule."""
 
     def __init__(
-        self, image_dim: int, text_dim: int, num_heads: int = 8, dropout: float = 0.1, gate: float | None = None
+        self,
+        image_dim: int,
+        text_dim: int,
+        num_heads: int = 8,
+        dropout: float = 0.1,
+        gate: float | None = None,
     ):
         nn.Module.__init__(self)
         self._build(image_dim, text_dim, num_heads, dropout, gate)
@@ -110,11 +117,16 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         if not 0 <= place <= last:
             raise ValueError(f"--image_cross_attn_after {place}: expected a vision block in 0..{last}")
         self.attention = attention
-        starts = {"learned": (attention.text_cross_attn_weight, attention.image_cross_attn_weight), "zero": (0, 0)}
+        starts = {
+            "learned": (attention.text_cross_attn_weight, attention.image_cross_attn_weight),
+            "zero": (0, 0),
+        }
         text_gate, image_gate = starts.get(attention.cross_attn_gate, (None, None))
         heads, dropout = attention.cross_attn_heads, attention.cross_attn_dropout
         self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate)
-        self.image_cross_attn = ImageCrossAttentionModule(vision_width, text_width, heads, dropout, image_gate)
+        self.image_cross_attn = ImageCrossAttentionModule(
+            vision_width, text_width, heads, dropout, image_gate
+        )
         self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
 
     @property
@@ -147,13 +159,20 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`).
         """
         after_block = self._attend_once(
-            self.image_cross_attn, text_contexts, self.attention.image_cross_attn_weight, self.after_image_block,
+            self.image_cross_attn,
+            text_contexts,
+            self.attention.image_cross_attn_weight,
+            self.after_image_block,
             self.attention.image_cross_attn_after,
-        )  # fmt: skip
+        )
         return self.embed_levels(self.image_levels(image, after_block))
 
     def compare(
-        self, image: Tensor, anchors: Tensor, text_contexts: Contexts = (), rarities: list[Tensor] | None = None
+        self,
+        image: Tensor,
+        anchors: Tensor,
+        text_contexts: Contexts = (),
+        rarities: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """(patch logits [B, L, 2] per level, head cosines [B, 2]), as AdaptedCLIP.compare.
 
@@ -172,9 +191,10 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         rare, peak = self.self_reference(rarities)
         row = anchors.new_tensor([0.0, 1.0]).expand(*anchors.shape[:-2], 1, 2)
         return compare_embeddings(
-            [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)], torch.cat([det, peak], dim=-1),
+            [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)],
+            torch.cat([det, peak], dim=-1),
             torch.cat([anchors, row], dim=-2),
-        )  # fmt: skip
+        )
 
     def attending_tokens(self, image: Tensor) -> Tensor:
         """The tokens [B, N, C] of images that attend to prompts: after block `image_cross_attn_after`."""
@@ -184,13 +204,22 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             return x if i == place else self.after_image_block(i, x)
 
         return run_blocks(
-            visual.transformer.resblocks, visual.embed(image), (), adapt_before, place + 1, autocast=visual.autocast
+            visual.transformer.resblocks,
+            visual.embed(image),
+            (),
+            adapt_before,
+            place + 1,
+            autocast=visual.autocast,
         )[0]
 
     def _attend_once(
-        self, module: CrossAttentionModule, contexts: Contexts, weight: float,
-        after_block: Callable[[int, Tensor], Tensor], place: int = 0,
-    ) -> Callable[[int, Tensor], Tensor]:  # fmt: skip
+        self,
+        module: CrossAttentionModule,
+        contexts: Contexts,
+        weight: float,
+        after_block: Callable[[int, Tensor], Tensor],
+        place: int = 0,
+    ) -> Callable[[int, Tensor], Tensor]:
         """The block-loop hook that attends after block `place` and then adapts as `after_block` does."""
 
         def attend_then_adapt(i, x):
@@ -204,7 +233,11 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         """x + w * module(x, context) for every group of rows, norm-matched per token."""
         rows, parts, scale = [], [], weight if module.gate is None else module.gate
         for own, context in contexts:
-            own = torch.arange(x.shape[0], device=x.device) if own is None else torch.as_tensor(own, device=x.device)
+            own = (
+                torch.arange(x.shape[0], device=x.device)
+                if own is None
+                else torch.as_tensor(own, device=x.device)
+            )
             y = module(x[own], context)
             if not self.attention.no_norm_match:
                 y = y * x[own].norm(dim=-1, keepdim=True) / (y.norm(dim=-1, keepdim=True) + NORM_FLOOR)
@@ -225,7 +258,9 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         clip = self.clipmodel
         x = clip.token_embedding(text) + clip.positional_embedding[: text.shape[1]]
         mask = clip.attn_mask[: text.shape[1], : text.shape[1]]
-        x, _ = run_blocks(clip.transformer.resblocks, x, (), self.after_text_block, stop_after=1, attn_mask=mask)
+        x, _ = run_blocks(
+            clip.transformer.resblocks, x, (), self.after_text_block, stop_after=1, attn_mask=mask
+        )
         x = x.flatten(0, 1)
         return x if self.attention.no_normalize_context else F.normalize(x, dim=-1)
 

@@ -38,7 +38,11 @@ class VisionTower(nn.Module):
         self.conv1 = visual.conv1
         self.class_embedding = visual.class_embedding
         self.positional_embedding = visual.positional_embedding
-        self.grid_size, self.patch_size, self.image_size = visual.grid_size, visual.patch_size, visual.image_size
+        self.grid_size, self.patch_size, self.image_size = (
+            visual.grid_size,
+            visual.patch_size,
+            visual.image_size,
+        )
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
         self.autocast = None  # dtype of the blocks' matrix products, None for the weights' own
@@ -51,7 +55,9 @@ class VisionTower(nn.Module):
 
     def DAPM_replace(self, DPAM_layer: int, across_batch: bool = True) -> None:  # upstream's names
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
-        self.transformer.resblocks = replace_attention(self.transformer.resblocks, DPAM_layer - 1, across_batch)
+        self.transformer.resblocks = replace_attention(
+            self.transformer.resblocks, DPAM_layer - 1, across_batch
+        )
 
     def embed(self, image: Tensor) -> Tensor:
         """Input tokens of the first block: images [B, 3, H, W] -> [B, N, C], CLS first.
@@ -83,7 +89,11 @@ class CLIP(nn.Module):
         self.visual = VisionTower(model.visual)
         self.transformer = model.transformer
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
-        self.ln_final, self.text_projection, self.logit_scale = model.ln_final, model.text_projection, model.logit_scale
+        self.ln_final, self.text_projection, self.logit_scale = (
+            model.ln_final,
+            model.text_projection,
+            model.logit_scale,
+        )
         self.register_buffer("attn_mask", model.attn_mask, persistent=False)
         self.context_length, self.vocab_size = model.context_length, model.vocab_size
 
@@ -189,12 +199,16 @@ def _build(model_name, img_size, quick_gelu):
     """An open_clip CLIP of random weights, checked to be one this project can adapt."""
     config = open_clip.get_model_config(model_name)
     if config is None:
-        raise ValueError(f"--model_name {model_name}: unknown to open_clip; try ViT-L-14-336 or ViT-Tiny-8-demo")
+        raise ValueError(
+            f"--model_name {model_name}: unknown to open_clip; try ViT-L-14-336 or ViT-Tiny-8-demo"
+        )
     patch = config.get("vision_cfg", {}).get("patch_size")
     foreign = sorted(set(config) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
     text = config.get("text_cfg", {})
     if not patch or foreign or text.get("vocab_size") != CLIP_VOCABULARY or "hf_model_name" in text:
-        raise ValueError(f"--model_name {model_name}: needs a ViT image tower and CLIP's own text tower and vocabulary")
+        raise ValueError(
+            f"--model_name {model_name}: needs a ViT image tower and CLIP's own text tower and vocabulary"
+        )
     if img_size < patch:
         raise ValueError(f"--img_size {img_size} is smaller than one {patch}-pixel patch of {model_name}")
     model = open_clip.CLIP(
@@ -204,9 +218,13 @@ def _build(model_name, img_size, quick_gelu):
         quick_gelu=quick_gelu or config.get("quick_gelu", False),
     )
     visual = getattr(model, "visual", None)
-    plain_vit = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+    plain_vit = (
+        isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+    )
     if not plain_vit or getattr(model, "text_pool_type", None) != "argmax" or visual.final_ln_after_pool:
-        raise ValueError(f"--model_name {model_name}: needs CLS pooling and end-of-text pooling, as OpenAI's ViTs have")
+        raise ValueError(
+            f"--model_name {model_name}: needs CLS pooling and end-of-text pooling, as OpenAI's ViTs have"
+        )
     return model
 
 

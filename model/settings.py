@@ -11,9 +11,14 @@ MUST_AGREE, MAY_CHANGE = "must agree", "may change"  # values of `at_test`
 
 
 def option(
-    default: Any, help: str | None = None, *, at_test: str | None = None, moves_numbers: bool = True,
-    added_later: bool = False, **argparse_options: Any,
-) -> Any:  # fmt: skip
+    default: Any,
+    help: str | None = None,
+    *,
+    at_test: str | None = None,
+    moves_numbers: bool = True,
+    added_later: bool = False,
+    **argparse_options: Any,
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -25,8 +30,13 @@ def option(
         added_later: runs of older versions lack it and did what the default does.
         argparse_options: of the flag, beyond what `default` says (`choices`, `type`, `nargs`, `action`, `metavar`).
     """
-    metadata = {"help": help, "at_test": at_test, "moves_numbers": moves_numbers, "added_later": added_later,
-                "argparse": argparse_options}  # fmt: skip
+    metadata = {
+        "help": help,
+        "at_test": at_test,
+        "moves_numbers": moves_numbers,
+        "added_later": added_later,
+        "argparse": argparse_options,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,13 +46,17 @@ def option(
 class ModelSettings:
     """model"""
 
-    model_name: str = option("ViT-L-14-336", "open_clip ViT, or ViT-Tiny-8-demo (shipped)", at_test=MUST_AGREE)
+    model_name: str = option(
+        "ViT-L-14-336", "open_clip ViT, or ViT-Tiny-8-demo (shipped)", at_test=MUST_AGREE
+    )
     clip_weights: str | None = option(
         None, "weight file (.pt, .safetensors); else AACLIP_CLIP_WEIGHTS", moves_numbers=False
     )
     img_size: int = option(518, "image side in pixels", at_test=MAY_CHANGE)
     surgery_until_layer: int = option(20, "last n-1 vision blocks: value-value", at_test=MAY_CHANGE)
-    relu: bool = option(False, "LeakyReLU after the segmentation and detection projections", at_test=MUST_AGREE)
+    relu: bool = option(
+        False, "LeakyReLU after the segmentation and detection projections", at_test=MUST_AGREE
+    )
     text_adapt_weight: float = option(0.1, "residual weight of the text adapters", at_test=MUST_AGREE)
     image_adapt_weight: float = option(0.1, "residual weight of the image adapters", at_test=MUST_AGREE)
     text_adapt_until: int = option(3, "text blocks followed by an adapter", at_test=MUST_AGREE)
@@ -70,9 +84,12 @@ class CrossAttentionSettings:
     text_cross_attn_weight: float = option(0.1, "scale of text -> image; 0 = off", at_test=MUST_AGREE)
     image_cross_attn_weight: float = option(0.1, "scale of image -> text; 0 = off", at_test=MUST_AGREE)
     cross_attn_gate: str = option(
-        "fixed", "the scales: as given, or learned from there, or learned from 0", at_test=MUST_AGREE,
-        added_later=True, choices=["fixed", "learned", "zero"],
-    )  # fmt: skip
+        "fixed",
+        "the scales: as given, or learned from there, or learned from 0",
+        at_test=MUST_AGREE,
+        added_later=True,
+        choices=["fixed", "learned", "zero"],
+    )
     image_cross_attn_after: int = option(
         0, "vision block (from 0) of image -> text", at_test=MUST_AGREE, added_later=True
     )
@@ -88,17 +105,27 @@ class SelfReferenceSettings:
     """self-reference"""
 
     self_reference: float = option(
-        0.0, "start of the weight of each patch's rarity in its own image; 0 = off", at_test=MUST_AGREE,
+        0.0,
+        "start of the weight of each patch's rarity in its own image; 0 = off",
+        at_test=MUST_AGREE,
         added_later=True,
-    )  # fmt: skip
+    )
     self_reference_head: float = option(
-        1.0, "start of the weight of the rarest patches in the head score; 0 = off", at_test=MUST_AGREE,
+        1.0,
+        "start of the weight of the rarest patches in the head score; 0 = off",
+        at_test=MUST_AGREE,
         added_later=True,
-    )  # fmt: skip
+    )
     self_reference_neighbours: float = option(
-        0.08, "share of the image's patches that a patch is compared with", at_test=MUST_AGREE, added_later=True
+        0.08,
+        "share of the image's patches that a patch is compared with",
+        at_test=MUST_AGREE,
+        added_later=True,
     )
     self_reference_control: str = option(
-        "none", "control of a study: no rarity, or in the wrong places", at_test=MUST_AGREE, added_later=True,
+        "none",
+        "control of a study: no rarity, or in the wrong places",
+        at_test=MUST_AGREE,
+        added_later=True,
         choices=REFERENCE_CONTROLS,
-    )  # fmt: skip
+    )

@@ -35,10 +35,15 @@ def find_weights(
     Raises:
         FileNotFoundError: nothing was found; says where it looked and how to get weights.
     """
-    for source, value in (("--clip_weights", clip_weights), (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE))):
+    for source, value in (
+        ("--clip_weights", clip_weights),
+        (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE)),
+    ):
         if value:
             if not Path(value).is_file():
-                raise FileNotFoundError(f"{source} names {value}, which is not a file: give a .pt or .safetensors file")
+                raise FileNotFoundError(
+                    f"{source} names {value}, which is not a file: give a .pt or .safetensors file"
+                )
             return Path(value)
     if Path(tag).is_file():
         return Path(tag)
@@ -69,7 +74,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     size = path.stat().st_size
-    damaged = f"{path} ({size} bytes) cannot be read as CLIP weights: it is truncated, damaged or of another kind"
+    damaged = (
+        f"{path} ({size} bytes) cannot be read as CLIP weights: it is truncated, damaged or of another kind"
+    )
     remedy = "; download it again, or point --clip_weights at an intact .pt or .safetensors file"
     try:
         if path.suffix == ".safetensors":
@@ -112,7 +119,11 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Non
         if got != expected:
             problems.append(f"{name} is {got}, {model_name} has {expected}")
     if problems:
-        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise RuntimeError(f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to")
+        shown = "; ".join(sorted(problems)[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
+        raise RuntimeError(
+            f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to"
+        )
     resize_pos_embed(state, model)
     model.load_state_dict(state)

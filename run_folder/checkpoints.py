@@ -17,9 +17,11 @@ save_checkpoint, load_checkpoint = save_tensors, load_tensors  # a checkpoint is
 
 
 def load_modules(
-    path: Path | str, modules: dict[str, nn.Module], keys: tuple | list = (),
+    path: Path | str,
+    modules: dict[str, nn.Module],
+    keys: tuple | list = (),
     check: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Load a checkpoint's weights into modules, strictly.
 
     Args:

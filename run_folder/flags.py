@@ -21,7 +21,10 @@ NOT_GIVEN = object()
 
 
 def parse(
-    description: str, groups: dict[str, type], argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None
+    description: str,
+    groups: dict[str, type],
+    argv: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> Settings:
     """Settings from a command line.
 
@@ -40,7 +43,9 @@ def parse(
     parser = build_parser(description, groups, defaults)
     given = flags_given(parser, argv)
     known, _ = parser.parse_known_args(argv)
-    own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(getattr(known, "model_name", None), {})
+    own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(
+        getattr(known, "model_name", None), {}
+    )
     names = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
     values = vars(parser.parse_args(argv))
@@ -48,7 +53,9 @@ def parse(
         values |= {flag: corrected for flag, (_, corrected) in DEVIATIONS.items() if flag not in given}
     if values.get("quick_gelu") and values["model_name"] in GELU_MODELS:
         if "quick_gelu" in given:
-            parser.error(f"--quick_gelu: {values['model_name']} was trained with GELU, QuickGELU would only distort it")
+            parser.error(
+                f"--quick_gelu: {values['model_name']} was trained with GELU, QuickGELU would only distort it"
+            )
         values["quick_gelu"] = False
     settings = settings_of(groups, values, given)
     contradiction = contradiction_in(settings)
@@ -104,7 +111,9 @@ def flags_given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     return frozenset(name for name, value in vars(namespace).items() if value is not NOT_GIVEN)
 
 
-def settings_of(groups: dict[str, type], values: dict[str, Any], explicit: frozenset = frozenset()) -> Settings:
+def settings_of(
+    groups: dict[str, type], values: dict[str, Any], explicit: frozenset = frozenset()
+) -> Settings:
     """Settings with these groups; a field that `values` lacks has its default."""
     made = {
         name: group(**{one.name: values[one.name] for one in fields(group) if one.name in values})

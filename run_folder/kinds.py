@@ -18,12 +18,17 @@ class RunKind(NamedTuple):
     save_path: str  # default of --save_path
 
 
-BASELINE = RunKind("baseline", "text_adapter.pth", "image_adapter", ("text_adapter",), ("image_adapter",),
-                   "ckpt/baseline")  # fmt: skip
+BASELINE = RunKind(
+    "baseline", "text_adapter.pth", "image_adapter", ("text_adapter",), ("image_adapter",), "ckpt/baseline"
+)
 CROSS_ATTENTION = RunKind(
-    "cross-attention", "text_adapter_cross_attn.pth", "image_adapter_cross_attn",
-    ("text_adapter", "text_cross_attn"), ("image_adapter", "image_cross_attn"), "ckpt/cross_attention",
-)  # fmt: skip
+    "cross-attention",
+    "text_adapter_cross_attn.pth",
+    "image_adapter_cross_attn",
+    ("text_adapter", "text_cross_attn"),
+    ("image_adapter", "image_cross_attn"),
+    "ckpt/cross_attention",
+)
 FEEDBACK = RunKind(
     "feedback", None, "loop_", CROSS_ATTENTION.text_keys, CROSS_ATTENTION.image_keys, "ckpt/feedback"
 )
@@ -112,7 +117,9 @@ def loop_file(folder: Path | str, loop: int, name: str) -> Path:
 
 def finished_loops(folder: Path | str) -> list[tuple[int, Path]]:
     """[(n, loop_{n}_final.pth)] of a feedback run, by number."""
-    found = [(re.fullmatch(r"loop_(\d+)_final\.pth", path.name), path) for path in Path(folder).glob("loop_*.pth")]
+    found = [
+        (re.fullmatch(r"loop_(\d+)_final\.pth", path.name), path) for path in Path(folder).glob("loop_*.pth")
+    ]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
@@ -124,6 +131,10 @@ def one_loop(folder: Path, loop: int) -> Path:
     """
     finished = dict(finished_loops(folder))
     if loop not in finished:
-        there = f"it has loops {sorted(finished)}" if finished else "it holds no finished loop of a feedback run"
-        raise FileNotFoundError(f"--loop {loop}: no {loop_file(folder, loop, 'final').name} in {folder}; {there}")
+        there = (
+            f"it has loops {sorted(finished)}" if finished else "it holds no finished loop of a feedback run"
+        )
+        raise FileNotFoundError(
+            f"--loop {loop}: no {loop_file(folder, loop, 'final').name} in {folder}; {there}"
+        )
     return finished[loop]

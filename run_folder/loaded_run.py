@@ -1,8 +1,8 @@
 """`load_run`: the only way a trained run comes back from its folder.
 
-    from run_folder.loaded_run import load_run
-    run = load_run("ckpt/visa")
-    anchors_of = run.anchors("MVTec")          # batch -> [B, E, 2]
+from run_folder.loaded_run import load_run
+run = load_run("ckpt/visa")
+anchors_of = run.anchors("MVTec")          # batch -> [B, E, 2]
 """
 
 import logging
@@ -35,15 +35,28 @@ from model.settings import (
 )
 from run_folder.checkpoints import load_checkpoint, load_modules, settings_in
 from run_folder.flags import settings_of
-from run_folder.kinds import BASELINE, CROSS_ATTENTION, FEEDBACK, RunKind, find_run, kind_of_file, text_checkpoint
+from run_folder.kinds import (
+    BASELINE,
+    CROSS_ATTENTION,
+    FEEDBACK,
+    RunKind,
+    find_run,
+    kind_of_file,
+    text_checkpoint,
+)
 from run_folder.session import create_adapted_model, create_backbone, declare_datasets, surgery_of
 from run_folder.settings import ContextSettings, DataSettings, RunSettings, Settings, corrections_in
 from utils import choose_device
 
 GROUPS = {  # what a trained run can be described by
-    "model": ModelSettings, "network": NetworkCorrections, "cross_attention": CrossAttentionSettings,
-    "self_reference": SelfReferenceSettings, "contexts": ContextSettings, "data": DataSettings, "run": RunSettings,
-}  # fmt: skip
+    "model": ModelSettings,
+    "network": NetworkCorrections,
+    "cross_attention": CrossAttentionSettings,
+    "self_reference": SelfReferenceSettings,
+    "contexts": ContextSettings,
+    "data": DataSettings,
+    "run": RunSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -108,9 +121,14 @@ class LoadedRun:
 
 
 def load_run(
-    path: Path | str, checkpoint: Path | str | None = None, loop: int | None = None,
-    device: torch.device | str | None = None, *, flags: Settings | None = None, logger: logging.Logger | None = None,
-) -> LoadedRun:  # fmt: skip
+    path: Path | str,
+    checkpoint: Path | str | None = None,
+    loop: int | None = None,
+    device: torch.device | str | None = None,
+    *,
+    flags: Settings | None = None,
+    logger: logging.Logger | None = None,
+) -> LoadedRun:
     """Load a trained run of any kind.
 
     Args:
@@ -187,9 +205,13 @@ def load_weights(
         content = load_modules(file, model.text_modules | model.image_modules)
         loop = content.get("loop", content.get("total_loops"))  # the final model is its last loop
         logger.info(f"{file.name}: loop {loop}")
-        return {"stored": content.get("settings"), "files": files, "loop": loop,
-                "attends": content.get("cross_attention", True),  # other programs do not say: trained with
-                "mean_anchors": content.get("mean_anchors", {})}  # fmt: skip
+        return {
+            "stored": content.get("settings"),
+            "files": files,
+            "loop": loop,
+            "attends": content.get("cross_attention", True),  # other programs do not say: trained with
+            "mean_anchors": content.get("mean_anchors", {}),
+        }
     text = text_checkpoint(kind, file)
     adapted_text = load_text_side(model, kind, file, logger)
     if adapted_text:
@@ -200,7 +222,12 @@ def load_weights(
         means = load_checkpoint(context_file, keys=["mean_anchors"])["mean_anchors"]
         files[context_file.name] = sha256(context_file)
     content = load_modules(file, model.image_modules)
-    return {"stored": content.get("settings"), "files": files, "adapted_text": adapted_text, "mean_anchors": means}
+    return {
+        "stored": content.get("settings"),
+        "files": files,
+        "adapted_text": adapted_text,
+        "mean_anchors": means,
+    }
 
 
 def load_text_side(model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, logger: logging.Logger) -> bool:

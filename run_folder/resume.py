@@ -35,8 +35,12 @@ def resume_stage(
     elif extendable is None:
         extendable = set() if session.settings.corrections.milestones[0] < 1 else {"image_epoch"}
     optimizer_key = f"{state.name}_optimizer"
-    content = load_modules(path, state.modules, keys=["epoch", optimizer_key], check=lambda stored: check_same_run(
-        stored.get("settings"), session.settings, path, extendable))  # fmt: skip
+    content = load_modules(
+        path,
+        state.modules,
+        keys=["epoch", optimizer_key],
+        check=lambda stored: check_same_run(stored.get("settings"), session.settings, path, extendable),
+    )
     state.optimizer.load_state_dict(content[optimizer_key])
     if "rng" in content:
         restore_rng(content["rng"])
@@ -52,7 +56,10 @@ def resume_stage(
 
 
 def check_same_run(
-    stored: dict[str, Any] | None, settings: Settings, path: Path, extendable: set[str] | frozenset[str] = frozenset()
+    stored: dict[str, Any] | None,
+    settings: Settings,
+    path: Path,
+    extendable: set[str] | frozenset[str] = frozenset(),
 ) -> None:
     """Refuse to continue a run with flags that change its numbers; `extendable` names flags that may differ.
 

@@ -68,9 +68,14 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
     """The frozen CLIP the settings name, with its weights; its vision blocks in bfloat16 if training asks for it."""
     model = settings.model
     clip = create_model(
-        model.model_name, model.img_size, pretrained="openai", device=device, require_pretrained=True,
-        quick_gelu=settings.network.quick_gelu, clip_weights=model.clip_weights,
-    )  # fmt: skip
+        model.model_name,
+        model.img_size,
+        pretrained="openai",
+        device=device,
+        require_pretrained=True,
+        quick_gelu=settings.network.quick_gelu,
+        clip_weights=model.clip_weights,
+    )
     logger.info(f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}")
     if settings.training is not None and settings.training.precision == "bf16":
         clip.visual.use_bfloat16()
@@ -90,7 +95,12 @@ def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -
     """
     setup_seed(settings.run.seed)
     model = settings.model
-    adapters = (model.text_adapt_weight, model.image_adapt_weight, model.text_adapt_until, model.image_adapt_until)
+    adapters = (
+        model.text_adapt_weight,
+        model.image_adapt_weight,
+        model.text_adapt_until,
+        model.image_adapt_until,
+    )
     if settings.cross_attention is None:
         return AdaptedCLIP(clip, *adapters, relu=model.relu).to(device)
     fork = vars(settings.cross_attention) | vars(settings.self_reference)

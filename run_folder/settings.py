@@ -34,16 +34,23 @@ class ContextSettings:
     """contexts of the cross-attention"""
 
     context_scope: str = option(
-        "class", "stage 1: a class sees its own images of the batch, or the batch's mean", choices=["class", "batch"]
+        "class",
+        "stage 1: a class sees its own images of the batch, or the batch's mean",
+        choices=["class", "batch"],
     )
     text_context: str = option(
-        "none", "image context of the anchors after stage 1", at_test=MAY_CHANGE,
+        "none",
+        "image context of the anchors after stage 1",
+        at_test=MAY_CHANGE,
         choices=["none", "train_mean", "image"],
-    )  # fmt: skip
+    )
     context_control: str = option(
-        "none", "control of a study: contexts without information, same parameters", at_test=MUST_AGREE,
-        added_later=True, choices=CONTEXT_CONTROLS,
-    )  # fmt: skip
+        "none",
+        "control of a study: contexts without information, same parameters",
+        at_test=MUST_AGREE,
+        added_later=True,
+        choices=CONTEXT_CONTROLS,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,9 @@ class DataSettings:
     data_root: str | None = option(
         None, "folder that holds the datasets; else AACLIP_DATA, else ./data", moves_numbers=False
     )
-    dataset_config: str | None = option(None, "JSON/YAML file that declares own datasets", moves_numbers=False)
+    dataset_config: str | None = option(
+        None, "JSON/YAML file that declares own datasets", moves_numbers=False
+    )
     real_names: str | None = option(
         None, "JSON/YAML file {dataset: {class: real name}} that overrides prompt names", moves_numbers=False
     )
@@ -65,11 +74,15 @@ class DataSettings:
 class TrainingSettings:
     """training"""
 
-    training_mode: str = option("few_shot", "--shot images per class, or all", choices=["few_shot", "full_shot"])
+    training_mode: str = option(
+        "few_shot", "--shot images per class, or all", choices=["few_shot", "full_shot"]
+    )
     extra_meta: str | None = option(
-        None, "jsonl of more training images, such as generate_anomalies.py's; paths relative to its folder or as in "
-        "the dataset's metadata", added_later=True,
-    )  # fmt: skip
+        None,
+        "jsonl of more training images, such as generate_anomalies.py's; paths relative to its folder or as in "
+        "the dataset's metadata",
+        added_later=True,
+    )
     extra_ratio: float | None = option(
         None, "share of the training set that --extra_meta's rows make up", added_later=True
     )
@@ -80,14 +93,19 @@ class TrainingSettings:
     text_lr: float = option(1e-5, "learning rate of stage 1")
     image_lr: float = option(5e-4, "learning rate of stage 2")
     precision: str = option(
-        "fp32", "products in the vision blocks and their adapters in training", added_later=True,
+        "fp32",
+        "products in the vision blocks and their adapters in training",
+        added_later=True,
         choices=["fp32", "bf16"],
-    )  # fmt: skip
+    )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
     criterion: list = option(
-        ["dice_loss", "focal_loss"], "accepted for AA-CLIP's command lines; never read, there or here",
-        moves_numbers=False, nargs="*", type=str,
-    )  # fmt: skip
+        ["dice_loss", "focal_loss"],
+        "accepted for AA-CLIP's command lines; never read, there or here",
+        moves_numbers=False,
+        nargs="*",
+        type=str,
+    )
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,11 @@ class TrainingCorrections:
     text_loss_levels: str = option("last", "levels in stage 1's loss", choices=["last", "all"])
     head_temperature: float = option(1.0, "factor on stage 2's image logits")
     milestones: list = option(
-        [16000.0, 32000.0], "image LR steps: batches, or fractions of the run when all are below 1", nargs="+",
+        [16000.0, 32000.0],
+        "image LR steps: batches, or fractions of the run when all are below 1",
+        nargs="+",
         type=float,
-    )  # fmt: skip
+    )
     text_cls_weight: float = option(0.0, "weight of stage 1's image loss (Eq. 4)")
 
 
@@ -123,14 +143,25 @@ class RunSettings:
 
 
 BASELINE_GROUPS = {
-    "model": ModelSettings, "data": DataSettings, "training": TrainingSettings, "network": NetworkCorrections,
-    "corrections": TrainingCorrections, "run": RunSettings,
-}  # fmt: skip
+    "model": ModelSettings,
+    "data": DataSettings,
+    "training": TrainingSettings,
+    "network": NetworkCorrections,
+    "corrections": TrainingCorrections,
+    "run": RunSettings,
+}
 CROSS_ATTENTION_GROUPS = {
-    "model": ModelSettings, "cross_attention": CrossAttentionSettings, "contexts": ContextSettings,
-    "self_reference": SelfReferenceSettings, "data": DataSettings, "training": TrainingSettings, "base": BaseWeights,
-    "network": NetworkCorrections, "corrections": TrainingCorrections, "run": RunSettings,
-}  # fmt: skip
+    "model": ModelSettings,
+    "cross_attention": CrossAttentionSettings,
+    "contexts": ContextSettings,
+    "self_reference": SelfReferenceSettings,
+    "data": DataSettings,
+    "training": TrainingSettings,
+    "base": BaseWeights,
+    "network": NetworkCorrections,
+    "corrections": TrainingCorrections,
+    "run": RunSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +196,11 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """{flag: value}, as a checkpoint's "settings" has them."""
-        return {field.name: getattr(group, field.name) for group in self.groups().values() for field in fields(group)}
+        return {
+            field.name: getattr(group, field.name)
+            for group in self.groups().values()
+            for field in fields(group)
+        }
 
     def change(self, **values: Any) -> "Settings":
         """The same settings with other values, by the names of their flags.
@@ -185,7 +220,9 @@ class Settings:
 
     def flags(self, **wanted: Any) -> list[str]:
         """Names of the flags whose field's metadata has these values, e.g. `flags(at_test=MUST_AGREE)`."""
-        return [f.name for f in self.options() if all(f.metadata[key] == value for key, value in wanted.items())]
+        return [
+            f.name for f in self.options() if all(f.metadata[key] == value for key, value in wanted.items())
+        ]
 
     def defaults(self, **wanted: Any) -> dict[str, Any]:
         """{flag: default} of the flags whose field's metadata has these values."""
@@ -200,4 +237,8 @@ def default_of(one: Field) -> Any:
 
 def corrections_in(record: dict[str, Any]) -> dict[str, Any]:
     """{flag: value} of the settings in a checkpoint's record that correct a known deviation of AA-CLIP."""
-    return {flag: record[flag] for flag, (kept, _) in DEVIATIONS.items() if flag in record and record[flag] != kept}
+    return {
+        flag: record[flag]
+        for flag, (kept, _) in DEVIATIONS.items()
+        if flag in record and record[flag] != kept
+    }

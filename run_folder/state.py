@@ -48,7 +48,11 @@ class TrainState:
             record: left out of the files when None, as AA-CLIP's functions are called.
         """
         content = {"epoch": self.epoch} | {key: module.state_dict() for key, module in self.modules.items()}
-        content |= {f"{self.name}_optimizer": self.optimizer.state_dict(), "rng": rng_state(), "history": self.history}
+        content |= {
+            f"{self.name}_optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(),
+            "history": self.history,
+        }
         if self.scheduler is not None:
             content["scheduler"] = self.scheduler.state_dict()
         if record is not None:

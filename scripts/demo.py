@@ -26,10 +26,18 @@ COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 PICTURED = 2  # defective images per class on the contact sheet
 CONTINUED = {  # run: (script, flags); short, because each starts from the baseline's adapters
     "cross-attention": ("train_cross_attention.py", ["--text_epoch", "1", "--image_epoch", "3"]),
-    "feedback": ("train_cross_attention_feedback.py", [
-        "--num_feedback_loops", "2", "--text_epoch", "1", "--image_epoch", "2",
-    ]),
-}  # fmt: skip
+    "feedback": (
+        "train_cross_attention_feedback.py",
+        [
+            "--num_feedback_loops",
+            "2",
+            "--text_epoch",
+            "1",
+            "--image_epoch",
+            "2",
+        ],
+    ),
+}
 NOTE = (
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
     "runs, not which method is better; they took more steps than the baseline. Paired studies are in results/."
@@ -39,8 +47,21 @@ NOTE = (
 def evaluate(run: Path, data: Path, flags: Sequence[str]) -> None:
     """Evaluate a run on every test set."""
     for name in TEST_SETS:
-        run_command("test.py", [*flags, "--model_name", MODEL, "--dataset", name, "--data_root", str(data),
-                                "--save_path", str(run), "--visualize"])  # fmt: skip
+        run_command(
+            "test.py",
+            [
+                *flags,
+                "--model_name",
+                MODEL,
+                "--dataset",
+                name,
+                "--data_root",
+                str(data),
+                "--save_path",
+                str(run),
+                "--visualize",
+            ],
+        )
 
 
 def bind_folder_to_seeds(out: Path, seeds: dict[str, int]) -> None:
@@ -52,7 +73,9 @@ def bind_folder_to_seeds(out: Path, seeds: dict[str, int]) -> None:
     stamp = out / "demo.json"
     before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else seeds
     if before != seeds:
-        raise ValueError(f"{out} was made with {before}, not {seeds}: choose another --out or delete the folder")
+        raise ValueError(
+            f"{out} was made with {before}, not {seeds}: choose another --out or delete the folder"
+        )
     write_text(stamp, json.dumps(seeds) + "\n")
 
 
@@ -76,11 +99,16 @@ def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
     for class_folder in sorted((first / folder).iterdir()):
         defective = [path.name for path in sorted(class_folder.glob("*.png")) if "__good__" not in path.name]
         for name in defective[:: max(1, len(defective) // PICTURED)][:PICTURED]:
-            strips = [cv2.imread(str(run / folder / class_folder.name / name))[..., ::-1] for run in (first, *others)]
+            strips = [
+                cv2.imread(str(run / folder / class_folder.name / name))[..., ::-1]
+                for run in (first, *others)
+            ]
             side = strips[0].shape[1] // 3
             rows.append([strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])])
     half = (len(rows) + 1) // 2
-    return sheet([[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)])
+    return sheet(
+        [[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,7 +119,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     out, begin = Path(args.out), time.perf_counter()
     data, runs = out / "data", {"raw CLIP": out / "raw_clip", "baseline": out / "baseline"}
-    common = ["--model_name", MODEL, "--dataset", TRAIN_SET, "--data_root", str(data), "--seed", str(args.seed)]
+    common = [
+        "--model_name",
+        MODEL,
+        "--dataset",
+        TRAIN_SET,
+        "--data_root",
+        str(data),
+        "--seed",
+        str(args.seed),
+    ]
 
     bind_folder_to_seeds(out, {"seed": args.seed, "data_seed": args.data_seed})
     print(f"[1/6] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
@@ -101,8 +138,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"[3/6] train the baseline on {TRAIN_SET}, evaluate it on classes and defects it has not seen")
     run_command("train.py", [*common, "--save_path", str(runs["baseline"])])
     evaluate(runs["baseline"], data, [])
-    base = ["--load_base_text_adapter", str(runs["baseline"] / "text_adapter.pth"),
-            "--load_base_image_adapter", str(runs["baseline"] / "image_adapter.pth")]  # fmt: skip
+    base = [
+        "--load_base_text_adapter",
+        str(runs["baseline"] / "text_adapter.pth"),
+        "--load_base_image_adapter",
+        str(runs["baseline"] / "image_adapter.pth"),
+    ]
     for number, (title, (script, flags)) in enumerate(CONTINUED.items(), start=4):
         print(f"[{number}/6] {title} from the baseline's checkpoints")
         runs[title] = out / title.replace("-", "_")
@@ -111,18 +152,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print("[6/6] compare")
     report = compare_runs(runs, data, out, args.seed)
-    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}")
+    print(
+        f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}"
+    )
 
 
 def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int) -> str:
     """Write report.html, report.md and the contact sheets of all runs; the table of report.md."""
     arms = [f"{title}={runs[title]}" for title in CONTINUED]
-    run_command("compare.py", ["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets",
-                               *TEST_SETS, "--data_root", str(data), "--out", str(out)])  # fmt: skip
+    run_command(
+        "compare.py",
+        [
+            "--baseline",
+            f"baseline={runs['baseline']}",
+            "--runs",
+            *arms,
+            "--datasets",
+            *TEST_SETS,
+            "--data_root",
+            str(data),
+            "--out",
+            str(out),
+        ],
+    )
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))
-    write_text(out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {seed}, percent\n\n{report}\n{NOTE}\n")
+    write_text(
+        out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {seed}, percent\n\n{report}\n{NOTE}\n"
+    )
     return report
 
 

@@ -20,7 +20,12 @@ from files.atomic import write_text
 from studies.paired_report import report
 from studies.study import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
-STEPS = ["--text_epoch", "5", "--image_epoch", "10"]  # of every arm; the feedback arms share them out over their loops
+STEPS = [
+    "--text_epoch",
+    "5",
+    "--image_epoch",
+    "10",
+]  # of every arm; the feedback arms share them out over their loops
 IDEA = {  # arm: (script, flags)
     "baseline": ("train.py", STEPS),
     "cross_attention": (CROSS, STEPS),
@@ -28,15 +33,45 @@ IDEA = {  # arm: (script, flags)
     "control_constant": (CROSS, [*STEPS, "--context_control", "constant"]),
     "cross_attention_train_mean": (CROSS, [*STEPS, "--text_context", "train_mean"]),
     "cross_attention_image": (CROSS, [*STEPS, "--text_context", "image"]),
-    "feedback_v1": (FEEDBACK, [
-        "--num_feedback_loops", "3", "--text_epoch", "2", "--loop2_text_epoch", "2", "--loop3_text_epoch", "1",
-        "--image_epoch", "5", "--loop2_image_epoch", "3", "--loop3_image_epoch", "2",
-    ]),
-    "feedback_v2": (FEEDBACK, [
-        "--recipe", "v2", "--num_feedback_loops", "5", "--text_epoch", "1", "--image_epoch", "2",
-        "--epoch_decay_per_loop", "1", "--plateau_patience", "0", "--text_lr", "4e-3",
-    ]),
-}  # fmt: skip
+    "feedback_v1": (
+        FEEDBACK,
+        [
+            "--num_feedback_loops",
+            "3",
+            "--text_epoch",
+            "2",
+            "--loop2_text_epoch",
+            "2",
+            "--loop3_text_epoch",
+            "1",
+            "--image_epoch",
+            "5",
+            "--loop2_image_epoch",
+            "3",
+            "--loop3_image_epoch",
+            "2",
+        ],
+    ),
+    "feedback_v2": (
+        FEEDBACK,
+        [
+            "--recipe",
+            "v2",
+            "--num_feedback_loops",
+            "5",
+            "--text_epoch",
+            "1",
+            "--image_epoch",
+            "2",
+            "--epoch_decay_per_loop",
+            "1",
+            "--plateau_patience",
+            "0",
+            "--text_lr",
+            "4e-3",
+        ],
+    ),
+}
 OFF = ["--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0"]
 REFERENCE = ["--self_reference", "0.3"]
 SELF_REFERENCE = {
@@ -48,8 +83,14 @@ SELF_REFERENCE = {
 }
 STUDIES = {"idea": IDEA, "self_reference": SELF_REFERENCE}
 CONTROLS = ("control_constant", "control_other_class", "control_shuffled", "self_reference_alone")
-METHODS = ["cross_attention", "cross_attention_train_mean", "cross_attention_image", "feedback_v1", "feedback_v2",
-           "self_reference"]  # fmt: skip
+METHODS = [
+    "cross_attention",
+    "cross_attention_train_mean",
+    "cross_attention_image",
+    "feedback_v1",
+    "feedback_v2",
+    "self_reference",
+]
 
 
 def tasks(arms, seeds, shard):
@@ -72,8 +113,12 @@ def add_study_flags(parser, name, seeds, data_seed):
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
     parser.add_argument("--data_seed", type=int, default=data_seed, help="seed of the rendered images")
-    parser.add_argument("--runs", default=f"runs/{name}", help="folder of the rendered sets and the run folders")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on")
+    parser.add_argument(
+        "--runs", default=f"runs/{name}", help="folder of the rendered sets and the run folders"
+    )
+    parser.add_argument(
+        "--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on"
+    )
     parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
 
 
@@ -89,10 +134,14 @@ def corrections(plain, corrected, test_set):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
     parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
-    parser.add_argument("--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study")
+    parser.add_argument(
+        "--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study"
+    )
     parser.add_argument("--train", default="DemoA")
     parser.add_argument("--test", default="DemoB")
     parser.add_argument(
@@ -108,7 +157,16 @@ def main(argv=None):
     data = runs / f"data_seed{args.data_seed}"
     todo = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
     for rendered in (args.train, args.test):
-        render = ["-m", "demo_world.render_sets", "--name", rendered, "--out", str(data), "--seed", str(args.data_seed)]
+        render = [
+            "-m",
+            "demo_world.render_sets",
+            "--name",
+            rendered,
+            "--out",
+            str(data),
+            "--seed",
+            str(args.data_seed),
+        ]
         subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
     precision = ["--precision", args.precision]
     plain = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
@@ -119,9 +177,13 @@ def main(argv=None):
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     run_missing(todo, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
-    flags = f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
+    flags = (
+        f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
+    )
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
-    command = f"python -m studies.evidence --seeds {seeds} {flags}" + (" --corrected" if args.corrected else "")
+    command = f"python -m studies.evidence --seeds {seeds} {flags}" + (
+        " --corrected" if args.corrected else ""
+    )
     command += "" if args.study == "idea" else f" --study {args.study}"
     told = report(results, list(arms), args.test)
     for control in CONTROLS:  # does what a tower sees matter, or its parameters?

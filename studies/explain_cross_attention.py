@@ -61,7 +61,10 @@ def token_kinds(dataset: str, class_name: str) -> list[str]:
     damage, own = (set(words_ids(words)) for words in (DAMAGE, REAL_NAMES[dataset][class_name].split()))
     tokens = class_tokens(dataset, class_name)[0]
     real = torch.arange(tokens.shape[1]) <= tokens.argmax(dim=-1, keepdim=True)
-    return ["damage" if token in damage else "class" if token in own else "other" for token in tokens[real].tolist()]
+    return [
+        "damage" if token in damage else "class" if token in own else "other"
+        for token in tokens[real].tolist()
+    ]
 
 
 def words_ids(words: Sequence[str]) -> list[int]:
@@ -71,14 +74,18 @@ def words_ids(words: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def attention_shares(
-    model: AdaptedCLIPWithCrossAttention, dataset: str, test_sets: dict[str, Dataset],
+    model: AdaptedCLIPWithCrossAttention,
+    dataset: str,
+    test_sets: dict[str, Dataset],
     contexts: dict[str, TextContext],
-) -> dict[str, dict[str, float]]:  # fmt: skip
+) -> dict[str, dict[str, float]]:
     """{"inside" or "outside": {kind: share of the attention}, "tokens": {kind: share of the tokens}}, class means."""
     found = {"inside": [], "outside": [], "tokens": []}
     for name, images in test_sets.items():
         kinds = token_kinds(dataset, name)
-        member = torch.tensor([[kind == wanted for kind in kinds] for wanted in ("damage", "class", "other")]).float()
+        member = torch.tensor(
+            [[kind == wanted for kind in kinds] for wanted in ("damage", "class", "other")]
+        ).float()
         found["tokens"].append(member.mean(dim=1))
         sums = {"inside": [], "outside": []}
         for item in images:
@@ -91,8 +98,10 @@ def attention_shares(
             sums["outside"].append(shares[covered == 0])
         for where, parts in sums.items():
             found[where].append(torch.cat(parts).mean(dim=0))
-    return {where: dict(zip(("damage", "class", "other"), torch.stack(parts).mean(dim=0).tolist(), strict=True))
-            for where, parts in found.items()}  # fmt: skip
+    return {
+        where: dict(zip(("damage", "class", "other"), torch.stack(parts).mean(dim=0).tolist(), strict=True))
+        for where, parts in found.items()
+    }
 
 
 def loaded(folder: str, kind: RunKind) -> LoadedRun:
@@ -163,17 +172,31 @@ def explain(folder: str, args: Namespace) -> dict[str, dict | float]:
     """Everything this script measures of one cross-attention run."""
     run = loaded(folder, CROSS_ATTENTION)
     model, settings = run.model, training_settings(run, args.data)
-    test_sets = get_dataset(args.dataset, settings.model.img_size, "full_shot", 0, "test",
-                            logging.getLogger(__name__), data_root=args.data)  # fmt: skip
+    test_sets = get_dataset(
+        args.dataset,
+        settings.model.img_size,
+        "full_shot",
+        0,
+        "test",
+        logging.getLogger(__name__),
+        data_root=args.data,
+    )
     contexts = text_context_dictionary(model, args.dataset)
-    found = {"shares": attention_shares(model, args.dataset, test_sets, contexts),
-             "anchor cosine": separation(model, args.dataset), "metrics": {}}  # fmt: skip
+    found = {
+        "shares": attention_shares(model, args.dataset, test_sets, contexts),
+        "anchor cosine": separation(model, args.dataset),
+        "metrics": {},
+    }
     scorer = scorer_of(run, args.dataset)
     scorer.anchors_of = fixed_anchors(model, args.dataset)
     controls = ("none", "other_class", "constant")
     seen = {control: controlled_text_contexts(contexts, control) for control in controls}
-    for name, shown in {"own prompts": seen["none"], "another class's": seen["other_class"],
-                        "a constant": seen["constant"], "nothing": {}}.items():  # fmt: skip
+    for name, shown in {
+        "own prompts": seen["none"],
+        "another class's": seen["other_class"],
+        "a constant": seen["constant"],
+        "nothing": {},
+    }.items():
         scorer.contexts = shown
         mean = evaluate_dataset(scorer, test_sets, batch_size=32, device="cpu")["mean"]
         found["metrics"][name] = {key: mean[key] for key in ("pixel_ap", "image_auroc")}
@@ -188,6 +211,7 @@ def explain_baseline(folder: str, args: Namespace) -> dict[str, float]:
 
 def markdown(found: dict[str, dict], baselines: dict[str, dict]) -> str:
     """The runs' means as text."""
+
     def mean(*keys, of=found):
         values = []
         for one in of.values():
@@ -197,8 +221,11 @@ def markdown(found: dict[str, dict], baselines: dict[str, dict]) -> str:
         return statistics.mean(values)
 
     lines = ["| image → text attention on | damage words | class's words | other |", "|--|--|--|--|"]
-    for where, label in (("inside", "patches inside defects"), ("outside", "patches outside"),
-                         ("tokens", "(share of the tokens)")):  # fmt: skip
+    for where, label in (
+        ("inside", "patches inside defects"),
+        ("outside", "patches outside"),
+        ("tokens", "(share of the tokens)"),
+    ):
         cells = [f"{100 * mean('shares', where, kind):.1f} %" for kind in ("damage", "class", "other")]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", "| images see at test | pixel AP | image AUROC |", "|--|--|--|"]
@@ -206,16 +233,25 @@ def markdown(found: dict[str, dict], baselines: dict[str, dict]) -> str:
         cells = [f"{100 * mean('metrics', name, key):.2f}" for key in ("pixel_ap", "image_auroc")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     text, image = (100 * mean("gradient", stage) for stage in ("text", "image"))
-    lines += ["", f"Share of the squared gradient that goes to the attention: stage 1 {text:.1f} %, stage 2 "
-              f"{image:.1f} %.", "", f"Cosine of normal and abnormal anchor: {mean('anchor cosine'):.3f}"]  # fmt: skip
+    lines += [
+        "",
+        f"Share of the squared gradient that goes to the attention: stage 1 {text:.1f} %, stage 2 "
+        f"{image:.1f} %.",
+        "",
+        f"Cosine of normal and abnormal anchor: {mean('anchor cosine'):.3f}",
+    ]
     if baselines:
         lines[-1] += f", baseline {mean('anchor cosine', of=baselines):.3f}."
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", default=f"{STUDY}/cross_attention_seed*", help="cross-attention runs, as a pattern")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", default=f"{STUDY}/cross_attention_seed*", help="cross-attention runs, as a pattern"
+    )
     parser.add_argument("--baselines", default=f"{STUDY}/baseline_seed*", help="baseline runs, as a pattern")
     parser.add_argument("--dataset", default="DemoB", help="the test set")
     parser.add_argument("--data", default="runs/evidence/data_seed1", help="folder of the rendered sets")

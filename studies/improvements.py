@@ -39,8 +39,12 @@ def declare_halves(data):
     for number, half in enumerate(HALVES):
         classes = dict(list(REAL_NAMES["DemoA"].items())[number::2])
         write_rows([row for row in rows if row["class_name"] in classes], data / f"{half}.jsonl")
-        entries[half] = {"path": DATA_PATH["DemoA"], "domain": DOMAINS["DemoA"], "classes": classes,
-                         "metadata": f"{half}.jsonl"}  # fmt: skip
+        entries[half] = {
+            "path": DATA_PATH["DemoA"],
+            "domain": DOMAINS["DemoA"],
+            "classes": classes,
+            "metadata": f"{half}.jsonl",
+        }
     write_text(data / CONFIG, json.dumps(entries, indent=1) + "\n")
 
 
@@ -55,19 +59,36 @@ def both_halves(results):
     """
     first, second = (results[half] for half in HALVES)
     return {
-        key: {"metrics": {"DemoA": {"classes": first[key]["metrics"][HALVES[1]]["classes"]
-                                    | second[key]["metrics"][HALVES[0]]["classes"]}}}
+        key: {
+            "metrics": {
+                "DemoA": {
+                    "classes": first[key]["metrics"][HALVES[1]]["classes"]
+                    | second[key]["metrics"][HALVES[0]]["classes"]
+                }
+            }
+        }
         for key in first.keys() & second.keys()
-    }  # fmt: skip
+    }
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_study_flags(parser, "improvements", [311, 312], data_seed=2)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default all")
     args = parser.parse_args(argv)
     out, data = Path(args.out), Path(args.runs).resolve() / f"data_seed{args.data_seed}"
-    render = ["-m", "demo_world.render_sets", "--name", "DemoA", "--out", str(data), "--seed", str(args.data_seed)]
+    render = [
+        "-m",
+        "demo_world.render_sets",
+        "--name",
+        "DemoA",
+        "--out",
+        str(data),
+        "--seed",
+        str(args.data_seed),
+    ]
     subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
     declare_halves(data)
     every = {arm: (script, [*flags, "--precision", args.precision]) for arm, (script, flags) in ARMS.items()}

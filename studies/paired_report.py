@@ -32,10 +32,15 @@ def paired_rows(results, arms, test_set, metric, baseline="baseline"):
         if arm == baseline or not seeds:
             continue
         sides = [
-            np.array([
-                [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()] for seed in seeds
-            ], dtype=float).T for name in (baseline, arm)
-        ]  # [classes, seeds] each  # fmt: skip
+            np.array(
+                [
+                    [one[metric] for one in results[name, seed]["metrics"][test_set]["classes"].values()]
+                    for seed in seeds
+                ],
+                dtype=float,
+            ).T
+            for name in (baseline, arm)
+        ]  # [classes, seeds] each
         defined = ~np.isnan(sides[0]).any(axis=1)
         if not defined.any():
             continue
@@ -45,7 +50,9 @@ def paired_rows(results, arms, test_set, metric, baseline="baseline"):
         found |= {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
         percent = {key: 100 * found[key] for key in ("baseline", "mean", "value", "low", "high")}
         names = list(results[arm, seeds[0]]["metrics"][test_set]["classes"])
-        by_class = {name: 100 * float(row.mean()) for name, row in zip(names, sides[1] - sides[0], strict=True)}
+        by_class = {
+            name: 100 * float(row.mean()) for name, row in zip(names, sides[1] - sides[0], strict=True)
+        }
         rows[arm] = found | percent | {"seeds": len(seeds), "by_class": by_class}
     return rows
 
@@ -58,9 +65,13 @@ def report(results, arms, test_set, baseline="baseline"):
         row["verdict"] = f"{verdict(row, p)} (p {p:.3f})"
     parts = [f"Arm minus {baseline}, paired by (class x seed), in percent. {ABOUT}"]
     for metric, rows in every.items():
-        parts += ["", f"### {metric}, {test_set}", "",
-                  f"| arm | seeds | {baseline} | arm | difference [95 % interval] | wins/ties/losses | verdict |",
-                  "|--|--|--|--|--|--|--|"]  # fmt: skip
+        parts += [
+            "",
+            f"### {metric}, {test_set}",
+            "",
+            f"| arm | seeds | {baseline} | arm | difference [95 % interval] | wins/ties/losses | verdict |",
+            "|--|--|--|--|--|--|--|",
+        ]
         for arm, row in rows.items():
             interval = f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
             counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
@@ -68,8 +79,15 @@ def report(results, arms, test_set, baseline="baseline"):
             parts.append(f"| {arm} | " + " | ".join(map(str, cells)) + f" | {row.get('verdict', '')} |")
         if metric in DECISIVE and rows:
             classes = list(next(iter(rows.values()))["by_class"])
-            parts += ["", f"Difference by class, {metric}:", "", "| arm | " + " | ".join(classes) + " |",
-                      "|--|" + "--|" * len(classes)]  # fmt: skip
+            parts += [
+                "",
+                f"Difference by class, {metric}:",
+                "",
+                "| arm | " + " | ".join(classes) + " |",
+                "|--|" + "--|" * len(classes),
+            ]
             for arm, row in rows.items():
-                parts.append(f"| {arm} | " + " | ".join(f"{row['by_class'][name]:+.1f}" for name in classes) + " |")
+                parts.append(
+                    f"| {arm} | " + " | ".join(f"{row['by_class'][name]:+.1f}" for name in classes) + " |"
+                )
     return "\n".join(parts).strip() + "\n"

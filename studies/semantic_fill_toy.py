@@ -51,7 +51,9 @@ def draw(count, side, seed):
     radius = side * (0.11 + 0.08 * torch.rand(2, count, 1, 1, 1, generator=generator))
     centre = radius + torch.rand(2, count, 1, 1, 1, generator=generator) * (side - 2 * radius)
     place = torch.arange(side)
-    mask = (((place[:, None] - centre[0]) / radius[0]) ** 2 + ((place - centre[1]) / radius[1]) ** 2 < 1).float()
+    mask = (
+        ((place[:, None] - centre[0]) / radius[0]) ** 2 + ((place - centre[1]) / radius[1]) ** 2 < 1
+    ).float()
     target = visible * (1 - mask) + torch.tensor(DEFECT_COLOUR).view(1, 3, 1, 1) * mask
     semantic = (2 * mask - 1).expand(-1, 3, -1, -1).contiguous()
     names = [f"{index:04d}" for index in range(count)]
@@ -61,7 +63,9 @@ def draw(count, side, seed):
 @torch.no_grad()
 def velocity_error(system, batch, fill_mask, seed):
     """Mean squared error of the velocity at t = 0.7 over both panels, with the same noise for every arm."""
-    encoded = encode_triptych(system.backbone.vae, batch["visible"], batch["target"], batch["semantic"], fill_mask)
+    encoded = encode_triptych(
+        system.backbone.vae, batch["visible"], batch["target"], batch["semantic"], fill_mask
+    )
     noise = torch.randn(encoded.clean.shape, generator=torch.Generator().manual_seed(seed))
     count = len(noise)
     times = torch.full((count,), TIME)
@@ -92,11 +96,20 @@ def run_arm(arm, args, logger, picture):
     layers, layout, positions, fill, _ = ARMS[arm]
     torch.manual_seed(args.seed)
     config = {
-        "dtype": "float32", "lora_rank": 32, "lora_alpha": 32, "train_backbone": True, "prompt": PROMPT,
-        "semantic_layers": layers, "semantic_heads": 8, "semantic_layout": layout, "semantic_pos": positions,
-    }  # fmt: skip
+        "dtype": "float32",
+        "lora_rank": 32,
+        "lora_alpha": 32,
+        "train_backbone": True,
+        "prompt": PROMPT,
+        "semantic_layers": layers,
+        "semantic_heads": 8,
+        "semantic_layout": layout,
+        "semantic_pos": positions,
+    }
     system = assemble("small", config)
-    schedule = Schedule(args.steps, args.batch_size, args.seed, PROMPT, fill, semantic_drop=0.0, log_every=100)
+    schedule = Schedule(
+        args.steps, args.batch_size, args.seed, PROMPT, fill, semantic_drop=0.0, log_every=100
+    )
     seen, _ = draw(args.train_pictures, args.size, args.seed)
     items = [{name: values[index] for name, values in seen.items()} for index in range(args.train_pictures)]
     begin, processor = time.perf_counter(), time.process_time()
@@ -109,19 +122,32 @@ def run_arm(arm, args, logger, picture):
     )
     codec = system.backbone.vae
     kept = codec.decode(codec.encode(unseen["target"]).latent_dist.mode()).sample
-    columns = [torch.cat((visible[i], unseen["target"][i], samples[i]), dim=1) for i in range(min(8, len(samples)))]
+    columns = [
+        torch.cat((visible[i], unseen["target"][i], samples[i]), dim=1) for i in range(min(8, len(samples)))
+    ]
     Image.fromarray(to_pixels(torch.cat(columns, dim=2))).save(picture)
     return {
-        "velocity_mse": error, "overlap": overlap(samples, visible, mask),
-        "codec_overlap": overlap(kept, visible, mask), "semantic_scale": system.attention.mean_scale(),
+        "velocity_mse": error,
+        "overlap": overlap(samples, visible, mask),
+        "codec_overlap": overlap(kept, visible, mask),
+        "semantic_scale": system.attention.mean_scale(),
         "semantic_parameters": sum(value.numel() for value in system.attention.parameters()),
-        "seconds": round(time.perf_counter() - begin, 1), "cpu_seconds": round(time.process_time() - processor, 1),
-    }  # fmt: skip
+        "seconds": round(time.perf_counter() - begin, 1),
+        "cpu_seconds": round(time.process_time() - processor, 1),
+    }
 
 
 def table(results):
     """Markdown of {arm: result}; relative errors need the arm without semantics."""
-    titles = ("arm", "velocity MSE", "relative to none", "expected", "overlap of samples", "codec alone", "CPU s")
+    titles = (
+        "arm",
+        "velocity MSE",
+        "relative to none",
+        "expected",
+        "overlap of samples",
+        "codec alone",
+        "CPU s",
+    )
     lines = ["| " + " | ".join(titles) + " |", "|" + "--|" * len(titles)]
     base = results.get("none", {}).get("velocity_mse")
     for arm, result in results.items():
@@ -134,7 +160,9 @@ def table(results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -155,7 +183,9 @@ def main(argv=None):
         if file.is_file():
             results[arm] = json.loads(file.read_text(encoding="utf-8"))
             if results[arm]["settings"] != settings:
-                raise ValueError(f"{file} was made with {results[arm]['settings']}, not {settings}: give another --out")
+                raise ValueError(
+                    f"{file} was made with {results[arm]['settings']}, not {settings}: give another --out"
+                )
         elif arm in args.arms:
             logger.info(f"arm {arm}")
             result = run_arm(arm, args, logger, args.out / f"{arm}_seed{args.seed}.png")

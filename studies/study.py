@@ -53,8 +53,15 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None
     """
     commands = [training_command(script, flags, seed, train_set, data, folder, config)] if script else []
     for name in test_sets:
-        commands.append(["test.py", "--dataset", name, *common_flags(seed, data, folder, config),
-                         *TEST_FLAGS.get(script, [])])  # fmt: skip
+        commands.append(
+            [
+                "test.py",
+                "--dataset",
+                name,
+                *common_flags(seed, data, folder, config),
+                *TEST_FLAGS.get(script, []),
+            ]
+        )
     begin = time.perf_counter()
     for command in commands:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -70,7 +77,9 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None
     return {
         "commands": [" ".join(["python", *command]) for command in commands],
         "seconds": round(time.perf_counter() - begin, 1),
-        "metrics": {name: {"mean": entry["mean"], "classes": entry["classes"]} for name, entry in found.items()},
+        "metrics": {
+            name: {"mean": entry["mean"], "classes": entry["classes"]} for name, entry in found.items()
+        },
         "versions": versions(),
     } | loops
 
@@ -78,7 +87,17 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None
 def common_flags(seed, data, folder, config=None):
     """Flags of training and testing."""
     declared = ["--dataset_config", f"{data}/{config}"] if config else []
-    return [*declared, "--model_name", MODEL, "--data_root", str(data), "--save_path", str(folder), "--seed", str(seed)]
+    return [
+        *declared,
+        "--model_name",
+        MODEL,
+        "--data_root",
+        str(data),
+        "--save_path",
+        str(folder),
+        "--seed",
+        str(seed),
+    ]
 
 
 def training_command(script, flags, seed, train_set, data="DATA", folder="RUN", config=None):
@@ -122,10 +141,14 @@ def read_results(out, arms, train_set, config=None):
             continue
         script, flags = arms[result["arm"]]
         if script:
-            expected = " ".join(["python", *training_command(script, flags, result["seed"], train_set, config=config)])
+            expected = " ".join(
+                ["python", *training_command(script, flags, result["seed"], train_set, config=config)]
+            )
             if result["commands"][0] != expected:
-                raise ValueError(f"{file} was trained by\n{result['commands'][0]}\nand not by\n{expected}\n"
-                                 "Repeat its flags, give another --out, or delete the file")  # fmt: skip
+                raise ValueError(
+                    f"{file} was trained by\n{result['commands'][0]}\nand not by\n{expected}\n"
+                    "Repeat its flags, give another --out, or delete the file"
+                )
         results[result["arm"], result["seed"]] = result
     return results
 
@@ -135,7 +158,9 @@ def table(study, results, test_sets):
     lines = ["| test set | arm | seeds | " + " | ".join(COLUMNS) + " |", "|--|--|--|" + "--|" * len(COLUMNS)]
     for name in test_sets:
         for arm in STUDIES[study]:
-            runs = [result["metrics"][name]["mean"] for (own, _), result in sorted(results.items()) if own == arm]
+            runs = [
+                result["metrics"][name]["mean"] for (own, _), result in sorted(results.items()) if own == arm
+            ]
             if not runs:
                 continue
             cells = [spread([100 * run[column] for run in runs]) for column in COLUMNS]
@@ -149,18 +174,24 @@ def loops_table(study, results, test_sets):
     lines = []
     for name in test_sets:
         for arm in STUDIES[study]:
-            runs = [result for (own, _), result in sorted(results.items()) if own == arm and "loops" in result]
+            runs = [
+                result for (own, _), result in sorted(results.items()) if own == arm and "loops" in result
+            ]
             for loop in range(len(runs[0]["loops"][name]) if runs else 0):
                 losses = [[epoch["loss"] for epoch in run["history"]["loops"][loop]["image"]] for run in runs]
                 first, last = (statistics.mean(run[end] for run in losses) for end in (0, -1))
                 falls = sum(run[-1] < run[0] for run in losses)
-                cells = [spread([100 * run["loops"][name][loop][column] for run in runs]) for column in COLUMNS]
+                cells = [
+                    spread([100 * run["loops"][name][loop][column] for run in runs]) for column in COLUMNS
+                ]
                 cells += [f"{first:.3f} → {last:.3f}", f"{falls} of {len(runs)}"]
                 lines.append(f"| {name} | {arm} | {loop + 1} | " + " | ".join(cells) + " |")
     if not lines:
         return ""
     head = [*COLUMNS, "image loss, first → last epoch", "falls in"]
-    return "\n".join([f"| test set | arm | loop | {' | '.join(head)} |", "|--|--|--|" + "--|" * len(head), *lines])
+    return "\n".join(
+        [f"| test set | arm | loop | {' | '.join(head)} |", "|--|--|--|" + "--|" * len(head), *lines]
+    )
 
 
 def spread(values):
@@ -187,8 +218,12 @@ def main(argv=None):
     every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
     arms = {arm: every[arm] for arm in args.arms or every}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    tasks = [(arm, seed) for seed in args.seeds for arm, (script, _) in arms.items()
-             if script or seed == args.seeds[0]]  # the unadapted backbone has no seed  # fmt: skip
+    tasks = [
+        (arm, seed)
+        for seed in args.seeds
+        for arm, (script, _) in arms.items()
+        if script or seed == args.seeds[0]
+    ]  # the unadapted backbone has no seed
     run_missing(tasks, arms, args.train, args.test, data, data.parent / f"{args.study}_{args.train}", out)
     results = read_results(out, every, args.train)
     report = table(args.study, results, args.test)
@@ -200,8 +235,11 @@ def main(argv=None):
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m studies.study --study {args.study} --train {args.train} --seeds {seeds}"
     command += f" --test {' '.join(args.test)}" + " ".join(["", *precision])
-    write_text(out / "table.md", f"Trained on {args.train}; percent, mean over the seeds (smallest–largest).\n\n"
-               f"    {command}\n\n{report}\n")  # fmt: skip
+    write_text(
+        out / "table.md",
+        f"Trained on {args.train}; percent, mean over the seeds (smallest–largest).\n\n"
+        f"    {command}\n\n{report}\n",
+    )
     print(report)
 
 

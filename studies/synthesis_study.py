@@ -29,8 +29,17 @@ from studies.study import MODEL, ROOT, run_arm
 TRAIN_SET, TEST_SET = "DemoA", "DemoB"
 SIZE = 192  # pixels of the rendered images
 FILL_MODEL = ["--model", "small"]
-FILL_TRAINING = ["--train_backbone", "--batch_size", "4", "--lr", "2e-3", "--lr_schedule", "cosine", "--fill_share",
-                 "0.5"]  # fmt: skip
+FILL_TRAINING = [
+    "--train_backbone",
+    "--batch_size",
+    "4",
+    "--lr",
+    "2e-3",
+    "--lr_schedule",
+    "cosine",
+    "--fill_share",
+    "0.5",
+]
 ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
     "real": None,
     "perlin": ["--method", "perlin", "--masks", "perlin"],
@@ -39,13 +48,22 @@ ARMS = {  # arm: flags of generate_anomalies.py, None for no extra images
 }
 # arm: those held against it
 PAIRS = {"real": ["perlin", "generated", "sham"], "perlin": ["generated", "sham"], "generated": ["sham"]}
-COMMON = ("ratio", "text_steps", "image_steps", "fill_steps", "fill_size", "precision")  # of all runs of one table
+COMMON = (
+    "ratio",
+    "text_steps",
+    "image_steps",
+    "fill_steps",
+    "fill_size",
+    "precision",
+)  # of all runs of one table
 SPARE = 1.25  # images generated per image used, for those the gate refuses
 
 
 def build_parser():
     """The study's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 16])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
@@ -54,10 +72,16 @@ def build_parser():
     parser.add_argument("--image_steps", type=int, default=256, help="updates of stage 2 in every arm")
     parser.add_argument("--fill_steps", type=int, default=600, help="updates of semantic fill")
     parser.add_argument("--fill_size", type=int, default=128, help="side of a panel")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the detector's training")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of the detector's training"
+    )
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
-    parser.add_argument("--work", default="runs/synthesis_study", help="triptychs, generated images, unfinished runs")
-    parser.add_argument("--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table")
+    parser.add_argument(
+        "--work", default="runs/synthesis_study", help="triptychs, generated images, unfinished runs"
+    )
+    parser.add_argument(
+        "--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table"
+    )
     return parser
 
 
@@ -122,11 +146,37 @@ def trained_fill(args, shot, seed, data, work):
     triptychs, fill = work / f"triptychs_{shot}shot_seed{seed}", work / f"fill_{shot}shot_seed{seed}"
     shutil.rmtree(triptychs, ignore_errors=True)  # made in seconds, and always the same
     return fill, [
-        python("make_triptychs.py", "--dataset", TRAIN_SET, "--data_root", str(data), "--shot", str(shot), "--size",
-               str(args.fill_size), "--seed", str(seed), "--out", str(triptychs)),
-        python("train_semantic_fill.py", "--data", str(triptychs), "--size", str(args.fill_size), "--seed", str(seed),
-               "--steps", str(args.fill_steps), "--out", str(fill), *FILL_MODEL, *FILL_TRAINING),
-    ]  # fmt: skip
+        python(
+            "make_triptychs.py",
+            "--dataset",
+            TRAIN_SET,
+            "--data_root",
+            str(data),
+            "--shot",
+            str(shot),
+            "--size",
+            str(args.fill_size),
+            "--seed",
+            str(seed),
+            "--out",
+            str(triptychs),
+        ),
+        python(
+            "train_semantic_fill.py",
+            "--data",
+            str(triptychs),
+            "--size",
+            str(args.fill_size),
+            "--seed",
+            str(seed),
+            "--steps",
+            str(args.fill_steps),
+            "--out",
+            str(fill),
+            *FILL_MODEL,
+            *FILL_TRAINING,
+        ),
+    ]
 
 
 def extra_images(args, arm, shot, seed, per_class, data, work):
@@ -136,9 +186,23 @@ def extra_images(args, arm, shot, seed, per_class, data, work):
         fill, commands = trained_fill(args, shot, seed, data, work)
         flags += ["--checkpoint", str(fill), "--size", str(args.fill_size), *FILL_MODEL]
     commands.append(
-        python("generate_anomalies.py", "--dataset", TRAIN_SET, "--data_root", str(data), "--shot", str(shot), "--seed",
-               str(seed), "--count", str(math.ceil(SPARE * per_class)), "--out", str(out), *flags)
-    )  # fmt: skip
+        python(
+            "generate_anomalies.py",
+            "--dataset",
+            TRAIN_SET,
+            "--data_root",
+            str(data),
+            "--shot",
+            str(shot),
+            "--seed",
+            str(seed),
+            "--count",
+            str(math.ceil(SPARE * per_class)),
+            "--out",
+            str(out),
+            *flags,
+        )
+    )
     return out / "full-shot.jsonl", commands
 
 
@@ -157,9 +221,15 @@ def run(args, arm, shot, seed, data, work):
     result = run_arm("train.py", flags, seed, TRAIN_SET, [TEST_SET], data, folder)
     shutil.rmtree(folder)  # a checkpoint per epoch
     return {
-        "arm": arm, "shot": shot, "seed": seed, "settings": settings_of(args), "images": {"own": own, "extra": extra},
-        "generation_seconds": generation, **result, "commands": commands + result["commands"],
-    }  # fmt: skip
+        "arm": arm,
+        "shot": shot,
+        "seed": seed,
+        "settings": settings_of(args),
+        "images": {"own": own, "extra": extra},
+        "generation_seconds": generation,
+        **result,
+        "commands": commands + result["commands"],
+    }
 
 
 def tables(results):
@@ -173,7 +243,9 @@ def tables(results):
         runs = {(arm, seed): result for (arm, k, seed), result in results.items() if k == shot}
         for base, arms in PAIRS.items():
             if any(arm == base for arm, _ in runs) and any(arm in arms for arm, _ in runs):
-                parts.append(f"## {shot} shots, against {base}\n\n" + paired_report.report(runs, arms, TEST_SET, base))
+                parts.append(
+                    f"## {shot} shots, against {base}\n\n" + paired_report.report(runs, arms, TEST_SET, base)
+                )
     return "\n".join(parts)
 
 
@@ -209,7 +281,9 @@ classes, other defects.
 def keep_picture(sheet, file):
     """A contact sheet at half its size as JPEG."""
     if sheet.is_file() and not file.is_file():
-        cv2.imwrite(str(file), cv2.resize(cv2.imread(str(sheet)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+        cv2.imwrite(
+            str(file), cv2.resize(cv2.imread(str(sheet)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        )
 
 
 def main(argv=None):
@@ -227,8 +301,10 @@ def main(argv=None):
                 print(f"{arm}, {shot} shots, seed {seed}", flush=True)
                 text = json.dumps(run(args, arm, shot, seed, data, work), indent=1)
                 write_text(file, text.replace(str(data), "DATA").replace(str(work), "WORK") + "\n")
-                keep_picture(work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
-                             out / f"images_{shot}shot.jpg")  # fmt: skip
+                keep_picture(
+                    work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
+                    out / f"images_{shot}shot.jpg",
+                )
     results = read_results(out, args)
     write_text(out / "table.md", report(results, args))
     print(tables(results))

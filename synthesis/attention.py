@@ -30,7 +30,9 @@ class SemanticCrossAttention(nn.Module):
                 raise ValueError(f"--semantic_{flag} {value}: expected one of {', '.join(known)}")
         inner, biases = (2 * width, False) if layout == "33k" else (width, True)
         if heads < 1 or inner % heads:
-            raise ValueError(f"--semantic_heads {heads}: must divide the inner width {inner} of layout {layout}")
+            raise ValueError(
+                f"--semantic_heads {heads}: must divide the inner width {inner} of layout {layout}"
+            )
         self.heads, self.positions = heads, positions
         self.norm_tokens = nn.LayerNorm(width)
         self.norm_semantic = nn.LayerNorm(width)
@@ -100,7 +102,11 @@ class SemanticLayers(nn.ModuleList):
 
     def mean_scale(self) -> float:
         """Mean absolute scale over layers and channels, for the log; 0.0 without layers."""
-        return torch.cat([layer.scale.detach().abs().flatten() for layer in self]).mean().item() if len(self) else 0.0
+        return (
+            torch.cat([layer.scale.detach().abs().flatten() for layer in self]).mean().item()
+            if len(self)
+            else 0.0
+        )
 
 
 def places(rows: int, columns: int, panels: int = 1, unit: float = 1.0) -> Tensor:

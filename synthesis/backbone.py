@@ -32,9 +32,13 @@ LORA_TARGETS = (  # a regular expression on module names: the image's path throu
     r"|single_transformer_blocks\.\d+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[qkv])"
 )
 SCHEDULE = {  # FLUX.1 [dev]'s: more noise levels near 1 for longer sequences
-    "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
-    "base_image_seq_len": 256, "max_image_seq_len": 4096,
-}  # fmt: skip
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
 
 
 class Backbone(NamedTuple):
@@ -69,7 +73,9 @@ def load_backbone(
         transformer, vae, scheduler = load_weights(model, dtype)
         guidance = 30.0
     for module in (transformer, vae):
-        torch.nn.Module.to(module, device, dtype)  # diffusers' own `to` warns about a dtype, with nothing to keep
+        torch.nn.Module.to(
+            module, device, dtype
+        )  # diffusers' own `to` warns about a dtype, with nothing to keep
         module.requires_grad_(False).eval()
     return Backbone(str(model), transformer, vae, scheduler, dtype, guidance)
 
@@ -127,10 +133,18 @@ def tiny_transformer(name: str) -> FluxTransformer2DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY_SEED)
         return FluxTransformer2DModel(
-            patch_size=1, in_channels=384, out_channels=64, num_layers=layers, num_single_layers=layers,
-            attention_head_dim=16, num_attention_heads=heads, joint_attention_dim=32, pooled_projection_dim=32,
-            guidance_embeds=True, axes_dims_rope=(4, 4, 8),
-        )  # fmt: skip
+            patch_size=1,
+            in_channels=384,
+            out_channels=64,
+            num_layers=layers,
+            num_single_layers=layers,
+            attention_head_dim=16,
+            num_attention_heads=heads,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        )
 
 
 def add_lora(

@@ -33,7 +33,9 @@ def paste(source: np.ndarray, sample: np.ndarray, label: np.ndarray, feather: fl
             f"source {source.shape}, sample {sample.shape}, label {label.shape}, feather {feather}: expected RGB "
             "images and a label of one size, and a feather of 0 pixels or more"
         )
-    depth = cv2.distanceTransform(label.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # 1 on the inner edge
+    depth = cv2.distanceTransform(
+        label.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )  # 1 on the inner edge
     weight = np.minimum(depth / (feather + 1), 1)[..., None]
     blended = (weight * sample + (1 - weight) * source.astype(np.float32)).round().astype(np.uint8)
     return np.where(label[..., None], blended, source)
@@ -53,5 +55,7 @@ def refusal(source: np.ndarray, image: np.ndarray, label: np.ndarray, gate: Gate
         return f"the label covers {share:.2%} of the image, not {gate.area.low:.2%} to {gate.area.high:.2%}"
     change = change_inside(source, image, label)
     if change < gate.min_change:
-        return f"the image changes by {change:.1f} grey levels inside the label, less than {gate.min_change:g}"
+        return (
+            f"the image changes by {change:.1f} grey levels inside the label, less than {gate.min_change:g}"
+        )
     return None

@@ -60,7 +60,9 @@ class Triptychs(Dataset):
         names = [entry.name for entry in self.entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"{path}: {len(twice)} names occur twice, the first is {twice[0]!r}: names must differ")
+            raise ValueError(
+                f"{path}: {len(twice)} names occur twice, the first is {twice[0]!r}: names must differ"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -108,7 +110,9 @@ def find_triptychs(path: Path) -> list[Entry]:
     if path.suffix == ".jsonl" or (path / INDEX).is_file():
         return _from_index(path if path.suffix == ".jsonl" else path / INDEX)
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {str(path)!r}: make triptychs with make_triptychs.py, or give their folder")
+        raise FileNotFoundError(
+            f"no folder {str(path)!r}: make triptychs with make_triptychs.py, or give their folder"
+        )
     if any((path / panel).is_dir() for panel in PANELS):
         return _from_folders(path)
     strips = _pictures(path)
@@ -116,7 +120,9 @@ def find_triptychs(path: Path) -> list[Entry]:
         raise ValueError(
             f"{path}: no triptych found: expected strips (PNG), the folders {', '.join(PANELS)}, or {INDEX}"
         )
-    return [Entry(name, dict.fromkeys(PANELS, file), str(file), is_strip=True) for name, file in strips.items()]
+    return [
+        Entry(name, dict.fromkeys(PANELS, file), str(file), is_strip=True) for name, file in strips.items()
+    ]
 
 
 def _from_folders(path: Path) -> list[Entry]:
@@ -124,7 +130,9 @@ def _from_folders(path: Path) -> list[Entry]:
     names = sorted(set().union(*found.values()))
     lonely = [(name, panel) for name in names for panel in PANELS if name not in found[panel]]
     if lonely or not names:
-        what = f"{lonely[0][1]} has no picture of stem {lonely[0][0]!r}" if lonely else "there are no pictures"
+        what = (
+            f"{lonely[0][1]} has no picture of stem {lonely[0][0]!r}" if lonely else "there are no pictures"
+        )
         raise ValueError(f"{path}: {what}: {', '.join(PANELS)} must hold pictures of equal stems")
     return [Entry(name, {panel: found[panel][name] for panel in PANELS}, f"{path}, {name}") for name in names]
 
@@ -139,9 +147,13 @@ def _from_index(file: Path) -> list[Entry]:
                 raise ValueError(f"{source}: {panel} is {value!r}: expected a path relative to {file.parent}")
             real = os.path.realpath(os.path.join(folder, value))
             if not real.startswith(os.path.join(folder, "")):
-                raise ValueError(f"{source}: {panel} {value!r} leads outside {file.parent}: keep the pictures below it")
+                raise ValueError(
+                    f"{source}: {panel} {value!r} leads outside {file.parent}: keep the pictures below it"
+                )
             if not os.path.isfile(real):
-                raise FileNotFoundError(f"{source}: {panel} {value!r} is no file below {file.parent}: correct the path")
+                raise FileNotFoundError(
+                    f"{source}: {panel} {value!r} is no file below {file.parent}: correct the path"
+                )
             paths[panel] = Path(real)
         entries.append(Entry(str(row.get("name", paths["target"].stem)), paths, source))
     if not entries:
@@ -155,5 +167,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
     stems = {file.stem: file for file in pictures}
     if len(stems) < len(pictures):
-        raise ValueError(f"{folder}: {len(pictures) - len(stems)} pictures share another's stem: names must differ")
+        raise ValueError(
+            f"{folder}: {len(pictures) - len(stems)} pictures share another's stem: names must differ"
+        )
     return stems

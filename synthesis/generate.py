@@ -48,7 +48,9 @@ def plan(normal: Sequence[Sample], count: int, sham_ratio: float, seed: int) -> 
         for number in range(count):
             kind = "anomalous" if number < anomalous else "sham"
             source = sources[order[number % len(sources)]]
-            items.append(Item(f"{safe_name(class_name)}/{kind}/{number:04}", class_name, source, kind == "sham"))
+            items.append(
+                Item(f"{safe_name(class_name)}/{kind}/{number:04}", class_name, source, kind == "sham")
+            )
     return items
 
 
@@ -68,7 +70,9 @@ class Drafter:
             return Draft(item, source, perlin_mask(region, rng, self.area), rng)
         own = [sample for sample in self.anomalous if sample.class_name == item.class_name]
         if not own:
-            raise ValueError(f"--masks real: class {item.class_name!r} has no anomalous image; use --masks perlin")
+            raise ValueError(
+                f"--masks real: class {item.class_name!r} has no anomalous image; use --masks perlin"
+            )
         chosen = own[rng.integers(len(own))]
         size = read_image(chosen.image_path, chosen.source).size
         real = read_mask(chosen.mask_path, size, chosen.source)
@@ -79,19 +83,28 @@ class FillSampler:
     """Samples by semantic fill, and sham samples by its codec alone."""
 
     def __init__(self, filler, size, fill_mask, prompt, steps):
-        self.filler, self.size, self.fill_mask, self.prompt, self.steps = filler, size, fill_mask, prompt, steps
+        self.filler, self.size, self.fill_mask, self.prompt, self.steps = (
+            filler,
+            size,
+            fill_mask,
+            prompt,
+            steps,
+        )
 
     def __call__(self, drafts):
         """RGB bytes [H, W, 3] per draft, of its source's size; drafts are all sham or all not."""
-        visible = torch.stack([to_tensor(resized(draft.source, self.size)) for draft in drafts])  # [B, 3, S, S]
+        visible = torch.stack(
+            [to_tensor(resized(draft.source, self.size)) for draft in drafts]
+        )  # [B, 3, S, S]
         if drafts[0].item.is_sham:
             samples = codec_round_trip(self.filler.pipeline.vae, visible)
         else:
             maps = [np.repeat(draft.label[..., None], 3, axis=-1).astype(np.uint8) * 255 for draft in drafts]
             semantic = torch.stack([to_tensor(resized(pixels, self.size, nearest=True)) for pixels in maps])
             seeds = [int(draft.rng.integers(2**31)) for draft in drafts]
-            samples = self.filler.fill(visible, semantic, fill_mask_of(semantic, self.fill_mask), self.prompt, seeds,
-                                       self.steps)  # fmt: skip
+            samples = self.filler.fill(
+                visible, semantic, fill_mask_of(semantic, self.fill_mask), self.prompt, seeds, self.steps
+            )
         return [back_to_size(sample, draft.source) for sample, draft in zip(samples, drafts, strict=True)]
 
 
@@ -106,7 +119,9 @@ class TextureSampler:
         return [texture_defect(draft.source, self.texture(draft), draft.rng) for draft in drafts]
 
     def texture(self, draft: Draft) -> np.ndarray:
-        others = [sample for sample in self.normal if sample.class_name != draft.item.class_name] or self.normal
+        others = [
+            sample for sample in self.normal if sample.class_name != draft.item.class_name
+        ] or self.normal
         chosen = others[draft.rng.integers(len(others))]
         return np.asarray(read_image(chosen.image_path, chosen.source))
 

@@ -30,7 +30,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
         raise
-    raise SystemExit(f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt") from error
+    raise SystemExit(
+        f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt"
+    ) from error
 
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows, write_rows
@@ -145,7 +147,9 @@ def contact_sheet(items: list[Item], rows: dict[str, dict], out: Path) -> np.nda
             source = np.asarray(read_image(item.source.image_path, item.source.source))
             image = np.asarray(read_image(str(out / f"{item.name}.png"), item.name))
             label = cv2.imread(str(out / mask_name(item)), cv2.IMREAD_GRAYSCALE)
-            cells.append(sheet([[resized(cell, SHOWN_SIDE) for cell in (source, outline(image, label), image)]]))
+            cells.append(
+                sheet([[resized(cell, SHOWN_SIDE) for cell in (source, outline(image, label), image)]])
+            )
     return sheet([cells for cells in lines.values() if cells])
 
 
@@ -187,7 +191,11 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     def keep(item, image, label):
         write_png(out / f"{item.name}.png", image)
         write_png(out / mask_name(item), np.repeat(label[..., None], 3, axis=-1).astype(np.uint8) * 255)
-        row = {"image_path": f"{item.name}.png", "label": int(not item.is_sham), "class_name": item.class_name}
+        row = {
+            "image_path": f"{item.name}.png",
+            "label": int(not item.is_sham),
+            "class_name": item.class_name,
+        }
         rows[item.name] = row if item.is_sham else row | {"mask_path": mask_name(item)}
         write_rows([rows[item.name] for item in items if item.name in rows], out / ROWS)
 
@@ -195,16 +203,27 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     batches = [kind[at : at + own.batch_size] for kind in kinds for at in range(0, len(kind), own.batch_size)]
     left_out = {}
     for batch in tqdm(batches, desc="generating", unit="batch", disable=not on_terminal()):
-        left_out |= make(batch, draft_of, sampler, gate=Gate(own.min_change, area), feather=own.feather,
-                         attempts=own.attempts, keep=keep)  # fmt: skip
+        left_out |= make(
+            batch,
+            draft_of,
+            sampler,
+            gate=Gate(own.min_change, area),
+            feather=own.feather,
+            attempts=own.attempts,
+            keep=keep,
+        )
     for item, reason in left_out.items():
         logger.warning(f"{item.name}: left out after {own.attempts} attempts, {reason}")
     if not rows:
-        raise RuntimeError(f"none of {len(items)} images passed the gate ({out / LOG}): train longer or lower the gate")
+        raise RuntimeError(
+            f"none of {len(items)} images passed the gate ({out / LOG}): train longer or lower the gate"
+        )
     write_png(out / "contact_sheet.png", contact_sheet(items, rows, out))
     shams = sum(item.is_sham for item in items if item.name in rows)
-    logger.info(f"{len(rows) - shams} anomalies and {shams} sham images in {out / ROWS}, {len(left_out)} left out; "
-                f"look at {out / 'contact_sheet.png'}")  # fmt: skip
+    logger.info(
+        f"{len(rows) - shams} anomalies and {shams} sham images in {out / ROWS}, {len(left_out)} left out; "
+        f"look at {out / 'contact_sheet.png'}"
+    )
 
 
 def as_trained(own: GenerationSettings, logger: Logger) -> list:

@@ -28,7 +28,9 @@ class Encoded(NamedTuple):
 def check_side(side: int, flag: str = "--size") -> None:
     """Raises ValueError unless a panel of `side` pixels is a whole number of tokens."""
     if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
-        raise ValueError(f"{flag} {side}: a panel's side must be a multiple of {TOKEN_PIXELS} pixels, e.g. 64 or 512")
+        raise ValueError(
+            f"{flag} {side}: a panel's side must be a multiple of {TOKEN_PIXELS} pixels, e.g. 64 or 512"
+        )
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -144,7 +146,9 @@ def encode_triptych(
     semantic, semantic_places = semantic_tokens(vae, semantic, side, generator)
     return Encoded(
         clean=encode_images(vae, diptych, generator),
-        condition=torch.cat((encode_images(vae, diptych * (1 - mask), generator), pack_mask(mask).float()), dim=-1),
+        condition=torch.cat(
+            (encode_images(vae, diptych * (1 - mask), generator), pack_mask(mask).float()), dim=-1
+        ),
         semantic=semantic,
         token_places=places(rows, rows, panels=2).to(visible.device),
         semantic_places=semantic_places,

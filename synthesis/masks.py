@@ -56,7 +56,9 @@ def object_region(image: np.ndarray) -> np.ndarray:
     rim = max(1, round(BORDER * min(height, width)))
     frame[rim:-rim, rim:-rim] = False
     distance = np.linalg.norm(smooth.astype(np.float32) - np.median(smooth[frame], axis=0), axis=-1)
-    _, outstanding = cv2.threshold(distance.clip(0, 255).astype(np.uint8), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    _, outstanding = cv2.threshold(
+        distance.clip(0, 255).astype(np.uint8), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU
+    )
     contours, _ = cv2.findContours(outstanding, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros((height, width), np.uint8)
     if contours:
@@ -96,14 +98,19 @@ def moved_mask(mask: np.ndarray, region: np.ndarray, rng: np.random.Generator, a
     the defect must stay. Raises RuntimeError when no draw fits `area`, ValueError for an empty mask.
     """
     if not mask.any():
-        raise ValueError("the mask of a real defect is empty: expected one anomalous pixel at least; take its row out")
+        raise ValueError(
+            "the mask of a real defect is empty: expected one anomalous pixel at least; take its row out"
+        )
     height, width = region.shape
     mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     centre = np.argwhere(mask)[:, ::-1].mean(axis=0)  # (x, y)
     for _ in range(DRAWS):
         turn = cv2.getRotationMatrix2D(centre.tolist(), rng.uniform(0, 360), 1.0)  # [2, 3]
         if rng.random() < 0.5:
-            turn[:, 0], turn[:, 2] = -turn[:, 0], turn[:, 2] + 2 * centre[0] * turn[:, 0]  # mirrored at the centre
+            turn[:, 0], turn[:, 2] = (
+                -turn[:, 0],
+                turn[:, 2] + 2 * centre[0] * turn[:, 0],
+            )  # mirrored at the centre
         row, column = rng.choice(np.argwhere(region))
         turn[:, 2] += (column, row) - centre
         moved = cv2.warpAffine(mask, turn, (width, height), flags=cv2.INTER_NEAREST).astype(bool) & region

@@ -57,5 +57,7 @@ def _solarised(pixels, rng):
 
 def _enlarged(pixels, rng):
     height, width = (max(1, int(side * rng.uniform(0.3, 0.8))) for side in pixels.shape[:2])
-    top, left = (int(rng.integers(side - part + 1)) for side, part in zip(pixels.shape, (height, width), strict=False))
+    top, left = (
+        int(rng.integers(side - part + 1)) for side, part in zip(pixels.shape, (height, width), strict=False)
+    )
     return pixels[top : top + height, left : left + width]

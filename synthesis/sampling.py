@@ -30,9 +30,14 @@ class Filler:
         backbone = system.backbone
         self.system, self.prompt = system, prompt
         self.pipeline = FluxFillPipeline(
-            scheduler=backbone.scheduler, vae=backbone.vae, transformer=backbone.transformer,
-            text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-        )  # fmt: skip
+            scheduler=backbone.scheduler,
+            vae=backbone.vae,
+            transformer=backbone.transformer,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+        )
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -73,18 +78,23 @@ class Filler:
         arguments = {
             "image": (torch.cat((visible, visible), dim=-1) + 1) / 2,
             "mask_image": diptych_mask(fill_mask.float()),
-            "height": side, "width": 2 * side, "num_inference_steps": steps,
+            "height": side,
+            "width": 2 * side,
+            "num_inference_steps": steps,
             "guidance_scale": backbone.sampling_guidance if guidance is None else guidance,
-            "prompt_embeds": encoded.tokens, "pooled_prompt_embeds": encoded.pooled,
-            "generator": [torch.Generator().manual_seed(int(seed)) for seed in seeds], "output_type": "pt",
-        }  # fmt: skip
+            "prompt_embeds": encoded.tokens,
+            "pooled_prompt_embeds": encoded.pooled,
+            "generator": [torch.Generator().manual_seed(int(seed)) for seed in seeds],
+            "output_type": "pt",
+        }
         if semantic is None:
             images = self.pipeline(**arguments).images
         else:
-            encoded = [
-                semantic_tokens(backbone.vae, one[None].to(device), side, torch.Generator().manual_seed(int(seed)))
-                for one, seed in zip(semantic, seeds, strict=True)
-            ]  # one by one: a codec with noise draws it from the image's own seed
+            own_seeds = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+            encoded = [  # one by one: a codec with noise draws it from the image's own seed
+                semantic_tokens(backbone.vae, one[None].to(device), side, generator)
+                for one, generator in zip(semantic, own_seeds, strict=True)
+            ]
             tokens, semantic_places = torch.cat([own for own, _ in encoded]), encoded[0][1]
             rows = side // TOKEN_PIXELS
             token_places = places(rows, rows, panels=2).to(device)

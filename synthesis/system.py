@@ -21,7 +21,9 @@ class FillSystem(NamedTuple):
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The transformer's trained parameters (LoRA, or all), then the attention's; all float32."""
-        inside = [parameter for parameter in self.backbone.transformer.parameters() if parameter.requires_grad]
+        inside = [
+            parameter for parameter in self.backbone.transformer.parameters() if parameter.requires_grad
+        ]
         return inside + list(self.attention.parameters())
 
 
@@ -47,11 +49,15 @@ def assemble(
     """
     dtype = DTYPES[config["dtype"]]
     if config["train_backbone"] and dtype is not torch.float32:
-        raise ValueError(f"--train_backbone with --dtype {config['dtype']}: what is trained is float32, give that")
+        raise ValueError(
+            f"--train_backbone with --dtype {config['dtype']}: what is trained is float32, give that"
+        )
     attention = SemanticLayers(
-        config["semantic_layers"], heads=config["semantic_heads"], layout=config["semantic_layout"],
+        config["semantic_layers"],
+        heads=config["semantic_heads"],
+        layout=config["semantic_layout"],
         positions=config["semantic_pos"],
-    )  # fmt: skip
+    )
     encoded = load_prompts(model, device, dtype)
     for text, prompt in (prompts or {}).items():
         encoded.known[text] = Prompt(*(part.to(device, dtype) for part in prompt))

@@ -47,14 +47,18 @@ class Prompts:
         pipeline = self.load_text().to(self.device)
         with torch.no_grad():
             for text in unknown:
-                tokens, pooled, _ = pipeline.encode_prompt(text, device=self.device, max_sequence_length=self.length)
+                tokens, pooled, _ = pipeline.encode_prompt(
+                    text, device=self.device, max_sequence_length=self.length
+                )
                 self.known[text] = Prompt(tokens.to(self.dtype), pooled.to(self.dtype))
 
     def batch(self, texts: Sequence[str]) -> Prompt:
         """Prompt([B, L, D], [B, P]) of a list of B texts."""
         self.encode(texts)
         chosen = [self.known[text] for text in texts]
-        return Prompt(torch.cat([prompt.tokens for prompt in chosen]), torch.cat([prompt.pooled for prompt in chosen]))
+        return Prompt(
+            torch.cat([prompt.tokens for prompt in chosen]), torch.cat([prompt.pooled for prompt in chosen])
+        )
 
 
 def tiny_text_pipeline() -> FluxFillPipeline:
@@ -65,21 +69,38 @@ def tiny_text_pipeline() -> FluxFillPipeline:
         end = clip_tokenizer.eos_token_id
         clip = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(clip_tokenizer), hidden_size=TINY_WIDTH, intermediate_size=TINY_WIDTH,
-                projection_dim=TINY_WIDTH, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=77,
-                bos_token_id=clip_tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end,
+                vocab_size=len(clip_tokenizer),
+                hidden_size=TINY_WIDTH,
+                intermediate_size=TINY_WIDTH,
+                projection_dim=TINY_WIDTH,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=clip_tokenizer.bos_token_id,
+                eos_token_id=end,
+                pad_token_id=end,
             )
-        )  # fmt: skip
+        )
         t5_tokenizer = ByT5Tokenizer(extra_ids=0)
         t5 = T5EncoderModel(
             T5Config(
-                vocab_size=len(t5_tokenizer), d_model=TINY_WIDTH, d_kv=16, d_ff=TINY_WIDTH, num_layers=1, num_heads=2
+                vocab_size=len(t5_tokenizer),
+                d_model=TINY_WIDTH,
+                d_kv=16,
+                d_ff=TINY_WIDTH,
+                num_layers=1,
+                num_heads=2,
             )
         )
     return FluxFillPipeline(
-        scheduler=None, vae=None, transformer=None, text_encoder=clip.eval(), tokenizer=clip_tokenizer,
-        text_encoder_2=t5.eval(), tokenizer_2=t5_tokenizer,
-    )  # fmt: skip
+        scheduler=None,
+        vae=None,
+        transformer=None,
+        text_encoder=clip.eval(),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=t5.eval(),
+        tokenizer_2=t5_tokenizer,
+    )
 
 
 def byte_clip_tokenizer() -> CLIPTokenizer:

@@ -17,7 +17,10 @@ from synthesis.system import FillSystem
 from utils import on_terminal
 
 OPTIMIZERS = {"adamw": 1e-4, "prodigy": 1.0}  # name: learning rate
-LR_SCHEDULES = ("constant", "cosine")  # cosine rises over the first 20th of the steps and falls to 0 at the last
+LR_SCHEDULES = (
+    "constant",
+    "cosine",
+)  # cosine rises over the first 20th of the steps and falls to 0 at the last
 
 
 class Schedule(NamedTuple):
@@ -57,7 +60,9 @@ def make_optimizer(
     try:
         from prodigyopt import Prodigy
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--optimizer prodigy needs `pip install prodigyopt`, or use adamw") from error
+        raise ModuleNotFoundError(
+            "--optimizer prodigy needs `pip install prodigyopt`, or use adamw"
+        ) from error
     return Prodigy(parameters, lr=rate, weight_decay=0.01, use_bias_correction=True, safeguard_warmup=True)
 
 
@@ -66,9 +71,13 @@ def batch_indices(length: int, schedule: Schedule, first_step: int) -> list[list
     first, last = first_step * schedule.batch_size, schedule.steps * schedule.batch_size
     orders = {}
     for epoch in range(first // length, -(-last // length)):
-        orders[epoch] = torch.randperm(length, generator=keyed_generator(schedule.seed, "order", epoch)).tolist()
+        orders[epoch] = torch.randperm(
+            length, generator=keyed_generator(schedule.seed, "order", epoch)
+        ).tolist()
     indices = [orders[place // length][place % length] for place in range(first, last)]
-    return [indices[place : place + schedule.batch_size] for place in range(0, len(indices), schedule.batch_size)]
+    return [
+        indices[place : place + schedule.batch_size] for place in range(0, len(indices), schedule.batch_size)
+    ]
 
 
 def training_loss(
@@ -97,9 +106,15 @@ def training_loss(
     texts = ["" if drop < schedule.text_drop else schedule.prompt for drop in drops[0]]
     keep_semantic = (drops[1] >= schedule.semantic_drop).to(device)
     return flow_matching_loss(
-        system.backbone, system.attention, encoded, system.prompts.batch(texts), times, noise, keep_semantic,
+        system.backbone,
+        system.attention,
+        encoded,
+        system.prompts.batch(texts),
+        times,
+        noise,
+        keep_semantic,
         schedule.fill_share,
-    )  # fmt: skip
+    )
 
 
 def make_lr_scheduler(
@@ -115,7 +130,10 @@ def make_lr_scheduler(
     if schedule.lr_schedule == "constant":
         return None
     return get_cosine_schedule_with_warmup(
-        optimizer, num_warmup_steps=schedule.steps // 20, num_training_steps=schedule.steps, last_epoch=first_step - 1
+        optimizer,
+        num_warmup_steps=schedule.steps // 20,
+        num_training_steps=schedule.steps,
+        last_epoch=first_step - 1,
     )
 
 
@@ -146,9 +164,11 @@ def train(
         FloatingPointError: the loss or a gradient is not finite.
     """
     loader = DataLoader(
-        dataset, batch_sampler=batch_indices(len(dataset), schedule, first_step), num_workers=workers,
+        dataset,
+        batch_sampler=batch_indices(len(dataset), schedule, first_step),
+        num_workers=workers,
         collate_fn=default_collate,
-    )  # fmt: skip
+    )
     lr_scheduler = make_lr_scheduler(optimizer, schedule, first_step)
     parameters, losses, started = system.trainable(), [], time.perf_counter()
     steps = range(first_step, schedule.steps)

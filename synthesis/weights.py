@@ -19,7 +19,9 @@ from files.tensors import load_tensors, save_tensors
 from synthesis.system import FillSystem, assemble
 from synthesis.text import Prompt
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name and format: FluxFillPipeline.load_lora_weights
+LORA_FILE = (
+    "pytorch_lora_weights.safetensors"  # diffusers' own name and format: FluxFillPipeline.load_lora_weights
+)
 ATTENTION_FILE = "semantic_cross_attention.safetensors"
 BACKBONE_FILE = "transformer.safetensors"  # only of runs that train the backbone itself
 PROMPTS_FILE = "prompt_embeddings.safetensors"
@@ -54,9 +56,10 @@ def save_system(
     try:
         transformer = system.backbone.transformer
         FluxFillPipeline.save_lora_weights(
-            temporary, transformer_lora_layers=get_peft_model_state_dict(transformer),
+            temporary,
+            transformer_lora_layers=get_peft_model_state_dict(transformer),
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-        )  # fmt: skip
+        )
         save_file(on_cpu(system.attention.state_dict()), temporary / ATTENTION_FILE)
         if config["train_backbone"]:
             save_file(on_cpu(base_weights(transformer)), temporary / BACKBONE_FILE)
@@ -131,7 +134,9 @@ def read_config(folder: Path | str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again") from error
+        raise RuntimeError(
+            f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again"
+        ) from error
 
 
 def load_system(
@@ -159,7 +164,8 @@ def read_prompts(folder: Path | str, texts: Sequence[str]) -> dict[str, Prompt]:
     """{text: Prompt} of a checkpoint."""
     tensors = read_tensors(Path(folder) / PROMPTS_FILE)
     return {
-        text: Prompt(*(tensors[f"{number}.{part}"] for part in Prompt._fields)) for number, text in enumerate(texts)
+        text: Prompt(*(tensors[f"{number}.{part}"] for part in Prompt._fields))
+        for number, text in enumerate(texts)
     }
 
 
@@ -180,7 +186,9 @@ def load_weights_into(system: FillSystem, folder: Path | str, with_backbone: boo
     if with_backbone:
         base = read_tensors(folder / BACKBONE_FILE)
         check_same(base, base_weights(transformer), folder / BACKBONE_FILE)
-        transformer.load_state_dict(base, strict=False)  # the names were compared; LoRA's are in their own file
+        transformer.load_state_dict(
+            base, strict=False
+        )  # the names were compared; LoRA's are in their own file
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path | str) -> None:

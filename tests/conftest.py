@@ -173,16 +173,41 @@ def data_root(tmp_path_factory):
 def flags(model_name, weights, data_root, tmp_path):
     """Command line of a short run on the tiny CLIP; flags behind it win."""
     return [
-        "--model_name", model_name, "--clip_weights", str(weights), "--img_size", str(SIZE),
-        "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset", "MVTec", "--data_root",
-        str(data_root), "--save_path", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "--model_name",
+        model_name,
+        "--clip_weights",
+        str(weights),
+        "--img_size",
+        str(SIZE),
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--save_path",
+        str(tmp_path / "run"),
+    ]
 
 
 @pytest.fixture
 def train_flags(flags):
     """The same for train.py: one epoch of each stage on all images."""
     return flags + [
-        "--surgery_until_layer", "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch",
-        "1", "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-3",
-    ]  # fmt: skip
+        "--surgery_until_layer",
+        "3",
+        "--training_mode",
+        "full_shot",
+        "--text_epoch",
+        "1",
+        "--image_epoch",
+        "1",
+        "--text_batch_size",
+        "4",
+        "--image_batch_size",
+        "4",
+        "--text_lr",
+        "1e-3",
+    ]

@@ -10,9 +10,16 @@ from synthesis.system import assemble
 
 SIZE = 32  # pixels; 2 x 2 tokens a panel
 CONFIG = {
-    "dtype": "float32", "lora_rank": 4, "lora_alpha": 4, "train_backbone": False, "prompt": "a defect",
-    "semantic_layers": 1, "semantic_heads": 8, "semantic_layout": "33k", "semantic_pos": "local",
-}  # fmt: skip
+    "dtype": "float32",
+    "lora_rank": 4,
+    "lora_alpha": 4,
+    "train_backbone": False,
+    "prompt": "a defect",
+    "semantic_layers": 1,
+    "semantic_heads": 8,
+    "semantic_layout": "33k",
+    "semantic_pos": "local",
+}
 
 
 def tiny_system(seed=0, scale=None, model="tiny", **changes):
@@ -35,7 +42,12 @@ def triptychs(count, size=SIZE, seed=0):
         mask[index, :, row : row + size // 3, column : column + size // 3] = 1
     target = visible * (1 - mask) - 0.9 * mask
     semantic = (2 * mask - 1).expand(-1, 3, -1, -1).contiguous()
-    return {"visible": visible, "target": target, "semantic": semantic, "name": [f"{i:03d}" for i in range(count)]}
+    return {
+        "visible": visible,
+        "target": target,
+        "semantic": semantic,
+        "name": [f"{i:03d}" for i in range(count)],
+    }
 
 
 def items(batch):
@@ -55,10 +67,30 @@ def write_folders(folder, batch):
 def flags(data, run, steps, *more):
     """Command line of train_semantic_fill.py at test size."""
     return [
-        "--model", "tiny", "--data", str(data), "--out", str(run), "--steps", str(steps), "--batch_size", "2",
-        "--size", str(SIZE), "--lora_rank", "4", "--lora_alpha", "4", "--device", "cpu", "--log_every", "1",
-        "--lr", "1e-3", *more,
-    ]  # fmt: skip
+        "--model",
+        "tiny",
+        "--data",
+        str(data),
+        "--out",
+        str(run),
+        "--steps",
+        str(steps),
+        "--batch_size",
+        "2",
+        "--size",
+        str(SIZE),
+        "--lora_rank",
+        "4",
+        "--lora_alpha",
+        "4",
+        "--device",
+        "cpu",
+        "--log_every",
+        "1",
+        "--lr",
+        "1e-3",
+        *more,
+    ]
 
 
 def parameters_of(system):

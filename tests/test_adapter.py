@@ -53,12 +53,16 @@ def test_state_dict_keys_are_upstreams(clip):
     assert list(model.text_adapter.state_dict()) == [f"{i}.fc.0.weight" for i in range(4)]
     layers = [f"layer_adapters.{i}.fc.0.weight" for i in range(4)]
     assert set(model.image_adapter.state_dict()) == {
-        *layers, *(f"seg_proj.{i}.fc.weight" for i in range(4)), "det_proj.fc.weight"
-    }  # fmt: skip
+        *layers,
+        *(f"seg_proj.{i}.fc.weight" for i in range(4)),
+        "det_proj.fc.weight",
+    }
     with_relu = AdaptedCLIP(clip, text_adapt_until=3, image_adapt_until=4, relu=True)
     assert set(with_relu.image_adapter.state_dict()) == {
-        *layers, *(f"seg_proj.{i}.fc.0.weight" for i in range(4)), "det_proj.fc.0.weight"
-    }  # fmt: skip
+        *layers,
+        *(f"seg_proj.{i}.fc.0.weight" for i in range(4)),
+        "det_proj.fc.0.weight",
+    }
     assert list(with_relu.text_adapter.state_dict()) == list(model.text_adapter.state_dict())
 
 

@@ -80,9 +80,15 @@ def test_modules_have_the_shared_key_names_biases_of_zero_and_xavier_weights():
     module = ImageCrossAttentionModule(32, 16, 4)
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     assert shapes == {
-        "q_proj.weight": (16, 32), "q_proj.bias": (16,), "out_proj.weight": (32, 16), "out_proj.bias": (32,),
-        "k_proj.weight": (16, 16), "k_proj.bias": (16,), "v_proj.weight": (16, 16), "v_proj.bias": (16,),
-    }  # fmt: skip
+        "q_proj.weight": (16, 32),
+        "q_proj.bias": (16,),
+        "out_proj.weight": (32, 16),
+        "out_proj.bias": (32,),
+        "k_proj.weight": (16, 16),
+        "k_proj.bias": (16,),
+        "v_proj.weight": (16, 16),
+        "v_proj.bias": (16,),
+    }
     assert all(not module.get_parameter(key).any() for key in shapes if key.endswith("bias"))
     bound = (6 / (32 + 16)) ** 0.5
     assert 0.9 * bound < module.q_proj.weight.abs().max() <= bound
@@ -255,8 +261,10 @@ def test_what_a_stage_trains_is_named_as_in_its_checkpoint(clip, model):
     assert list(model.text_modules) == ["text_adapter", "text_cross_attn"]
     assert list(model.image_modules) == ["image_adapter", "image_cross_attn"]
     assert list(build(clip, self_reference=0.3).image_modules) == [
-        "image_adapter", "image_cross_attn", "self_reference"
-    ]  # fmt: skip
+        "image_adapter",
+        "image_cross_attn",
+        "self_reference",
+    ]
     assert model.device.type == "cpu"
 
 

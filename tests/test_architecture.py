@@ -8,9 +8,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
-    "train", "train_cross_attention", "train_cross_attention_feedback", "test", "compare", "test_stage2_gradients",
-    "make_triptychs", "train_semantic_fill", "generate_anomalies",
-}  # fmt: skip
+    "train",
+    "train_cross_attention",
+    "train_cross_attention_feedback",
+    "test",
+    "compare",
+    "test_stage2_gradients",
+    "make_triptychs",
+    "train_semantic_fill",
+    "generate_anomalies",
+}
 MAY_IMPORT = {  # room: rooms it may import, beside itself
     "files": (),
     "metrics": (),
@@ -32,15 +39,24 @@ MAY_IMPORT["studies"] = (*MAY_IMPORT["commands"], "scripts")
 MAY_IMPORT["scripts"] = (*MAY_IMPORT["commands"], "tiny_clip")
 MAY_IMPORT["benchmarks"] = MAY_IMPORT["commands"]
 AA_CLIPS_ARGUMENTS = {  # their signatures are a contract
-    "train_text_adapter", "train_image_adapter", "train_text_adapter_with_cross_attention",
-    "train_image_adapter_with_cross_attention", "create_model", "get_dataset",
-}  # fmt: skip
+    "train_text_adapter",
+    "train_image_adapter",
+    "train_text_adapter_with_cross_attention",
+    "train_image_adapter_with_cross_attention",
+    "create_model",
+    "get_dataset",
+}
 
 
 def sources():
     """[(path relative to the root, room)] of everything but the tests; the commands are one room."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True,
-                            text=True, check=True).stdout.split()  # fmt: skip
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     found = []
     for name in listed:
         top = name.split("/")[0].removesuffix(".py")
@@ -84,8 +100,12 @@ def test_imports_run_one_way(trees):
 
 
 def test_no_command_is_imported_by_anything_but_tests(trees):
-    wrong = [f"{name} imports {module}" for name, (_, tree) in trees.items() for module in imported(tree)
-             if module in COMMANDS]  # fmt: skip
+    wrong = [
+        f"{name} imports {module}"
+        for name, (_, tree) in trees.items()
+        for module in imported(tree)
+        if module in COMMANDS
+    ]
     assert not wrong
 
 
@@ -118,13 +138,19 @@ def test_runs_are_loaded_in_one_place(trees):
         name
         for name, (_, tree) in trees.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "load_checkpoint"
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "load_checkpoint"
     }
     assert {name.split("/")[0] for name in callers} == {"run_folder"}
 
 
 def test_files_are_replaced_in_one_place(trees):
-    replacing = {name for name, (_, tree) in trees.items() for node in ast.walk(tree)
-                 if isinstance(node, ast.Attribute) and node.attr == "replace"
-                 and getattr(node.value, "id", "") == "os"}  # fmt: skip
+    replacing = {
+        name
+        for name, (_, tree) in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "replace"
+        and getattr(node.value, "id", "") == "os"
+    }
     assert replacing == {"files/atomic.py", "synthesis/weights.py"}  # the latter replaces a folder

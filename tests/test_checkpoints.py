@@ -137,8 +137,14 @@ def test_a_state_that_does_not_fit_names_every_difference_and_changes_nothing():
     state = {"0.weight": torch.zeros(2, 2), "1.weight": torch.zeros(3, 2), "2.weight": torch.zeros(1)}
     with pytest.raises(RuntimeError) as error:
         load_module(module, state, "run/a.pth")
-    for part in ("run/a.pth", "1.bias is missing", "2.weight is not expected",
-                 "1.weight is (3, 2), expected (2, 2)", "other adapter settings", "--relu"):  # fmt: skip
+    for part in (
+        "run/a.pth",
+        "1.bias is missing",
+        "2.weight is not expected",
+        "1.weight is (3, 2), expected (2, 2)",
+        "other adapter settings",
+        "--relu",
+    ):
         assert part in str(error.value)
     assert torch.equal(module[0].weight.detach(), before)
     load_module(
@@ -160,8 +166,15 @@ def test_the_random_generators_continue_where_they_were_saved(tmp_path):
 
 
 def test_numbered_checkpoints_are_ordered_by_number_and_strangers_are_left_out(tmp_path):
-    for name in ("image_adapter_10.pth", "image_adapter_2.pth", "image_adapter_1.pth", "image_adapter.pth",
-                 "image_adapter_x.pth", "image_adapter_3.pth.tmp", "text_adapter_1.pth"):  # fmt: skip
+    for name in (
+        "image_adapter_10.pth",
+        "image_adapter_2.pth",
+        "image_adapter_1.pth",
+        "image_adapter.pth",
+        "image_adapter_x.pth",
+        "image_adapter_3.pth.tmp",
+        "text_adapter_1.pth",
+    ):
         (tmp_path / name).touch()
     assert [number for number, _ in numbered_checkpoints(tmp_path)] == [1, 2, 10]
     assert numbered_checkpoints(tmp_path)[2][1] == tmp_path / "image_adapter_10.pth"

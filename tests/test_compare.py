@@ -30,25 +30,67 @@ def world(tmp_path_factory, model_name, weights, data_root):
     """Folder with base_1, base_2 and loud_1, loud_2: runs of two seeds, and the same with noisy image adapters."""
     root = tmp_path_factory.mktemp("world")
     for seed in (1, 2):
-        train.main([
-            "--model_name", model_name, "--clip_weights", str(weights), "--img_size", "32", "--surgery_until_layer",
-            "3", "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset", "MVTec", "--data_root",
-            str(data_root), "--save_path", str(root / f"base_{seed}"), "--training_mode", "full_shot", "--text_epoch",
-            "1", "--image_epoch", "1", "--text_batch_size", "6", "--image_batch_size", "6", "--seed", str(seed),
-        ])  # fmt: skip
+        train.main(
+            [
+                "--model_name",
+                model_name,
+                "--clip_weights",
+                str(weights),
+                "--img_size",
+                "32",
+                "--surgery_until_layer",
+                "3",
+                "--text_adapt_until",
+                "2",
+                "--image_adapt_until",
+                "2",
+                "--dataset",
+                "MVTec",
+                "--data_root",
+                str(data_root),
+                "--save_path",
+                str(root / f"base_{seed}"),
+                "--training_mode",
+                "full_shot",
+                "--text_epoch",
+                "1",
+                "--image_epoch",
+                "1",
+                "--text_batch_size",
+                "6",
+                "--image_batch_size",
+                "6",
+                "--seed",
+                str(seed),
+            ]
+        )
         shutil.copytree(root / f"base_{seed}", root / f"loud_{seed}")
         shake(root / f"loud_{seed}" / "image_adapter.pth")
     rows = []
     for class_name, folder in ((BAD, "bottle"), (GOOD_ONLY, "screw")):
-        rows += [{"image_path": f"{folder}/test/good/{file}", "label": 0, "class_name": class_name}
-                 for file in ("000.png", "001.jpg", "002.bmp")]  # fmt: skip
+        rows += [
+            {"image_path": f"{folder}/test/good/{file}", "label": 0, "class_name": class_name}
+            for file in ("000.png", "001.jpg", "002.bmp")
+        ]
         if class_name == BAD:
-            rows += [{"image_path": f"{folder}/test/broken/{name}", "label": 1, "class_name": class_name,
-                      "mask_path": f"{folder}/ground_truth/broken/{name[:3]}_mask.png"}
-                     for name in ("000.png", "001.jpg", "002.bmp")]  # fmt: skip
+            rows += [
+                {
+                    "image_path": f"{folder}/test/broken/{name}",
+                    "label": 1,
+                    "class_name": class_name,
+                    "mask_path": f"{folder}/ground_truth/broken/{name[:3]}_mask.png",
+                }
+                for name in ("000.png", "001.jpg", "002.bmp")
+            ]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    own = {"Odd_Set": {"path": "mvtec_ad", "domain": "Industrial", "metadata": str(root / "rows.jsonl"),
-                       "classes": {BAD: "bottle", GOOD_ONLY: "screw"}}}  # fmt: skip
+    own = {
+        "Odd_Set": {
+            "path": "mvtec_ad",
+            "domain": "Industrial",
+            "metadata": str(root / "rows.jsonl"),
+            "classes": {BAD: "bottle", GOOD_ONLY: "screw"},
+        }
+    }
     (root / "own.json").write_text(json.dumps(own), encoding="utf-8")
     return root
 
@@ -70,9 +112,24 @@ def compare_flags(world, data_root, weights):
     """Function (arms, out, *flags) -> command line against both seeds of the baseline on MVTec."""
 
     def build(arms, out, *flags, datasets=("MVTec",)):
-        return ["--baseline", f"base={world}/base_*", "--runs", *arms, "--datasets", *datasets, "--data_root",
-                str(data_root), "--replicates", "100", "--out", str(out), *flags, "--", "--clip_weights",
-                str(weights)]  # fmt: skip
+        return [
+            "--baseline",
+            f"base={world}/base_*",
+            "--runs",
+            *arms,
+            "--datasets",
+            *datasets,
+            "--data_root",
+            str(data_root),
+            "--replicates",
+            "100",
+            "--out",
+            str(out),
+            *flags,
+            "--",
+            "--clip_weights",
+            str(weights),
+        ]
 
     return build
 
@@ -82,7 +139,9 @@ def compared(world, compare_flags, tmp_path_factory):
     """(result, output folder) of the baseline against itself and against the noisy runs, on MVTec and Odd_Set."""
     out = tmp_path_factory.mktemp("out")
     arms = [f"same={world}/base_*", f"{ODD_ARM}={world}/loud_2,{world}/loud_1"]
-    flags = compare_flags(arms, out, "--dataset_config", str(world / "own.json"), datasets=("MVTec", "Odd_Set"))
+    flags = compare_flags(
+        arms, out, "--dataset_config", str(world / "own.json"), datasets=("MVTec", "Odd_Set")
+    )
     return compare.main(flags), out
 
 
@@ -92,7 +151,9 @@ def read(compared, ending):
 
 def classes_of(run, dataset="MVTec"):
     """Metrics of every class in a run's metrics.json."""
-    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))[dataset]["image_adapter.pth"]["classes"]
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))[dataset]["image_adapter.pth"][
+        "classes"
+    ]
 
 
 def test_a_run_compared_with_itself_differs_by_exactly_zero_with_p_one(compared):
@@ -107,8 +168,15 @@ def test_a_run_compared_with_itself_differs_by_exactly_zero_with_p_one(compared)
 
 def test_values_and_differences_are_those_of_metrics_json_paired_by_seed(compared, world):
     row = compared[0]["MVTec"]["arms"][ODD_ARM]["metrics"]["pixel_ap"]
-    base, loud = (np.array([[classes_of(world / f"{arm}_{seed}")[name]["pixel_ap"] for seed in (1, 2)]
-                            for name in ("bottle", "screw")]) for arm in ("base", "loud"))  # fmt: skip
+    base, loud = (
+        np.array(
+            [
+                [classes_of(world / f"{arm}_{seed}")[name]["pixel_ap"] for seed in (1, 2)]
+                for name in ("bottle", "screw")
+            ]
+        )
+        for arm in ("base", "loud")
+    )
     assert row["baseline"] == pytest.approx(base.mean(), abs=1e-15)
     assert row["value"] == pytest.approx((loud - base).mean(), abs=1e-15)
     assert [pair["difference"] for pair in row["pairs"]] == pytest.approx((loud - base).reshape(-1).tolist())
@@ -132,7 +200,9 @@ def test_only_missing_and_outdated_evaluations_are_made(compared, world, tmp_pat
     about = read_about(scores_file(tmp_path / "run", "MVTec", run.checkpoint))
     about["tested_with"]["surgery_attention"] = "spatial"
     monkeypatch.setattr("comparison.evaluations.read_about", lambda path: about)
-    assert outdated(run, "MVTec") == "an ablation: tested with --surgery_attention spatial, trained with batch"
+    assert (
+        outdated(run, "MVTec") == "an ablation: tested with --surgery_attention spatial, trained with batch"
+    )
     monkeypatch.undo()
     shake(tmp_path / "run" / "image_adapter.pth")
     assert outdated(run, "MVTec") == "image_adapter.pth is another file than the evaluated one"
@@ -142,7 +212,9 @@ def test_a_folder_kept_without_checkpoints_is_compared_by_its_evaluations(compar
     shutil.copytree(world / "loud_1", tmp_path / "kept", ignore=shutil.ignore_patterns("*.pth"))
     baseline, kept = read_arm(f"base={world}/base_*"), read_arm(f"{tmp_path}/kept")
     found = compare_arms(baseline, [kept], ["MVTec"], verdict_metrics=["pixel_ap"], replicates=100, seed=0)
-    assert found["MVTec"]["arms"]["kept"]["seeds"] == [1] and found["MVTec"]["arms"]["kept"]["unpaired_seeds"] == [2]
+    assert found["MVTec"]["arms"]["kept"]["seeds"] == [1] and found["MVTec"]["arms"]["kept"][
+        "unpaired_seeds"
+    ] == [2]
     with pytest.raises(FileNotFoundError, match="kept holds evaluations but no checkpoint"):
         evaluate_missing(kept.runs, ["VisA"], [], print)
 
@@ -150,10 +222,23 @@ def test_a_folder_kept_without_checkpoints_is_compared_by_its_evaluations(compar
 def test_raw_clip_has_no_seed_and_goes_with_every_run(
     compared, world, compare_flags, tmp_path, model_name, weights, data_root
 ):
-    test_script.main([
-        "--raw_clip", "--model_name", model_name, "--clip_weights", str(weights), "--img_size", "32", "--dataset",
-        "MVTec", "--data_root", str(data_root), "--save_path", str(tmp_path / "raw"),
-    ])  # fmt: skip
+    test_script.main(
+        [
+            "--raw_clip",
+            "--model_name",
+            model_name,
+            "--clip_weights",
+            str(weights),
+            "--img_size",
+            "32",
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--save_path",
+            str(tmp_path / "raw"),
+        ]
+    )
     shutil.rmtree(tmp_path / "raw" / "scores")  # as if evaluated before there were scores
     found = compare.main([*compare_flags([str(tmp_path / "raw")], tmp_path / "out")])
     assert found["MVTec"]["arms"]["raw"]["seeds"] == [1, 2]
@@ -164,16 +249,38 @@ def test_runs_tested_at_other_sizes_or_on_other_files_are_refused_with_the_reaso
     compared, world, compare_flags, tmp_path, data_root, weights
 ):
     shutil.copytree(world / "base_1", tmp_path / "larger")
-    test_script.main(["--save_path", str(tmp_path / "larger"), "--dataset", "MVTec", "--data_root", str(data_root),
-                      "--clip_weights", str(weights), "--img_size", "40"])  # fmt: skip
+    test_script.main(
+        [
+            "--save_path",
+            str(tmp_path / "larger"),
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--clip_weights",
+            str(weights),
+            "--img_size",
+            "40",
+        ]
+    )
     with pytest.raises(ValueError, match="img_size is 32 there and 40 here"):
         compare.main(compare_flags([f"{tmp_path}/larger"], tmp_path / "out"))
     shutil.copytree(data_root, tmp_path / "data")
     bottle = tmp_path / "data" / "mvtec_ad" / "bottle" / "test"
     shutil.copy(bottle / "good" / "000.png", bottle / "broken" / "000.png")
     shutil.copytree(world / "base_1", tmp_path / "edited")
-    test_script.main(["--save_path", str(tmp_path / "edited"), "--dataset", "MVTec", "--data_root",
-                      str(tmp_path / "data"), "--clip_weights", str(weights)])  # fmt: skip
+    test_script.main(
+        [
+            "--save_path",
+            str(tmp_path / "edited"),
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(tmp_path / "data"),
+            "--clip_weights",
+            str(weights),
+        ]
+    )
     with pytest.raises(ValueError, match=r"other test files in class bottle: .*000.png \(other content\)"):
         compare.main(compare_flags([f"{tmp_path}/edited"], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -192,10 +299,17 @@ def test_one_label_classes_are_null_and_left_out_of_means(compared):
 def test_csv_and_json_carry_full_precision(compared):
     stored = json.loads(read(compared, "comparison.json"))["datasets"]["MVTec"]["arms"][ODD_ARM]
     rows = csv.DictReader(io.StringIO(read(compared, "comparison.csv")))
-    lines = {(row["class"], row["metric"]): row for row in rows if (row["arm"], row["dataset"]) == (ODD_ARM, "MVTec")}
+    lines = {
+        (row["class"], row["metric"]): row
+        for row in rows
+        if (row["arm"], row["dataset"]) == (ODD_ARM, "MVTec")
+    }
     assert len(lines) == 3 * len(METRICS)
     for metric, row in compared[0]["MVTec"]["arms"][ODD_ARM]["metrics"].items():
-        assert stored["metrics"][metric]["low"] == row["low"] and stored["metrics"][metric]["p_holm"] == row["p_holm"]
+        assert (
+            stored["metrics"][metric]["low"] == row["low"]
+            and stored["metrics"][metric]["p_holm"] == row["p_holm"]
+        )
         for key, column in (("value", "value"), ("arm", "arm_value"), ("high", "high"), ("p", "p")):
             assert float(lines["mean", metric][column]) == row[key]
         assert float(lines["bottle", metric]["value"]) == row["classes"]["bottle"]["value"]
@@ -206,7 +320,9 @@ def test_the_page_is_self_contained_and_everything_the_user_named_is_escaped(com
     assert "<script" not in page and "<b>" not in page
     assert "&lt;script&gt;alert(1)" in page and "&lt;b&gt;a_b&lt;/b&gt; &amp; 50% #1|x" in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in sources)
+    assert all(
+        source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in sources
+    )
     assert sum(source.startswith("data:image/png") for source in sources) >= 2 * 5  # a grid for both datasets
     assert not re.search(r'(?:href|action)="|url\(|@import', page)
     for text in ("Verdicts", "Settings that differ", "Learning curves", "Where the heatmaps disagree most"):
@@ -266,13 +382,20 @@ def test_the_notes_name_training_sets_few_seeds_and_arms_that_took_more_steps():
     def about(**settings):
         return {"settings": settings, "checkpoints": {"a.pth": "0"}}
 
-    abouts = {"base": [about(dataset="A")], "on": [about(dataset="A", load_base_text_adapter="x")],
-              "seen": [about(dataset="B")]}  # fmt: skip
-    compared = {"on": {"seeds": [1, 2], "unpaired_seeds": [3]}, "seen": {"seeds": [1, 2], "unpaired_seeds": []}}
+    abouts = {
+        "base": [about(dataset="A")],
+        "on": [about(dataset="A", load_base_text_adapter="x")],
+        "seen": [about(dataset="B")],
+    }
+    compared = {
+        "on": {"seeds": [1, 2], "unpaired_seeds": [3]},
+        "seen": {"seeds": [1, 2], "unpaired_seeds": []},
+    }
     baseline, *arms = (SimpleNamespace(name=name) for name in abouts)
     notes = compare.notes_on({"B": {"abouts": abouts, "arms": compared}}, baseline, arms)
     assert [note.split(":")[0] for note in notes] == [
-        "seen was trained on B", "on went on from a baseline's checkpoints",
+        "seen was trained on B",
+        "on went on from a baseline's checkpoints",
         "Seeds [3] of on or base have no partner and are left out.",
         "With fewer than 5 seeds one that shifts all classes can look like an effect",
-    ]  # fmt: skip
+    ]

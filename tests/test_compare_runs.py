@@ -17,9 +17,15 @@ FILES = {"x": (["a.png", "b.png"], ["1", "2"])}
 
 def about(**changes):
     """What a scores file says of a baseline run."""
-    found = {"img_size": 32, "domain": "Industrial", "metrics_version": 1, "checkpoint": "image_adapter.pth",
-             "kind": "baseline", "settings": {"seed": 1, "image_lr": 0.1, "head_temperature": 1.0, "save_path": "p"},
-             "tested_with": {"quick_gelu": False, "img_size": 32}}  # fmt: skip
+    found = {
+        "img_size": 32,
+        "domain": "Industrial",
+        "metrics_version": 1,
+        "checkpoint": "image_adapter.pth",
+        "kind": "baseline",
+        "settings": {"seed": 1, "image_lr": 0.1, "head_temperature": 1.0, "save_path": "p"},
+        "tested_with": {"quick_gelu": False, "img_size": 32},
+    }
     return found | changes
 
 
@@ -33,12 +39,14 @@ def test_equal_evaluations_and_other_training_may_be_compared():
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"img_size": 64}, "img_size is 32 there and 64 here"),
-     ({"metrics_version": 2}, "metrics_version is 1 there and 2"),
-     ({"domain": "Medical"}, "domain is Industrial there and Medical here"),
-     (settings(head_temperature=100.0), "known deviation --head_temperature is 1.0 there and 100.0 here"),
-     ({"tested_with": {"quick_gelu": True}}, r"known deviation --quick_gelu \(at test\) is False there")],
-)  # fmt: skip
+    [
+        ({"img_size": 64}, "img_size is 32 there and 64 here"),
+        ({"metrics_version": 2}, "metrics_version is 1 there and 2"),
+        ({"domain": "Medical"}, "domain is Industrial there and Medical here"),
+        (settings(head_temperature=100.0), "known deviation --head_temperature is 1.0 there and 100.0 here"),
+        ({"tested_with": {"quick_gelu": True}}, r"known deviation --quick_gelu \(at test\) is False there"),
+    ],
+)
 def test_other_sizes_metrics_and_deviations_are_reasons_to_refuse(changes, reason):
     (found,) = reasons(FILES, about(), FILES, about(**changes))
     assert re.search(reason, found)
@@ -46,10 +54,12 @@ def test_other_sizes_metrics_and_deviations_are_reasons_to_refuse(changes, reaso
 
 @pytest.mark.parametrize(
     ("other", "reason"),
-    [({"x": (["a.png", "c.png"], ["1", "2"])}, "b.png (in one of them only), c.png (in one of them only)"),
-     ({"x": (["a.png", "b.png"], ["1", "9"])}, "class x: b.png (other content)"),
-     ({"y": FILES["x"]}, "other classes: ['x', 'y']")],
-)  # fmt: skip
+    [
+        ({"x": (["a.png", "c.png"], ["1", "2"])}, "b.png (in one of them only), c.png (in one of them only)"),
+        ({"x": (["a.png", "b.png"], ["1", "9"])}, "class x: b.png (other content)"),
+        ({"y": FILES["x"]}, "other classes: ['x', 'y']"),
+    ],
+)
 def test_other_test_files_are_reasons_to_refuse(other, reason):
     (found,) = reasons(FILES, about(), other, about())
     assert reason in found
@@ -73,10 +83,15 @@ def test_raw_clip_has_no_deviation_but_the_activation():
 
 
 def test_settings_that_differ_are_listed_once_per_arm_without_paths_and_seeds():
-    found = differing_settings({
-        "base": [about(), about(**settings(seed=2, save_path="q"))],
-        "new": [about(kind="feedback", **settings(image_lr=0.5, recipe="v2")), about(**settings(image_lr=0.7))],
-    })  # fmt: skip
+    found = differing_settings(
+        {
+            "base": [about(), about(**settings(seed=2, save_path="q"))],
+            "new": [
+                about(kind="feedback", **settings(image_lr=0.5, recipe="v2")),
+                about(**settings(image_lr=0.7)),
+            ],
+        }
+    )
     assert found == {
         "image_lr": {"base": [0.1], "new": [0.5, 0.7]},
         "kind of run": {"base": ["baseline"], "new": ["feedback", "baseline"]},
@@ -96,7 +111,9 @@ def test_runs_are_paired_by_seed_and_the_others_are_named():
 
 def test_a_single_run_without_seed_goes_with_every_run_of_the_other_side():
     several, one = Arm("several", [run(1), run(2)]), Arm("one", [run(None)])
-    assert [seed for seed, *_ in pair(several, one)[0]] == [seed for seed, *_ in pair(one, several)[0]] == [1, 2]
+    assert (
+        [seed for seed, *_ in pair(several, one)[0]] == [seed for seed, *_ in pair(one, several)[0]] == [1, 2]
+    )
     assert pair(one, one)[0][0][0] is None
 
 
@@ -128,8 +145,20 @@ def test_losses_come_from_history_json_and_from_no_log(tmp_path):
     assert read_losses(tmp_path / "nowhere") == {"text": [], "image": []}
 
 
-ROW = {"baseline": 0.5, "arm": 0.525, "value": 0.025, "low": 0.01, "high": 0.04, "p": 0.001, "p_holm": 0.002,
-       "smallest_p": 0.0001, "wins": 3, "ties": 1, "losses": 0, "verdict": "helps"}  # fmt: skip
+ROW = {
+    "baseline": 0.5,
+    "arm": 0.525,
+    "value": 0.025,
+    "low": 0.01,
+    "high": 0.04,
+    "p": 0.001,
+    "p_holm": 0.002,
+    "smallest_p": 0.0001,
+    "wins": 3,
+    "ties": 1,
+    "losses": 0,
+    "verdict": "helps",
+}
 
 
 def test_a_verdict_says_its_word_its_interval_and_why_not_more():
@@ -144,11 +173,22 @@ def test_a_verdict_says_its_word_its_interval_and_why_not_more():
 
 
 def test_numbers_are_in_percent_with_a_dash_for_undefined():
-    assert cells("pixel_ap", ROW)[1:] == ["50.00", "52.50", "+2.50", "[+1.00, +4.00]", "0.001", "0.002", "3/1/0"]
+    assert cells("pixel_ap", ROW)[1:] == [
+        "50.00",
+        "52.50",
+        "+2.50",
+        "[+1.00, +4.00]",
+        "0.001",
+        "0.002",
+        "3/1/0",
+    ]
     assert percent(None) == "–"
 
 
 def test_special_characters_are_escaped_for_latex_markdown_and_figures():
-    assert escape_latex("a_b\\{~}^<") == r"a\_b\textbackslash{}\{\textasciitilde{}\}\textasciicircum{}\textless{}"
+    assert (
+        escape_latex("a_b\\{~}^<")
+        == r"a\_b\textbackslash{}\{\textasciitilde{}\}\textasciicircum{}\textless{}"
+    )
     assert escape_markdown("<i>*a*|b\n#") == r"&lt;i&gt;\*a\*\|b \#"
     assert plain("$x$") == r"\$x\$"

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from comparison.paired import correct
-from comparison.replicates import METRICS, PIXEL_METRICS, image_weights, ranking_rows, resampled, weighted_metrics
+from comparison.replicates import (
+    METRICS,
+    PIXEL_METRICS,
+    image_weights,
+    ranking_rows,
+    resampled,
+    weighted_metrics,
+)
 from comparison.significance import Difference, compare_pairs, holm, sign_flip_p, smallest_p, verdict
 from dataset.jsonl import Sample
 from evaluation import scores as scores_module
@@ -31,7 +38,9 @@ def simulated(seed, images=12, side=10, signal=1.0, labels=None):
     maps = (random.normal(size=masks.shape) + signal * masks).astype(np.float32)
     head = (random.normal(size=images) + signal * labels).astype(np.float32)
     files = [f"{i:03}.png" for i in range(images)]
-    samples = [Sample(file, None, int(label), "x", file, "here") for file, label in zip(files, labels, strict=True)]
+    samples = [
+        Sample(file, None, int(label), "x", file, "here") for file, label in zip(files, labels, strict=True)
+    ]
     return {"maps": maps, "head": head, "masks": masks, "labels": labels, "files": files}, samples
 
 
@@ -58,7 +67,9 @@ def test_a_pixels_bin_falls_with_its_score_and_equal_scores_share_one():
 def test_weighted_metrics_equal_the_exact_metrics_of_the_repeated_images(no_files, seed):
     found, samples = simulated(seed)
     found["maps"] = np.round(found["maps"].clip(-1, 2))  # four frequent values: the histograms are exact too
-    found["head"] = found["head"] * 0  # the fused score is then the map's, whose extremes repetition does not move
+    found["head"] = (
+        found["head"] * 0
+    )  # the fused score is then the map's, whose extremes repetition does not move
     counts = np.array([2, 1, 0, 3, 1, 1, 1, 0, 2, 2, 1, 1])
     own, _ = kept(found, samples)
     got = weighted_metrics(own, counts[None].astype(float))
@@ -73,7 +84,9 @@ def test_histogram_metrics_are_within_two_thousandths_and_moved_to_the_exact_val
     own, exact = kept(found, samples)
     rows, errors = resampled(own, exact, np.ones((1, 40)))
     assert set(errors) == set(PIXEL_METRICS) and max(abs(error) for error in errors.values()) < 2e-3
-    assert {key: float(row[0]) for key, row in rows.items()} == pytest.approx({key: exact[key] for key in METRICS})
+    assert {key: float(row[0]) for key, row in rows.items()} == pytest.approx(
+        {key: exact[key] for key in METRICS}
+    )
 
 
 def test_a_class_of_one_label_has_no_resampled_metrics(no_files):
@@ -168,9 +181,14 @@ def test_holm_multiplies_by_the_number_of_tests_left_and_never_falls():
 
 @pytest.mark.parametrize(
     ("low", "high", "p", "word"),
-    [(0.01, 0.03, 0.04, "helps"), (-0.03, -0.01, 0.04, "hurts"), (0.01, 0.03, 0.06, "no difference"),
-     (-0.01, 0.03, 0.01, "no difference"), (-0.03, 0.01, 0.01, "no difference")],
-)  # fmt: skip
+    [
+        (0.01, 0.03, 0.04, "helps"),
+        (-0.03, -0.01, 0.04, "hurts"),
+        (0.01, 0.03, 0.06, "no difference"),
+        (-0.01, 0.03, 0.01, "no difference"),
+        (-0.03, 0.01, 0.01, "no difference"),
+    ],
+)
 def test_a_verdict_asks_for_the_interval_and_the_corrected_p(low, high, p, word):
     assert verdict({"value": (low + high) / 2, "low": low, "high": high}, p) == word
 

@@ -37,8 +37,10 @@ def test_without_control_scope_and_contexts_are_what_they_were(contexts):
 def test_other_class_shows_prompts_the_images_of_the_next_class_in_the_batch():
     seen = controlled_scope(class_scope, "other_class")(PATCHES, NAMES)
     assert {name: sorted(set(patches.flatten().tolist())) for name, patches in seen.items()} == {
-        "bottle": [1.0], "screw": [3.0], "zipper": [0.0, 2.0],
-    }  # fmt: skip
+        "bottle": [1.0],
+        "screw": [3.0],
+        "zipper": [0.0, 2.0],
+    }
 
 
 def test_other_class_shows_nothing_in_a_batch_of_one_class():
@@ -72,13 +74,43 @@ def test_a_constant_text_context_is_one_token_for_all_classes(contexts):
 
 def test_a_run_with_a_control_is_tested_with_it(tmp_path, data_root, tmp_path_factory):
     weights = write_world(tmp_path_factory.mktemp("cross"))
-    common = ["--model_name", MODEL, "--clip_weights", str(weights), "--dataset", "MVTec", "--data_root",
-              str(data_root), "--save_path", str(tmp_path / "run")]  # fmt: skip
-    train_cross_attention.main([
-        *common, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2",
-        "--surgery_until_layer", "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch",
-        "1", "--image_lr", "1e-2", "--cross_attn_heads", "4", "--context_control", "constant",
-    ])  # fmt: skip
+    common = [
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(weights),
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--save_path",
+        str(tmp_path / "run"),
+    ]
+    train_cross_attention.main(
+        [
+            *common,
+            "--img_size",
+            "32",
+            "--text_adapt_until",
+            "2",
+            "--image_adapt_until",
+            "2",
+            "--surgery_until_layer",
+            "3",
+            "--training_mode",
+            "full_shot",
+            "--text_epoch",
+            "1",
+            "--image_epoch",
+            "1",
+            "--image_lr",
+            "1e-2",
+            "--cross_attn_heads",
+            "4",
+            "--context_control",
+            "constant",
+        ]
+    )
     stored = torch.load(tmp_path / "run" / "text_context_dict.pth", weights_only=True)["text_context"]
     assert {len(context["tokens"]) for context in stored.values()} == {1}
     (result,) = test.main(common)
@@ -89,10 +121,13 @@ def test_a_run_with_a_control_is_tested_with_it(tmp_path, data_root, tmp_path_fa
         test.main([*common, "--text_context", "image"])
 
 
-@pytest.mark.parametrize(("flags", "why"), [
-    (["constant", "--text_context", "image"], "needs --text_context none"),
-    (["other_class", "--context_scope", "batch"], "all classes share one context already"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["constant", "--text_context", "image"], "needs --text_context none"),
+        (["other_class", "--context_scope", "batch"], "all classes share one context already"),
+    ],
+)
 def test_a_control_that_would_be_none_is_refused(capsys, flags, why):
     with pytest.raises(SystemExit):
         train_cross_attention.main(["--context_control", *flags])

@@ -50,7 +50,9 @@ def root(tmp_path):
         for number, ending in enumerate(("png", "JPG", "bmp")):
             height, width = 40 + 9 * number, 64 - 5 * number
             save_pixels(folder / "test" / "good" / f"{number:03}.{ending}", noise(height, width, number))
-            save_pixels(folder / "test" / "broken" / f"{number:03}.{ending}", noise(height, width, 9 + number))
+            save_pixels(
+                folder / "test" / "broken" / f"{number:03}.{ending}", noise(height, width, 9 + number)
+            )
             save_pixels(folder / "ground_truth" / "broken" / f"{number:03}_mask.png", square(height, width))
     return tmp_path
 
@@ -187,7 +189,11 @@ def test_only_the_image_set_varies_colour(tmp_path):
 
     def colours(augmentation):
         items = BaseDataset(samples, SIZE, augmentation)
-        return {tuple((pixel * 1000).round().int().tolist()) for item in items for pixel in item["image"].flatten(1).T}
+        return {
+            tuple((pixel * 1000).round().int().tolist())
+            for item in items
+            for pixel in item["image"].flatten(1).T
+        }
 
     plain = colours(None)
     assert len(plain) == 2
@@ -227,7 +233,9 @@ def test_few_shot_sets_hold_k_images_per_class_and_shot_zero_all(root):
 def write_subset(path, folder, count):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = sorted((folder / "bottle" / "test" / "good").iterdir())[:count]
-    rows = [{"image_path": str(image.relative_to(folder)), "label": 0, "class_name": "bottle"} for image in images]
+    rows = [
+        {"image_path": str(image.relative_to(folder)), "label": 0, "class_name": "bottle"} for image in images
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -285,7 +293,9 @@ def test_an_unreadable_image_is_named_with_its_metadata_line(sample, content):
     intact = open(sample.image_path, "rb").read()
     with open(sample.image_path, "wb") as file:
         file.write(intact[: len(intact) // 2] if content == "truncated" else content)
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: cannot read image .*image\.png.*expected an intact PNG"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl:1: cannot read image .*image\.png.*expected an intact PNG"
+    ):
         BaseDataset([sample], SIZE)[0]
 
 

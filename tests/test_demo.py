@@ -21,8 +21,10 @@ PHOTOS = [(name, class_name) for name, classes in PHOTO_CLASSES.items() for clas
 
 
 def digest(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*.png"))}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.png"))
+    }
 
 
 def assert_mask_is_where_the_twins_differ(picture, twin, mask):
@@ -119,15 +121,30 @@ def test_a_folder_of_other_origin_is_left_alone(tmp_path):
 
 def test_photographs_are_rendered_from_the_command_line_for_testing_only(tmp_path):
     pytest.importorskip("skimage")
-    main(["--name", "DemoPhotoMed", "--out", str(tmp_path), "--size", "64", "--test_good", "1",
-          "--test_defective", "2"])
+    main(
+        [
+            "--name",
+            "DemoPhotoMed",
+            "--out",
+            str(tmp_path),
+            "--size",
+            "64",
+            "--test_good",
+            "1",
+            "--test_defective",
+            "2",
+        ]
+    )
     places = {path.parts[-3] for path in (tmp_path / "DemoPhotoMed").rglob("*.png")}
     assert places == {"test", "ground_truth"}
     assert json.loads((tmp_path / "DemoPhotoMed" / render_sets.STAMP).read_text())["complete"] is True
 
 
 def test_demo_a_and_demo_b_share_neither_classes_nor_kinds_of_defects():
-    kinds = {name: {kind for line in lines.values() for kind in line.defects} for name, lines in PRODUCT_LINES.items()}
+    kinds = {
+        name: {kind for line in lines.values() for kind in line.defects}
+        for name, lines in PRODUCT_LINES.items()
+    }
     assert not kinds["DemoA"] & kinds["DemoB"]
     assert not set(PRODUCT_LINES["DemoA"]) & set(PRODUCT_LINES["DemoB"])
     things = {name: {line.scene.name for line in lines.values()} for name, lines in PRODUCT_LINES.items()}
@@ -136,8 +153,10 @@ def test_demo_a_and_demo_b_share_neither_classes_nor_kinds_of_defects():
 
 
 def test_every_rendered_class_has_a_real_name_and_every_dataset_a_domain():
-    rendered = {**{name: set(lines) for name, lines in PRODUCT_LINES.items()},
-                **{name: set(classes) for name, classes in PHOTO_CLASSES.items()}}
+    rendered = {
+        **{name: set(lines) for name, lines in PRODUCT_LINES.items()},
+        **{name: set(classes) for name, classes in PHOTO_CLASSES.items()},
+    }
     assert rendered == {name: set(classes) for name, classes in DEMO_REAL_NAMES.items()}
     assert set(DEMO_DOMAINS) == set(rendered) == set(render_sets.demo_names())
 

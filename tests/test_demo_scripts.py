@@ -12,7 +12,14 @@ from files.pictures import write_png
 from scripts import commands, demo
 from studies import study
 
-ROOTS = ("train", "test", "train_cross_attention", "train_cross_attention_feedback", "compare", "test_stage2_gradients")
+ROOTS = (
+    "train",
+    "test",
+    "train_cross_attention",
+    "train_cross_attention_feedback",
+    "compare",
+    "test_stage2_gradients",
+)
 VALUES = {"pixel_auroc": 0.9, "pixel_ap": 0.25, "pixel_aupro": 0.5, "image_auroc": None, "image_ap": 0.125}
 
 
@@ -108,5 +115,7 @@ def test_neither_scripts_nor_studies_nor_benchmarks_import_a_command():
         for file in (commands.ROOT / room).glob("*.py"):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-            found |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+            found |= {
+                one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names
+            }
             assert not found & set(ROOTS), file

@@ -54,10 +54,19 @@ def train_text(adapted, surgery, lines, tmp_path):
             train_and_save(stage, state, loss, batches, StagePlan(epochs), "cpu", logger)
         else:
             trained = train.train_text_adapter(
-                adapted_model=adapted, clip_surgery=surgery, text_norm_weight=norm_weight,
-                train_loader=batches, optimizer=optimizer, device="cpu", start_epoch=0,
-                save_path=str(tmp_path), text_epoch=epochs, dataset_name="MVTec", img_size=32, logger=logger,
-            )  # fmt: skip
+                adapted_model=adapted,
+                clip_surgery=surgery,
+                text_norm_weight=norm_weight,
+                train_loader=batches,
+                optimizer=optimizer,
+                device="cpu",
+                start_epoch=0,
+                save_path=str(tmp_path),
+                text_epoch=epochs,
+                dataset_name="MVTec",
+                img_size=32,
+                logger=logger,
+            )
             assert trained is adapted
         return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
 
@@ -83,10 +92,18 @@ def train_image(adapted, lines, tmp_path):
             train_and_save(stage, state, loss, batches, StagePlan(epochs), "cpu", logger)
         else:
             trained = train.train_image_adapter(
-                model=adapted, text_embeddings=anchors, train_loader=batches, optimizer=optimizer,
-                scheduler=scheduler, device="cpu", start_epoch=0, save_path=str(tmp_path), image_epoch=epochs,
-                img_size=32, logger=logger,
-            )  # fmt: skip
+                model=adapted,
+                text_embeddings=anchors,
+                train_loader=batches,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                device="cpu",
+                start_epoch=0,
+                save_path=str(tmp_path),
+                image_epoch=epochs,
+                img_size=32,
+                logger=logger,
+            )
             assert trained is adapted
         return [float(line.removeprefix("loss: ")) for line in messages if line.startswith("loss: ")]
 
@@ -156,9 +173,13 @@ def test_the_log_has_upstreams_lines_in_upstreams_order(batch, train_text, train
     train_image([batch], epochs=1)
     upstream = [line for line in lines[1] if line.startswith(("training", "loss"))]
     assert [re.sub(r"loss: -?\d+\.\d+(e-?\d+)?$", "loss: x", line) for line in upstream] == [
-        "training text epoch 0:", "loss: x", "training text epoch 1:", "loss: x", "training image epoch 0:",
+        "training text epoch 0:",
         "loss: x",
-    ]  # fmt: skip
+        "training text epoch 1:",
+        "loss: x",
+        "training image epoch 0:",
+        "loss: x",
+    ]
 
 
 def test_the_logged_loss_is_the_mean_over_the_batches(batch, train_text):
@@ -200,12 +221,16 @@ def test_checkpoints_have_upstreams_names_and_keys(batch, train_text, train_imag
     train_text([batch], epochs=2)
     train_image([batch], epochs=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "image_adapter.pth", "image_adapter_1.pth", "image_adapter_2.pth", "text_adapter.pth"
-    ]  # fmt: skip
-    for name, keys, epoch in (("text_adapter.pth", {"epoch", "text_adapter", "text_optimizer"}, 2),
-                              ("image_adapter_1.pth", {"epoch", "image_adapter", "image_optimizer"}, 1),
-                              ("image_adapter.pth", {"epoch", "image_adapter", "image_optimizer"},
-                              2)):  # fmt: skip
+        "image_adapter.pth",
+        "image_adapter_1.pth",
+        "image_adapter_2.pth",
+        "text_adapter.pth",
+    ]
+    for name, keys, epoch in (
+        ("text_adapter.pth", {"epoch", "text_adapter", "text_optimizer"}, 2),
+        ("image_adapter_1.pth", {"epoch", "image_adapter", "image_optimizer"}, 1),
+        ("image_adapter.pth", {"epoch", "image_adapter", "image_optimizer"}, 2),
+    ):
         content = torch.load(tmp_path / name, weights_only=True)
         assert keys <= set(content) and content["epoch"] == epoch
 
@@ -216,8 +241,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_terms_and_fil
 ):
     batch["image"] = batch["image"].clone()
     batch["image"][0, 0, 0, 0] = float("nan")
-    for train_one, stage, module in ((train_text, "text", adapted.text_adapter),
-                                     (train_image, "image", adapted.image_adapter)):  # fmt: skip
+    for train_one, stage, module in (
+        (train_text, "text", adapted.text_adapter),
+        (train_image, "image", adapted.image_adapter),
+    ):
         before = [parameter.detach().clone() for parameter in module.parameters()]
         with pytest.raises(FloatingPointError) as error:
             train_one([batch])
@@ -238,9 +265,14 @@ def loop(lines):
             "text", {}, torch.optim.SGD([weight], lr=0.1), epoch=start_epoch, history=list(history)
         )
         run.state = train_stage(
-            state, lambda batch: step_loss(weight, batch), loader, StagePlan(epochs, **plan), "cpu", lines[0],
+            state,
+            lambda batch: step_loss(weight, batch),
+            loader,
+            StagePlan(epochs, **plan),
+            "cpu",
+            lines[0],
             lambda state: saved.append(state.epoch),
-        )  # fmt: skip
+        )
         assert run.state is state
         return weight.item(), saved
 
@@ -328,8 +360,12 @@ def test_gradients_are_logged_before_they_are_clipped(batch, lines):
 
 
 def test_a_stage_stops_before_the_epoch_its_plan_does_not_want(loop, batch, lines):
-    _, saved = loop(lambda weight, batch: {"line": 1.0 * weight}, [batch], epochs=5,
-                    should_stop=lambda history: len(history) == 2)  # fmt: skip
+    _, saved = loop(
+        lambda weight, batch: {"line": 1.0 * weight},
+        [batch],
+        epochs=5,
+        should_stop=lambda history: len(history) == 2,
+    )
     assert (
         saved == [1, 2]
         and lines[1][-1] == "stage text: the loss has reached a plateau, stopped before epoch 3/5"

@@ -55,9 +55,14 @@ def crossed(tmp_path_factory):
 def model_with(clip, **settings):
     torch.manual_seed(3)
     return AdaptedCLIPWithCrossAttention(
-        clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, image_cross_attn_weight=0.5,
-        self_reference=0.3, **settings,
-    ).eval()  # fmt: skip
+        clip,
+        text_adapt_until=2,
+        image_adapt_until=2,
+        cross_attn_heads=4,
+        image_cross_attn_weight=0.5,
+        self_reference=0.3,
+        **settings,
+    ).eval()
 
 
 @torch.no_grad()
@@ -81,8 +86,10 @@ def test_a_map_is_the_sum_of_its_levels_maps_reference_included(images, crossed)
     maps, head = scorer(images, anchors)
     logits, heads = crossed.compare(images, anchors.expand(4, -1, -1))
     grids = [(level[..., 1] + 1 - level[..., 0]).reshape(4, 1, 4, 4) / 2 for level in logits]
-    blurred = [F.interpolate(gaussian_blur(grid, 7, 1.0), size=32, mode="bilinear", align_corners=True)
-               for grid in grids]  # fmt: skip
+    blurred = [
+        F.interpolate(gaussian_blur(grid, 7, 1.0), size=32, mode="bilinear", align_corners=True)
+        for grid in grids
+    ]
     assert scorer.levels == len(blurred) == 4
     torch.testing.assert_close(maps, sum(blurred)[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head, (heads[:, 1] + 1) / 2)
@@ -190,8 +197,15 @@ def items(labels, side=6):
     for number, label in enumerate(labels):
         mask = torch.zeros(1, side, side)
         mask[0, :2, :2] = label
-        dataset.append({"image": torch.full((3, side, side), float(number)), "mask": mask, "label": label,
-                        "class_name": "x", "file_name": f"{number}.png"})  # fmt: skip
+        dataset.append(
+            {
+                "image": torch.full((3, side, side), float(number)),
+                "mask": mask,
+                "label": label,
+                "class_name": "x",
+                "file_name": f"{number}.png",
+            }
+        )
     return dataset
 
 
@@ -222,8 +236,13 @@ def test_predictions_of_a_class_come_in_order_whatever_the_batch_size(batch_size
 def test_evaluation_gives_each_class_the_mean_and_upstreams_rows_and_hands_predictions_out():
     seen = []
     sets = {"a": items([0, 1, 1]), "b": items([0, 0])}
-    result = evaluate_dataset(by_number, sets, batch_size=2, device="cpu",
-                              on_class=lambda name, found: seen.append((name, found["files"])))  # fmt: skip
+    result = evaluate_dataset(
+        by_number,
+        sets,
+        batch_size=2,
+        device="cpu",
+        on_class=lambda name, found: seen.append((name, found["files"])),
+    )
     found = predict_class(by_number, sets["a"], "a", batch_size=2, device="cpu")
     args = found["masks"], found["labels"], found["maps"], found["head"]
     assert result["classes"]["a"] == class_metrics(*args, "Industrial", 4)
@@ -280,9 +299,10 @@ def test_metrics_files_hold_full_precision_null_and_every_evaluation_so_far(tmp_
     assert found["VisA"]["image_adapter_2.pth"]["img_size"] == 64
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8")))
     assert [(row["dataset"], row["checkpoint"], row["class"]) for row in rows] == [
-        (name, f"image_adapter_{n}.pth", row) for name, n in (("MVTec", 1), ("MVTec", 2), ("VisA", 2))
+        (name, f"image_adapter_{n}.pth", row)
+        for name, n in (("MVTec", 1), ("MVTec", 2), ("VisA", 2))
         for row in ("a", "mean")
-    ]  # fmt: skip
+    ]
     assert float(rows[0]["pixel_auroc"]) == third and rows[0]["image_auroc"] == ""
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == [
         "metrics.csv",

@@ -14,9 +14,16 @@ CLASSES = ("gear", "tile", "rope", "coin")
 
 def run(**changes):
     """A run's JSON: every metric 0.5 in every class, changed for some."""
-    return {"metrics": {"DemoB": {"classes": {
-        name: dict.fromkeys(paired_report.METRICS, 0.5) | changes.get(name, {}) for name in CLASSES
-    }}}}  # fmt: skip
+    return {
+        "metrics": {
+            "DemoB": {
+                "classes": {
+                    name: dict.fromkeys(paired_report.METRICS, 0.5) | changes.get(name, {})
+                    for name in CLASSES
+                }
+            }
+        }
+    }
 
 
 @pytest.mark.parametrize("arm", [name for name, (script, _) in evidence.IDEA.items() if script == FEEDBACK])
@@ -37,22 +44,35 @@ def test_shards_share_out_all_tasks_seed_by_seed():
 def test_arms_of_another_study_are_refused(capsys):
     with pytest.raises(SystemExit):
         evidence.main(["--arms", "baseline", "self_reference"])
-    assert "--arms self_reference: not in --study idea, which has baseline, cross_att" in capsys.readouterr().err
+    assert (
+        "--arms self_reference: not in --study idea, which has baseline, cross_att" in capsys.readouterr().err
+    )
 
 
 def test_differences_are_paired_by_class_and_seed_and_seeds_without_a_baseline_left_out():
     worse = {name: {"pixel_ap": 0.4} for name in CLASSES}
-    results = {("baseline", 1): run(), ("baseline", 2): run(**worse), ("cross_attention", 1): run(**worse),
-               ("cross_attention", 2): run(**worse), ("cross_attention", 3): run(**worse)}  # fmt: skip
-    row = paired_report.paired_rows(results, ["baseline", "cross_attention"], "DemoB", "pixel_ap")["cross_attention"]
+    results = {
+        ("baseline", 1): run(),
+        ("baseline", 2): run(**worse),
+        ("cross_attention", 1): run(**worse),
+        ("cross_attention", 2): run(**worse),
+        ("cross_attention", 3): run(**worse),
+    }
+    row = paired_report.paired_rows(results, ["baseline", "cross_attention"], "DemoB", "pixel_ap")[
+        "cross_attention"
+    ]
     assert (row["seeds"], row["wins"], row["ties"], row["losses"]) == (2, 0, 4, 4)
     assert row["value"] == pytest.approx(-5)
     assert row["baseline"] == pytest.approx(45)
 
 
 def test_differences_by_class_are_means_over_the_seeds():
-    results = {("baseline", 1): run(), ("baseline", 2): run(gear={"pixel_ap": 0.3}),
-               ("cross_attention", 1): run(tile={"pixel_ap": 0.9}), ("cross_attention", 2): run()}  # fmt: skip
+    results = {
+        ("baseline", 1): run(),
+        ("baseline", 2): run(gear={"pixel_ap": 0.3}),
+        ("cross_attention", 1): run(tile={"pixel_ap": 0.9}),
+        ("cross_attention", 2): run(),
+    }
     row = paired_report.paired_rows(results, ["cross_attention"], "DemoB", "pixel_ap")["cross_attention"]
     assert row["by_class"] == pytest.approx({"gear": 10, "tile": 20, "rope": 0, "coin": 0})
     told = paired_report.report(results, ["cross_attention"], "DemoB").splitlines()
@@ -80,7 +100,9 @@ def test_plain_runs_of_another_command_are_refused_before_a_corrected_study_trai
     monkeypatch.setattr(evidence.subprocess, "run", lambda *args, **kwargs: None)
     monkeypatch.setattr(evidence, "run_missing", lambda *args: trained.append(args))
     flags = ["--runs", str(tmp_path), "--out", str(tmp_path), "--precision", "bf16"]
-    with pytest.raises(ValueError, match="baseline_seed211.json was trained by\npython train.py --precision fp32"):
+    with pytest.raises(
+        ValueError, match="baseline_seed211.json was trained by\npython train.py --precision fp32"
+    ):
         evidence.main([*flags, "--corrected"])
     assert not trained
 

@@ -123,10 +123,16 @@ def test_an_unknown_class_is_refused_with_the_line_and_the_known_ones(data_root,
         load(data_root, extra_meta=write_extra(tmp_path / "x", classes=["gear"]), extra_ratio=0.25)
 
 
-@pytest.mark.parametrize(("meta", "ratio", "message"), [
-    (True, None, "give both, or neither"), (False, 0.5, "give both, or neither"), (True, 0.0,
-    "between 0 and 1"), (True, 1.0, "between 0 and 1"), (True, float("nan"), "between 0 and 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("meta", "ratio", "message"),
+    [
+        (True, None, "give both, or neither"),
+        (False, 0.5, "give both, or neither"),
+        (True, 0.0, "between 0 and 1"),
+        (True, 1.0, "between 0 and 1"),
+        (True, float("nan"), "between 0 and 1"),
+    ],
+)
 def test_one_flag_alone_and_shares_that_are_none_are_refused(data_root, tmp_path, meta, ratio, message):
     with pytest.raises(ValueError, match=message):
         load(data_root, extra_meta=write_extra(tmp_path / "x") if meta else None, extra_ratio=ratio)

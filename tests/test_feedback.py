@@ -34,9 +34,19 @@ from training import stages as training_stages
 
 KEYS = (*FEEDBACK.text_keys, *FEEDBACK.image_keys)
 MINIATURE = [  # three loops of one epoch, two text stages have two
-    "--loop1_text_epoch", "2", "--loop2_text_epoch", "2", "--loop3_text_epoch", "1", "--loop1_image_epoch",
-    "1", "--loop2_image_epoch", "1", "--loop3_image_epoch", "1",
-]  # fmt: skip
+    "--loop1_text_epoch",
+    "2",
+    "--loop2_text_epoch",
+    "2",
+    "--loop3_text_epoch",
+    "1",
+    "--loop1_image_epoch",
+    "1",
+    "--loop2_image_epoch",
+    "1",
+    "--loop3_image_epoch",
+    "1",
+]
 WRITES = (
     15  # checkpoint files a miniature writes: twice 2 + 1 + 1 + 1, then 1 + 1 + 1 + 1, and final_model.pth
 )
@@ -56,11 +66,35 @@ def no_pictures(monkeypatch):
 @pytest.fixture
 def base_flags(world, data_root):
     return [
-        "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root",
-        str(data_root), "--training_mode", "full_shot", "--text_batch_size", "6", "--image_batch_size", "6",
-        "--text_lr", "1e-2", "--image_lr", "1e-2", "--cross_attn_heads", "4",
-    ]  # fmt: skip
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(world),
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--training_mode",
+        "full_shot",
+        "--text_batch_size",
+        "6",
+        "--image_batch_size",
+        "6",
+        "--text_lr",
+        "1e-2",
+        "--image_lr",
+        "1e-2",
+        "--cross_attn_heads",
+        "4",
+    ]
 
 
 @pytest.fixture
@@ -80,8 +114,19 @@ def evaluate(data_root, world):
     """Function (folder, extra flags) -> test.main's results."""
 
     def run_test(folder, *extra):
-        return test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-                          "--save_path", str(folder), *extra])  # fmt: skip
+        return test.main(
+            [
+                "--dataset",
+                "MVTec",
+                "--data_root",
+                str(data_root),
+                "--clip_weights",
+                str(world),
+                "--save_path",
+                str(folder),
+                *extra,
+            ]
+        )
 
     return run_test
 
@@ -115,10 +160,10 @@ def test_a_run_leaves_every_loops_files_with_the_shared_keys(run):
     folder = run("run")
     names = {path.name for path in folder.iterdir()}
     assert names >= {"final_model.pth", "history.json", "train.log"} | {
-        f"loop_{n}_{name}.pth" for n in (1, 2, 3) for name in ("text_adapter", "image_adapter",
-        "text_context_dict",
-                                                               "final")
-    }  # fmt: skip
+        f"loop_{n}_{name}.pth"
+        for n in (1, 2, 3)
+        for name in ("text_adapter", "image_adapter", "text_context_dict", "final")
+    }
     final, last = state(folder, "final_model.pth"), state(folder, "loop_3_final.pth")
     assert {"total_loops", *KEYS} <= set(final) and final["total_loops"] == 3
     assert {"loop", *KEYS} <= set(last) and last["loop"] == 3 and same(final, last)
@@ -252,11 +297,15 @@ def stages(monkeypatch):
     def train_stage(state, step_loss, loader, plan, *rest):
         optimizer = state.optimizer
         entry = {
-            "name": state.name, "lr": optimizer.param_groups[0]["lr"], "fresh": not optimizer.state,
-            "optimizer": optimizer, "offset": plan.epoch_offset, "clip": plan.clip_norm,
+            "name": state.name,
+            "lr": optimizer.param_groups[0]["lr"],
+            "fresh": not optimizer.state,
+            "optimizer": optimizer,
+            "offset": plan.epoch_offset,
+            "clip": plan.clip_norm,
             "watched": sorted(plan.log_gradient_norms_of),
             "before": {key: digest(getattr(create.model, key)) for key in KEYS},
-        }  # fmt: skip
+        }
         attended.clear()
         real_train(state, step_loss, loader, plan, *rest)
         entry["after"] = {key: digest(getattr(create.model, key)) for key in KEYS}
@@ -289,8 +338,22 @@ def test_everything_is_carried_over_each_stage_moves_its_own_modules_with_a_new_
 def test_recipe_v2_runs_with_its_optimiser_clipping_and_plateau_and_stays_stopped_after_a_restart(
     run, stages
 ):
-    flags = ["--recipe", "v2", "--text_lr", "1e-9", "--num_feedback_loops", "2", "--plateau_threshold", "0.9",
-             "--plateau_patience", "1", "--warmup_epochs", "0", "--loop1_text_epoch", "6"]  # fmt: skip
+    flags = [
+        "--recipe",
+        "v2",
+        "--text_lr",
+        "1e-9",
+        "--num_feedback_loops",
+        "2",
+        "--plateau_threshold",
+        "0.9",
+        "--plateau_patience",
+        "1",
+        "--warmup_epochs",
+        "0",
+        "--loop1_text_epoch",
+        "6",
+    ]
     folder = run("run", *flags)
     assert {type(entry["optimizer"]) for entry in stages} == {torch.optim.AdamW}
     assert {entry["clip"] for entry in stages} == {1.0}
@@ -308,8 +371,12 @@ def test_recipe_v2_runs_with_its_optimiser_clipping_and_plateau_and_stays_stoppe
 def test_cross_attention_can_start_in_a_later_loop(run, stages, evaluate):
     folder = run("late", "--cross_attn_start_loop", "2", "--num_feedback_loops", "2")
     moved = [{key for key in KEYS if entry["before"][key] != entry["after"][key]} for entry in stages]
-    assert moved == [{"text_adapter"}, {"image_adapter"}, {"text_adapter", "text_cross_attn"},
-                     {"image_adapter", "image_cross_attn"}]  # fmt: skip
+    assert moved == [
+        {"text_adapter"},
+        {"image_adapter"},
+        {"text_adapter", "text_cross_attn"},
+        {"image_adapter", "image_cross_attn"},
+    ]
     assert [entry["watched"] for entry in stages[:2]] == [["text_adapter"], ["image_adapter"]]
     first = state(folder, "loop_1_final.pth")
     assert first["cross_attention"] is False and state(folder, "loop_2_final.pth")["cross_attention"] is True
@@ -329,9 +396,13 @@ def test_an_attention_that_starts_in_this_loop_is_not_yet_part_of_the_trained_pa
     text, image = {"text_cross_attn"}, {"image_cross_attn"}
     stage_2 = image | text if context == "image" else image  # whose anchors are made while it trains
     assert [(entry["name"], entry["attended"]) for entry in stages] == [
-        ("text", set()), ("image", set()), ("text", text), ("image", stage_2), ("text", text | image),
+        ("text", set()),
+        ("image", set()),
+        ("text", text),
         ("image", stage_2),
-    ]  # fmt: skip
+        ("text", text | image),
+        ("image", stage_2),
+    ]
 
 
 def kill_after(monkeypatch, writes):
@@ -374,8 +445,17 @@ def test_a_run_killed_between_two_files_and_started_again_ends_with_the_same_mod
 @pytest.mark.bit_equality
 @pytest.mark.parametrize("context", ["none", "train_mean", "image"])
 def test_a_run_killed_after_any_of_its_files_ends_with_the_same_model(run, monkeypatch, context):
-    killed_and_started_again(run, monkeypatch, range(1, WRITES + 1), "--text_context", context,
-                             "--recipe", "v2", "--cross_attn_start_loop", "2")  # fmt: skip
+    killed_and_started_again(
+        run,
+        monkeypatch,
+        range(1, WRITES + 1),
+        "--text_context",
+        context,
+        "--recipe",
+        "v2",
+        "--cross_attn_start_loop",
+        "2",
+    )
 
 
 @pytest.mark.bit_equality
@@ -399,9 +479,16 @@ def test_a_finished_run_continues_with_more_loops_and_refuses_fewer_or_other_set
 @pytest.mark.bit_equality
 def test_a_baselines_adapters_start_the_first_loop(run, base_flags):
     start = run("start", "--text_epoch", "1", "--image_epoch", "1", script=train_cross_attention)
-    flags = ["--load_base_text_adapter", str(start / "text_adapter_cross_attn.pth"),
-             "--load_base_image_adapter", str(start / "image_adapter_cross_attn.pth"),
-             "--text_lr", "0", "--image_lr", "0"]  # fmt: skip
+    flags = [
+        "--load_base_text_adapter",
+        str(start / "text_adapter_cross_attn.pth"),
+        "--load_base_image_adapter",
+        str(start / "image_adapter_cross_attn.pth"),
+        "--text_lr",
+        "0",
+        "--image_lr",
+        "0",
+    ]
     folder = run("looped", *flags, "--num_feedback_loops", "2")
     final = state(folder, "final_model.pth")
     assert same(final, state(start, "text_adapter_cross_attn.pth"), ["text_adapter"])
@@ -461,8 +548,20 @@ def test_a_loop_file_of_another_program_without_extra_keys_is_evaluated(run, eva
     (wanted,) = evaluate(folder, "--loop", "2")
     content = state(folder, "loop_2_final.pth")
     torch.save({key: content[key] for key in KEYS} | {"total_loops": 2}, folder / "final_model.pth")
-    flags = ["--model_name", MODEL, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2",
-             "--surgery_until_layer", "3", "--cross_attn_heads", "4"]  # fmt: skip
+    flags = [
+        "--model_name",
+        MODEL,
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--cross_attn_heads",
+        "4",
+    ]
     assert evaluate(folder, *flags)[0]["mean"] == wanted["mean"]
 
 
@@ -511,8 +610,17 @@ def test_the_loop_table_marks_the_best_loop_and_the_change_against_the_first():
 
 
 def test_a_loop_trained_without_cross_attention_is_loaded_without(run):
-    folder = run("late", "--cross_attn_start_loop", "2", "--num_feedback_loops", "2",
-                 "--text_cross_attn_weight", "0.2", "--image_cross_attn_weight", "0.3")  # fmt: skip
+    folder = run(
+        "late",
+        "--cross_attn_start_loop",
+        "2",
+        "--num_feedback_loops",
+        "2",
+        "--text_cross_attn_weight",
+        "0.2",
+        "--image_cross_attn_weight",
+        "0.3",
+    )
     first, last = load_run(folder, loop=1), load_run(folder)
     assert not first.attends and first.text_contexts("MVTec") == {}
     assert last.attends and len(last.text_contexts("MVTec")) == 15
@@ -537,10 +645,32 @@ def test_pictures_of_attention_and_the_gradient_script_read_a_feedback_run(
     folder = run("run", "--num_feedback_loops", "2")
     evaluate(folder, "--attention_of", "mvtec_ad/bottle/test/broken/000.png")
     assert len(list((folder / "attention" / "MVTec").iterdir())) == 2
-    test_stage2_gradients.main([
-        "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-        "--image_adapt_until", "2", "--cross_attn_heads", "4", "--dataset", "MVTec", "--data_root",
-        str(data_root), "--run", str(folder), "--batch_size", "4", "--batches", "1",
-        "--image_cross_attn_weight", "0",
-    ])  # fmt: skip
+    test_stage2_gradients.main(
+        [
+            "--model_name",
+            MODEL,
+            "--clip_weights",
+            str(world),
+            "--img_size",
+            "32",
+            "--text_adapt_until",
+            "2",
+            "--image_adapt_until",
+            "2",
+            "--cross_attn_heads",
+            "4",
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--run",
+            str(folder),
+            "--batch_size",
+            "4",
+            "--batches",
+            "1",
+            "--image_cross_attn_weight",
+            "0",
+        ]
+    )
     assert "[OK]" in capsys.readouterr().out

@@ -23,28 +23,50 @@ def epochs(*argv):
 
 def test_recipe_v1_shortens_the_loops_and_halves_the_rates():
     plan = recipes.plan(flags())
-    assert [(loop.loop, loop.text_epochs, loop.image_epochs) for loop in plan] == [(1, 5, 20), (2, 3, 10), (3, 2, 5)]
-    assert [(loop.text_lr, loop.image_lr) for loop in plan] == [(1e-5, 5e-4), (5e-6, 2.5e-4), (2.5e-6, 1.25e-4)]
+    assert [(loop.loop, loop.text_epochs, loop.image_epochs) for loop in plan] == [
+        (1, 5, 20),
+        (2, 3, 10),
+        (3, 2, 5),
+    ]
+    assert [(loop.text_lr, loop.image_lr) for loop in plan] == [
+        (1e-5, 5e-4),
+        (5e-6, 2.5e-4),
+        (2.5e-6, 1.25e-4),
+    ]
     assert all(loop.cross_attention for loop in plan)
 
 
 def test_recipe_v2_decays_epochs_and_rates_by_0_8():
     plan = recipes.plan(flags("--recipe", "v2", "--num_feedback_loops", "5"))
-    assert [(loop.text_epochs, loop.image_epochs) for loop in plan] == [(5, 15), (4, 12), (3, 10), (3, 8), (2, 6)]
+    assert [(loop.text_epochs, loop.image_epochs) for loop in plan] == [
+        (5, 15),
+        (4, 12),
+        (3, 10),
+        (3, 8),
+        (2, 6),
+    ]
     assert [loop.text_lr for loop in plan] == pytest.approx([2e-5 * 0.8**n for n in range(5)])
     assert [loop.image_lr for loop in plan] == pytest.approx([5e-3 * 0.8**n for n in range(5)])
     own = flags("--recipe", "v2").feedback
     assert (own.optimizer, own.betas, own.weight_decay, own.schedule, own.warmup_epochs, own.clip_norm) == (
-        "adamw", [0.9, 0.999], 0.01, "cosine", 2, 1.0
-    )  # fmt: skip
+        "adamw",
+        [0.9, 0.999],
+        0.01,
+        "cosine",
+        2,
+        1.0,
+    )
     assert (own.plateau_threshold, own.plateau_patience) == (0.01, 2)
 
 
 def test_any_number_of_loops_the_third_loops_epochs_hold_for_later_ones():
     assert epochs("--num_feedback_loops", "5")[2:] == [(2, 5)] * 3
     assert epochs("--num_feedback_loops", "5", "--loop3_text_epoch", "7", "--loop3_image_epoch", "1")[1:] == [
-        (3, 10), (7, 1), (7, 1), (7, 1)
-    ]  # fmt: skip
+        (3, 10),
+        (7, 1),
+        (7, 1),
+        (7, 1),
+    ]
 
 
 def test_given_flags_win_over_either_recipe():
@@ -53,7 +75,10 @@ def test_given_flags_win_over_either_recipe():
     assert epochs("--text_epoch", "1", "--image_epoch", "1") == [(1, 1)] * 3
     assert epochs("--text_epoch", "0") == [(0, 20), (0, 10), (0, 5)]
     assert epochs("--epoch_decay_per_loop", "0.5")[1:] == [(2, 10), (1, 5)]
-    assert epochs("--recipe", "v2", "--text_epoch", "10", "--loop2_image_epoch", "0")[:2] == [(10, 15), (8, 0)]
+    assert epochs("--recipe", "v2", "--text_epoch", "10", "--loop2_image_epoch", "0")[:2] == [
+        (10, 15),
+        (8, 0),
+    ]
     settings = flags(
         *"--recipe v2 --optimizer adam --betas 0.1 0.2 --text_lr 1 --clip_norm 0 --milestones 16000".split()
     )
@@ -65,7 +90,9 @@ def test_given_flags_win_over_either_recipe():
 
 def test_a_backbones_own_rates_win_over_recipe_v1_and_given_ones_over_all(tmp_path, monkeypatch):
     file = tmp_path / "run_defaults.json"
-    file.write_text(json.dumps({"Own": {"text_lr": 0.25, "image_lr": 0.125, "text_epoch": 4}}), encoding="utf-8")
+    file.write_text(
+        json.dumps({"Own": {"text_lr": 0.25, "image_lr": 0.125, "text_epoch": 4}}), encoding="utf-8"
+    )
     monkeypatch.setattr(command_line, "MODEL_DEFAULTS", file)
 
     def rates_of(*argv):
@@ -84,10 +111,17 @@ def test_cross_attention_starts_at_its_loop():
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("num_feedback_loops", "0"), ("cross_attn_start_loop", "0"), ("clip_norm", "-1"), ("lr_decay_per_loop", "0"),
-     ("epoch_decay_per_loop", "-0.8"), ("loop2_text_epoch", "-1"), ("warmup_epochs", "-1"),
-     ("lr_decay_per_loop", "nan")],
-)  # fmt: skip
+    [
+        ("num_feedback_loops", "0"),
+        ("cross_attn_start_loop", "0"),
+        ("clip_norm", "-1"),
+        ("lr_decay_per_loop", "0"),
+        ("epoch_decay_per_loop", "-0.8"),
+        ("loop2_text_epoch", "-1"),
+        ("warmup_epochs", "-1"),
+        ("lr_decay_per_loop", "nan"),
+    ],
+)
 def test_values_that_make_no_schedule_are_refused_by_name(flag, value):
     with pytest.raises(ValueError, match=f"--{flag} .*expected"):
         flags(f"--{flag}", value)
@@ -120,7 +154,9 @@ def test_warm_up_rises_linearly_and_a_cosine_falls_to_zero():
     assert seen[8] == pytest.approx(0.5) and seen == sorted(seen[:5]) + sorted(seen[5:], reverse=True)
     assert 0 < seen[-1] < 0.05
     assert rates(schedule("cosine", 2), "image", 1, 2) == pytest.approx([1.0, 0.5])  # no room to warm up
-    assert rates(schedule("cosine", 2), "image", 2, 1) == pytest.approx([1.0, 1.0])  # half of the stage at most
+    assert rates(schedule("cosine", 2), "image", 2, 1) == pytest.approx(
+        [1.0, 1.0]
+    )  # half of the stage at most
     assert rates(schedule("cosine", 2), "image", 0, 2) == []
 
 
@@ -128,7 +164,11 @@ def test_the_optimiser_has_the_recipes_class_and_values():
     modules = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)}
     adam = recipes.optimizer(flags().feedback, modules, 1e-3)
     assert type(adam) is torch.optim.Adam and len(adam.param_groups[0]["params"]) == 4
-    assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["weight_decay"]) == (1e-3, (0.5, 0.999), 0)
+    assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["weight_decay"]) == (
+        1e-3,
+        (0.5, 0.999),
+        0,
+    )
     adamw = recipes.optimizer(flags("--recipe", "v2").feedback, modules, 1e-3)
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["betas"], adamw.defaults["weight_decay"]) == ((0.9, 0.999), 0.01)
@@ -142,7 +182,12 @@ def flat(losses, patience=2, threshold=0.01, warmup=0):
 def test_a_plateau_is_enough_flat_epochs_in_a_row():
     assert flat([2.0, 1.995, 1.99])
     assert flat([3.0, 2.0, 2.5, 2.49])  # rising is flat
-    assert not flat([2.0, 1.995, 1.9]) and not flat([2.0, 1.9, 1.895]) and not flat([2.0, 1.995]) and not flat([])
+    assert (
+        not flat([2.0, 1.995, 1.9])
+        and not flat([2.0, 1.9, 1.895])
+        and not flat([2.0, 1.995])
+        and not flat([])
+    )
     assert flat([0.0, 0.0, 0.0]) and flat([-1.0, -1.001, -1.002]) and not flat([-1.0, -1.1, -1.2])
     assert recipes.plateau(flags().feedback, 10) is None
     assert recipes.plateau(flags("--plateau_patience", "1").feedback, 10)([{"loss": 2.0}, {"loss": 1.99}])
@@ -154,10 +199,15 @@ def test_warm_up_epochs_are_no_plateau():
 
 def history(losses, **norms):
     return [
-        {"epoch": n, "loss": loss, "terms": {"segmentation": loss}, "lr": 0.1,
-         "gradients": {key: values[n] for key, values in norms.items()}}
+        {
+            "epoch": n,
+            "loss": loss,
+            "terms": {"segmentation": loss},
+            "lr": 0.1,
+            "gradients": {key: values[n] for key, values in norms.items()},
+        }
         for n, loss in enumerate(losses)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_loss_that_does_not_fall_and_a_faint_gradient_are_named_with_numbers_and_remedy():
@@ -166,7 +216,12 @@ def test_a_loss_that_does_not_fall_and_a_faint_gradient_are_named_with_numbers_a
         assert part in told
     faint = history([2, 1], text_adapter=[1.0, 1.0], text_cross_attn=[1.0, 9e-4])
     (told,) = training_warnings(3, "text", faint)
-    for part in ("loop 3, stage text: text_cross_attn hardly learns", "9.00e-04", "epoch 2 of 2", "test_stage2"):
+    for part in (
+        "loop 3, stage text: text_cross_attn hardly learns",
+        "9.00e-04",
+        "epoch 2 of 2",
+        "test_stage2",
+    ):
         assert part in told
     assert training_warnings(1, "text", history([2, 1], text_adapter=[1.0, 1e-3])) == []
     assert training_warnings(1, "text", history([2.0])) == [] and training_warnings(1, "text", []) == []

@@ -29,11 +29,22 @@ from model.tokenizer import tokenize
 
 def test_a_class_has_six_normal_and_ten_abnormal_prompts():
     normal, abnormal = class_prompts("screw")
-    assert normal == ["screw.", "a photo of screw.", "a screw.", "a photo of a screw.", "the screw.",
-                      "a photo of the screw."]  # fmt: skip
+    assert normal == [
+        "screw.",
+        "a photo of screw.",
+        "a screw.",
+        "a photo of a screw.",
+        "the screw.",
+        "a photo of the screw.",
+    ]
     assert len(abnormal) == len(set(abnormal)) == 10
-    assert {"a damaged screw.", "a photo of a broken screw.", "a screw with flaw.",
-            "a photo of a screw with defect.", "a screw with damage."} <= set(abnormal)  # fmt: skip
+    assert {
+        "a damaged screw.",
+        "a photo of a broken screw.",
+        "a screw with flaw.",
+        "a photo of a screw with defect.",
+        "a screw with damage.",
+    } <= set(abnormal)
 
 
 def test_prompts_name_the_class_by_its_real_name_normal_ones_first():

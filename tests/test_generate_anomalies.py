@@ -126,7 +126,9 @@ def test_the_gate_refuses_too_little_change_and_areas_out_of_bounds_with_the_val
         "the image changes by 6.0 grey levels inside the label, less than 7"
     )
     for area in (Area(0.21, 0.5), Area(0.01, 0.19)):
-        assert refusal(source, image, label, gate._replace(area=area)).startswith("the label covers 20.00% of the im")
+        assert refusal(source, image, label, gate._replace(area=area)).startswith(
+            "the label covers 20.00% of the im"
+        )
 
 
 def test_a_texture_defect_mixes_a_changed_texture_with_the_image():
@@ -169,10 +171,26 @@ def command(data_root, tmp_path):
     def run(method, *flags, out="out"):
         checkpoint = tmp_path / "checkpoint"
         checkpoint.mkdir(exist_ok=True)
-        (checkpoint / "config.json").write_text(json.dumps({"size": 32, "fill_mask": "semantic"}), encoding="utf-8")
+        (checkpoint / "config.json").write_text(
+            json.dumps({"size": 32, "fill_mask": "semantic"}), encoding="utf-8"
+        )
         own = ["--checkpoint", str(checkpoint)] if method == "fill" else []
-        generate_anomalies.main(["--method", method, "--dataset", "MVTec", "--data_root", str(data_root), "--out",
-                                 str(tmp_path / out), "--count", "3", *own, *flags])  # fmt: skip
+        generate_anomalies.main(
+            [
+                "--method",
+                method,
+                "--dataset",
+                "MVTec",
+                "--data_root",
+                str(data_root),
+                "--out",
+                str(tmp_path / out),
+                "--count",
+                "3",
+                *own,
+                *flags,
+            ]
+        )
         return tmp_path / out
 
     return run
@@ -192,18 +210,24 @@ def read(path):
 
 def normal_images(data_root, class_name):
     samples = get_dataset("MVTec", 8, "full_shot", 0, "train", data_root=data_root)[0].samples
-    return [read(sample.image_path) for sample in samples if sample.class_name == class_name and not sample.label]
+    return [
+        read(sample.image_path) for sample in samples if sample.class_name == class_name and not sample.label
+    ]
 
 
 @pytest.mark.parametrize(("method", "masks"), [("perlin", "perlin"), ("perlin", "real"), ("fill", "real")])
-def test_generated_images_equal_a_normal_one_of_their_class_outside_the_label(command, red, data_root, method, masks):
+def test_generated_images_equal_a_normal_one_of_their_class_outside_the_label(
+    command, red, data_root, method, masks
+):
     out = command(method, "--masks", masks)
     rows = rows_of(out)
     assert [row["class_name"] for row in rows] == ["bottle"] * 3 + ["screw"] * 3
     for row in rows:
         image, label = read(out / row["image_path"]), read(out / row["mask_path"])[..., 0] > 0
         assert row["label"] == 1 and 0.002 <= label.mean() <= 0.15
-        same_size = [normal for normal in normal_images(data_root, row["class_name"]) if normal.shape == image.shape]
+        same_size = [
+            normal for normal in normal_images(data_root, row["class_name"]) if normal.shape == image.shape
+        ]
         assert any(np.array_equal(image[~label], normal[~label]) for normal in same_size)
         assert min(change_inside(normal, image, label) for normal in same_size) >= 8
 
@@ -223,8 +247,10 @@ def test_the_whole_panel_is_filled_on_request_and_still_only_the_label_changes(c
     assert all(call[2].min() == 1 for call in red.calls)
     row = rows_of(out)[0]
     image, label = read(out / row["image_path"]), read(out / row["mask_path"])[..., 0] > 0
-    assert any(image.shape == normal.shape and np.array_equal(image[~label], normal[~label])
-               for normal in normal_images(data_root, "bottle"))  # fmt: skip
+    assert any(
+        image.shape == normal.shape and np.array_equal(image[~label], normal[~label])
+        for normal in normal_images(data_root, "bottle")
+    )
 
 
 def test_size_and_fill_mask_are_the_checkpoints_unless_typed(command, red):
@@ -237,27 +263,48 @@ def test_size_and_fill_mask_are_the_checkpoints_unless_typed(command, red):
 
 
 def test_sham_images_are_normal_ones_through_the_codec_with_label_0_and_no_mask(command, red, data_root):
-    out = command("fill", "--sham_ratio", "0.34", "--feather", "0", "--min_change", "60")  # no sham changes by that
+    out = command(
+        "fill", "--sham_ratio", "0.34", "--feather", "0", "--min_change", "60"
+    )  # no sham changes by that
     shams = [row for row in rows_of(out) if not row["label"]]
     assert [row["image_path"] for row in shams] == ["bottle/sham/0002.png", "screw/sham/0002.png"]
     for row in shams:
         assert "mask_path" not in row
         image = read(out / row["image_path"])
         label = read(out / row["image_path"].replace("/sham/", "/masks_sham/"))[..., 0] > 0
-        (source,) = [normal for normal in normal_images(data_root, row["class_name"])
-                     if normal.shape == image.shape and np.array_equal(normal[~label], image[~label])]  # fmt: skip
-        side = torch.from_numpy(np.asarray(Image.fromarray(source).resize((32, 32), Image.Resampling.BICUBIC)).copy())
-        through = codec_round_trip(DctCodec(), side.permute(2, 0, 1)[None].float() / 127.5 - 1)[0].clamp(-1, 1)
+        (source,) = [
+            normal
+            for normal in normal_images(data_root, row["class_name"])
+            if normal.shape == image.shape and np.array_equal(normal[~label], image[~label])
+        ]
+        side = torch.from_numpy(
+            np.asarray(Image.fromarray(source).resize((32, 32), Image.Resampling.BICUBIC)).copy()
+        )
+        through = codec_round_trip(DctCodec(), side.permute(2, 0, 1)[None].float() / 127.5 - 1)[0].clamp(
+            -1, 1
+        )
         pixels = ((through + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         expected = np.asarray(Image.fromarray(pixels).resize(source.shape[1::-1], Image.Resampling.BICUBIC))
-        assert np.array_equal(image[label], expected[label]) and not np.array_equal(image[label], source[label])
+        assert np.array_equal(image[label], expected[label]) and not np.array_equal(
+            image[label], source[label]
+        )
     assert all(len(call[4]) <= 4 for call in red.calls) and sum(len(call[4]) for call in red.calls) == 4
 
 
-def test_the_rows_are_read_by_the_detectors_loader_as_they_are(command, red, data_root, tmp_path, monkeypatch):
+def test_the_rows_are_read_by_the_detectors_loader_as_they_are(
+    command, red, data_root, tmp_path, monkeypatch
+):
     out = command("fill", "--sham_ratio", "0.34")
-    extra = get_dataset("MVTec", 16, "full_shot", 0, "train", data_root=data_root, extra_meta=out / "full-shot.jsonl",
-                        extra_ratio=1 / 3)[0]  # fmt: skip
+    extra = get_dataset(
+        "MVTec",
+        16,
+        "full_shot",
+        0,
+        "train",
+        data_root=data_root,
+        extra_meta=out / "full-shot.jsonl",
+        extra_ratio=1 / 3,
+    )[0]
     added = extra.samples[12:]
     assert len(added) == 6 and sorted(sample.label for sample in added) == [0, 0, 1, 1, 1, 1]
     for registry, entry in ((constants.CLASS_NAMES, ["bottle", "screw"]), (constants.DATA_PATH, "out")):
@@ -309,12 +356,18 @@ def test_a_folder_of_other_flags_or_other_origin_is_never_written_to(command, re
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_images_that_hardly_change_are_tried_again_then_left_out_and_named(command, red, monkeypatch, tmp_path):
+def test_images_that_hardly_change_are_tried_again_then_left_out_and_named(
+    command, red, monkeypatch, tmp_path
+):
     asked = []
 
     def fill(visible, semantic, fill_mask, prompt=None, seeds=(0,), steps=28):
         asked.extend(seeds)
-        return visible if len(asked) > 6 else torch.where(torch.arange(len(seeds)).view(-1, 1, 1, 1) < 2, -1.0, visible)
+        return (
+            visible
+            if len(asked) > 6
+            else torch.where(torch.arange(len(seeds)).view(-1, 1, 1, 1) < 2, -1.0, visible)
+        )
 
     red.fill = fill
     rows = rows_of(command("fill", "--attempts", "3", "--min_change", "20"))
@@ -332,35 +385,64 @@ def test_the_contact_sheet_has_a_line_per_class_and_label(command, red):
     assert sheet.size == (2 * (3 * 196 + 4), 4 * (196 + 4))
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["perlin", "--sham_ratio", "0.5"], "take out --checkpoint and --sham_ratio"),
-    (["perlin", "--checkpoint", "x"], "take out --checkpoint and --sham_ratio"),
-    (["fill", "--checkpoint", ""], "--method fill needs --checkpoint"),
-    (["fill", "--sham_ratio", "1"], "--sham_ratio is 1.0: expected"),
-    (["fill", "--min_area", "0.2"], "--min_area 0.2 --max_area 0.15"),
-    (["fill", "--count", "0"], "--count 0"),
-    (["fill", "--feather", "-1"], "--feather is -1.0"),
-    (["fill", "--size", "40"], "--size 40: a panel's side must be a multiple of 16"),
-])  # fmt: skip
-def test_flags_that_contradict_each_other_are_refused_before_anything_is_written(command, tmp_path, flags, message):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["perlin", "--sham_ratio", "0.5"], "take out --checkpoint and --sham_ratio"),
+        (["perlin", "--checkpoint", "x"], "take out --checkpoint and --sham_ratio"),
+        (["fill", "--checkpoint", ""], "--method fill needs --checkpoint"),
+        (["fill", "--sham_ratio", "1"], "--sham_ratio is 1.0: expected"),
+        (["fill", "--min_area", "0.2"], "--min_area 0.2 --max_area 0.15"),
+        (["fill", "--count", "0"], "--count 0"),
+        (["fill", "--feather", "-1"], "--feather is -1.0"),
+        (["fill", "--size", "40"], "--size 40: a panel's side must be a multiple of 16"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_before_anything_is_written(
+    command, tmp_path, flags, message
+):
     with pytest.raises(ValueError, match=message):
         command(*flags)
     assert not (tmp_path / "out").exists()
 
 
 def test_real_masks_need_a_defect_of_the_class(command, red):
-    with pytest.raises(ValueError, match="--masks real: class 'bottle' has no anomalous image; use --masks perlin"):
+    with pytest.raises(
+        ValueError, match="--masks real: class 'bottle' has no anomalous image; use --masks perlin"
+    ):
         command("fill", "--shot", "1")
-    assert len(rows_of(command("fill", "--shot", "1", "--masks", "perlin"))) == 6  # no image was made, other flags may
+    assert (
+        len(rows_of(command("fill", "--shot", "1", "--masks", "perlin"))) == 6
+    )  # no image was made, other flags may
 
 
 def test_from_triptychs_over_semantic_fill_to_a_detector_trained_on_its_anomalies(
     data_root, tmp_path, train_flags, command
 ):
-    make_triptychs.main(["--dataset", "MVTec", "--data_root", str(data_root), "--size", "32", "--out",
-                         str(tmp_path / "triptychs")])  # fmt: skip
-    train_semantic_fill.main(["--data", str(tmp_path / "triptychs"), "--size", "32", "--steps", "2", "--out",
-                              str(tmp_path / "fill")])  # fmt: skip
+    make_triptychs.main(
+        [
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--size",
+            "32",
+            "--out",
+            str(tmp_path / "triptychs"),
+        ]
+    )
+    train_semantic_fill.main(
+        [
+            "--data",
+            str(tmp_path / "triptychs"),
+            "--size",
+            "32",
+            "--steps",
+            "2",
+            "--out",
+            str(tmp_path / "fill"),
+        ]
+    )
     out = command("fill", "--checkpoint", str(tmp_path / "fill"), "--steps", "2", "--sham_ratio", "0.34")
     assert sorted(row["label"] for row in rows_of(out)) == [0, 0, 1, 1, 1, 1]
     train_script.main([*train_flags, "--extra_meta", str(out / "full-shot.jsonl"), "--extra_ratio", "0.3"])

@@ -17,7 +17,10 @@ from studies.study import training_command
 
 
 def test_the_halves_share_no_class_and_leave_none_out(tmp_path, monkeypatch):
-    rows = [{"image_path": f"{name}/0.png", "label": 0, "class_name": name} for name in constants.CLASS_NAMES["DemoA"]]
+    rows = [
+        {"image_path": f"{name}/0.png", "label": 0, "class_name": name}
+        for name in constants.CLASS_NAMES["DemoA"]
+    ]
     write_rows(rows, tmp_path / "DemoA" / "full-shot.jsonl")
     improvements.declare_halves(tmp_path)
     for registry in ("REAL_NAMES", "CLASS_NAMES", "DOMAINS", "DATA_PATH", "METADATA_FILES"):
@@ -35,8 +38,10 @@ def test_a_run_counts_once_both_halves_have_it_with_the_classes_it_was_not_train
         return {"metrics": {half: {"classes": {name: dict.fromkeys(METRICS, 0.5)}}}}
 
     even, odd = improvements.HALVES
-    results = {even: {("baseline", 1): run(odd, "wood"), ("baseline", 2): run(odd, "wood")},
-               odd: {("baseline", 1): run(even, "tiles")}}  # fmt: skip
+    results = {
+        even: {("baseline", 1): run(odd, "wood"), ("baseline", 2): run(odd, "wood")},
+        odd: {("baseline", 1): run(even, "tiles")},
+    }
     merged = improvements.both_halves(results)
     assert list(merged) == [("baseline", 1)]
     assert set(merged["baseline", 1]["metrics"]["DemoA"]["classes"]) == {"wood", "tiles"}
@@ -57,15 +62,50 @@ def test_tokens_are_told_apart_by_what_they_say():
 def test_a_run_is_explained(tmp_path, data_root, tmp_path_factory):
     weights = write_world(tmp_path_factory.mktemp("cross"))
     common = [
-        "--model_name", MODEL, "--clip_weights", str(weights), "--dataset", "MVTec", "--data_root", str(data_root),
-        "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2", "--surgery_until_layer", "3",
-        "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--text_lr", "1e-2",
-    ]  # fmt: skip
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(weights),
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--training_mode",
+        "full_shot",
+        "--text_epoch",
+        "1",
+        "--image_epoch",
+        "1",
+        "--text_lr",
+        "1e-2",
+    ]
     train.main([*common, "--save_path", str(tmp_path / "baseline")])
-    train_cross_attention.main([*common, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "cross_seed1")])
+    train_cross_attention.main(
+        [*common, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "cross_seed1")]
+    )
     out = tmp_path / "explanation"
-    explain_cross_attention.main(["--runs", str(tmp_path / "cross_seed*"), "--baselines", str(tmp_path / "baseline"),
-                                  "--dataset", "MVTec", "--data", str(data_root), "--out", str(out)])  # fmt: skip
+    explain_cross_attention.main(
+        [
+            "--runs",
+            str(tmp_path / "cross_seed*"),
+            "--baselines",
+            str(tmp_path / "baseline"),
+            "--dataset",
+            "MVTec",
+            "--data",
+            str(data_root),
+            "--out",
+            str(out),
+        ]
+    )
     found = json.loads(out.with_suffix(".json").read_text("utf-8"))
     run = found["cross_seed1"]
     for where in ("inside", "outside", "tokens"):

@@ -33,20 +33,54 @@ def trained(world, data_root, tmp_path_factory):
     """{name: folder} of one short run of each kind; tests copy what they change."""
     root = tmp_path_factory.mktemp("runs")
     common = [
-        "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root",
-        str(data_root), "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "2",
-        "--text_batch_size", "6", "--image_batch_size", "6", "--text_lr", "1e-2", "--image_lr", "1e-2",
-    ]  # fmt: skip
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(world),
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--training_mode",
+        "full_shot",
+        "--text_epoch",
+        "1",
+        "--image_epoch",
+        "2",
+        "--text_batch_size",
+        "6",
+        "--image_batch_size",
+        "6",
+        "--text_lr",
+        "1e-2",
+        "--image_lr",
+        "1e-2",
+    ]
     attending = ["--cross_attn_heads", "4", "--text_context", "train_mean"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_cross_attention_feedback, "draw_curves", lambda path, loops: None)
         train.main([*common, "--save_path", str(root / "baseline")])
         train_cross_attention.main([*common, *attending, "--save_path", str(root / "crossed")])
-        train_cross_attention_feedback.main([
-            *common, *attending, "--save_path", str(root / "looped"), "--num_feedback_loops", "2",
-            "--cross_attn_start_loop", "2",
-        ])  # fmt: skip
+        train_cross_attention_feedback.main(
+            [
+                *common,
+                *attending,
+                "--save_path",
+                str(root / "looped"),
+                "--num_feedback_loops",
+                "2",
+                "--cross_attn_start_loop",
+                "2",
+            ]
+        )
     return {name: root / name for name in ("baseline", "crossed", "looped")}
 
 
@@ -157,10 +191,14 @@ def test_a_feedback_run_comes_back_after_its_last_loop_or_the_one_named(trained)
 
 
 @pytest.mark.bit_equality
-@pytest.mark.parametrize(("name", "other"), [
-    ("baseline", "image_adapter_1.pth"), ("crossed", "image_adapter_cross_attn_1.pth"), ("looped",
-    "loop_1_final.pth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("baseline", "image_adapter_1.pth"),
+        ("crossed", "image_adapter_cross_attn_1.pth"),
+        ("looped", "loop_1_final.pth"),
+    ],
+)
 def test_a_run_moves_to_another_of_its_checkpoints_as_if_loaded_there(trained, name, other):
     folder = trained[name]
     run = load_run(folder)
@@ -180,8 +218,18 @@ def test_a_run_moves_to_another_of_its_checkpoints_as_if_loaded_there(trained, n
 @pytest.mark.parametrize("name", ["baseline", "crossed", "looped"])
 def test_a_loaded_run_scores_as_test_py_does(trained, copied, name, data_root, world):
     folder = copied(name)
-    (wanted,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-                           "--save_path", str(folder)])  # fmt: skip
+    (wanted,) = test.main(
+        [
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--clip_weights",
+            str(world),
+            "--save_path",
+            str(folder),
+        ]
+    )
     scorer = scorer_of(load_run(trained[name]), "MVTec")
     test_sets = get_dataset("MVTec", 32, "full_shot", 0, "test", data_root=data_root)
     assert evaluate_dataset(scorer, test_sets, batch_size=32, device="cpu") == wanted

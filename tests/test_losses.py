@@ -63,8 +63,17 @@ def test_upstreams_names_are_importable_from_forward_utils():
     assert (
         type(focal_loss) is FocalLoss and type(dice_loss) is BinaryDiceLoss and callable(calculate_seg_loss)
     )
-    for name in ("FocalLoss", "BinaryDiceLoss", "focal_loss", "dice_loss", "calculate_seg_loss",
-                 "calculate_similarity_map", "get_adapted_text_embedding",
-                 "get_adapted_single_class_text_embedding", "get_adapted_single_sentence_text_embedding",
-                 "metrics_eval", "visualize"):  # fmt: skip
+    for name in (
+        "FocalLoss",
+        "BinaryDiceLoss",
+        "focal_loss",
+        "dice_loss",
+        "calculate_seg_loss",
+        "calculate_similarity_map",
+        "get_adapted_text_embedding",
+        "get_adapted_single_class_text_embedding",
+        "get_adapted_single_sentence_text_embedding",
+        "metrics_eval",
+        "visualize",
+    ):
         assert hasattr(forward_utils, name) and name in forward_utils.__all__

@@ -66,7 +66,8 @@ def test_labels_may_be_floats_and_paths_relative_to_the_data_root_or_absolute(ro
     samples = load(root, from_root, absolute)
     assert [(sample.label, type(sample.label)) for sample in samples] == [(0, int), (1, int)]
     assert [sample.file_name for sample in samples] == [
-        "mvtec_ad/bottle/test/good/000.png", "mvtec_ad/bottle/test/broken/000.png",
+        "mvtec_ad/bottle/test/good/000.png",
+        "mvtec_ad/bottle/test/broken/000.png",
     ]
 
 
@@ -145,7 +146,8 @@ def test_the_datasets_folder_may_be_a_link_to_another_disk(root):
     (root / "mvtec_ad").symlink_to(disk)
     absolute = {**BROKEN, "image_path": str(disk / BROKEN["image_path"])}
     assert [sample.file_name for sample in load(root, NORMAL, absolute)] == [
-        "mvtec_ad/bottle/test/good/000.png", "mvtec_ad/bottle/test/broken/000.png",
+        "mvtec_ad/bottle/test/good/000.png",
+        "mvtec_ad/bottle/test/broken/000.png",
     ]
     with pytest.raises(ValueError, match="outside the data root"):
         load(root, {**NORMAL, "image_path": "../disk.png"})
@@ -191,7 +193,8 @@ def test_the_mask_of_a_normal_image_is_not_read(root):
 def test_written_rows_are_read_back(tmp_path):
     write_rows([NORMAL, {**BROKEN, "class_name": "größe"}], tmp_path / "new" / "full-shot.jsonl")
     assert [row for _, row in read_rows(tmp_path / "new" / "full-shot.jsonl")] == [
-        NORMAL, {**BROKEN, "class_name": "größe"},
+        NORMAL,
+        {**BROKEN, "class_name": "größe"},
     ]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["full-shot.jsonl"]
 
@@ -228,7 +231,9 @@ def test_more_shots_than_a_class_has_are_refused_with_counts_and_the_largest_tha
         select(rows, 8, seed=0)
     message = str(error.value)
     assert "--shot 8 needs 4 normal and 4 anomalous images per class" in message
-    assert "b has 3 normal and 9 anomalous; c has 9 normal and 1 anomalous" in message and "a has" not in message
+    assert (
+        "b has 3 normal and 9 anomalous; c has 9 normal and 1 anomalous" in message and "a has" not in message
+    )
     assert "use --shot 3 or less" in message and len(select(rows, 3, seed=0)) == 9
     with pytest.raises(ValueError, match="write your own <k>-shot.jsonl"):
         select(many_rows(polyp=(0, 9)), 2, seed=0)
@@ -237,7 +242,9 @@ def test_more_shots_than_a_class_has_are_refused_with_counts_and_the_largest_tha
 
 
 def test_training_with_more_shots_than_a_class_has_is_refused(root):
-    with pytest.raises(ValueError, match="--shot 4 needs 2 normal .* but bottle has 1 normal and 1 anomalous"):
+    with pytest.raises(
+        ValueError, match="--shot 4 needs 2 normal .* but bottle has 1 normal and 1 anomalous"
+    ):
         get_dataset("MVTec", 8, "few_shot", 4, "train", data_root=root)
 
 

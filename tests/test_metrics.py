@@ -53,7 +53,9 @@ def test_torchmetrics_agrees_also_on_scores_outside_zero_and_one(kind, seed):
     truth, score = draws(kind, seed)
     got = ranking_metrics(truth, score)
     for key, second in (("auroc", BinaryAUROC), ("ap", BinaryAveragePrecision)):
-        opinion = second(normalization=None)  # by default each batch with a score outside [0, 1] goes through a sigmoid
+        opinion = second(
+            normalization=None
+        )  # by default each batch with a score outside [0, 1] goes through a sigmoid
         for part in (slice(0, 150), slice(150, None)):
             opinion.update(torch.from_numpy(score[part].astype(np.float64)), torch.from_numpy(truth[part]))
         assert got[key] == pytest.approx(float(opinion.compute()), abs=1e-6)
@@ -96,8 +98,15 @@ def test_a_growing_function_of_the_map_moves_no_pixel_metric(seed):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
 def test_how_a_class_is_split_into_batches_moves_no_metric(batch_size):
     masks, labels, maps, head = pixels(0)
-    items = [{"image": torch.tensor([[[float(i)]]]), "mask": torch.from_numpy(masks[i : i + 1].astype(np.float32)),
-              "label": int(labels[i]), "file_name": f"{i}.png"} for i in range(4)]  # fmt: skip
+    items = [
+        {
+            "image": torch.tensor([[[float(i)]]]),
+            "mask": torch.from_numpy(masks[i : i + 1].astype(np.float32)),
+            "label": int(labels[i]),
+            "file_name": f"{i}.png",
+        }
+        for i in range(4)
+    ]
 
     class Scorer:
         domain, levels = "Industrial", 4
@@ -156,8 +165,12 @@ def test_scores_that_are_not_finite_are_refused(value):
 
 def slow_aupro(masks, maps, limit=0.3):
     """AUPRO from its definition: threshold by threshold, region by region."""
-    regions = [(i, labels == k) for i, mask in enumerate(masks) for labels, count in [connected(mask, np.ones((3, 3)))]
-               for k in range(1, count + 1)]  # fmt: skip
+    regions = [
+        (i, labels == k)
+        for i, mask in enumerate(masks)
+        for labels, count in [connected(mask, np.ones((3, 3)))]
+        for k in range(1, count + 1)
+    ]
     points = [(0.0, 0.0)]
     for threshold in sorted(set(maps.ravel()), reverse=True):
         hit = maps >= threshold
@@ -232,7 +245,10 @@ def test_the_fused_score_is_half_map_half_head_for_industrial_and_the_map_for_me
 
 def test_the_fused_score_of_an_image_depends_on_the_others_and_the_unnormalised_one_does_not():
     fewer = slice(0, 2)
-    fused = fused_image_score(MAPS, HEAD, "Industrial"), fused_image_score(MAPS[fewer], HEAD[fewer], "Industrial")
+    fused = (
+        fused_image_score(MAPS, HEAD, "Industrial"),
+        fused_image_score(MAPS[fewer], HEAD[fewer], "Industrial"),
+    )
     assert fused[0][1] != fused[1][1]
     alone = unnormalised_image_score(MAPS, HEAD, 4), unnormalised_image_score(MAPS[fewer], HEAD[fewer], 4)
     assert alone[0][fewer].tolist() == alone[1].tolist()
@@ -265,8 +281,10 @@ def test_upstreams_row_says_zero_where_only_one_label_is_present():
 
 def test_the_domain_decides_upstreams_image_score():
     maps = np.array([[[0.0, 5.0]], [[2.0, 4.0]], [[1.0, 3.0]]])
-    rows = [metrics_eval(MASKS, LABELS, maps, np.array([0.1, 0.9, 0.8]), "x", domain)
-            for domain in ("Industrial", "Medical")]  # fmt: skip
+    rows = [
+        metrics_eval(MASKS, LABELS, maps, np.array([0.1, 0.9, 0.8]), "x", domain)
+        for domain in ("Industrial", "Medical")
+    ]
     assert rows[0]["image AUC"] == pytest.approx(100.0) and rows[1]["image AUC"] == 0
 
 
@@ -284,8 +302,10 @@ def test_class_metrics_hold_every_metric_and_count_the_images():
 
 
 def test_the_mean_row_leaves_undefined_classes_out_and_adds_counts():
-    rows = [{"pixel_auroc": 0.5, "image_auroc": None, "images": 3},
-            {"pixel_auroc": 1.0, "image_auroc": None, "images": 4}]  # fmt: skip
+    rows = [
+        {"pixel_auroc": 0.5, "image_auroc": None, "images": 3},
+        {"pixel_auroc": 1.0, "image_auroc": None, "images": 4},
+    ]
     assert mean_row(rows) == {"pixel_auroc": 0.75, "image_auroc": None, "images": 7}
     rows[0]["image_auroc"] = 0.25
     assert mean_row(rows)["image_auroc"] == 0.25

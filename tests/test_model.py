@@ -118,8 +118,16 @@ def test_create_model_keeps_upstreams_signature_and_the_rest_is_keyword_only():
 
 
 def test_the_model_has_the_attributes_upstreams_users_reach_for(clip):
-    for path in ("visual.DAPM_replace", "visual.ln_post", "visual.proj", "token_embedding",
-                 "positional_embedding", "transformer.resblocks", "ln_final", "attn_mask"):  # fmt: skip
+    for path in (
+        "visual.DAPM_replace",
+        "visual.ln_post",
+        "visual.proj",
+        "token_embedding",
+        "positional_embedding",
+        "transformer.resblocks",
+        "ln_final",
+        "attn_mask",
+    ):
         part = clip
         for name in path.split("."):
             part = getattr(part, name)

@@ -25,55 +25,154 @@ from run_folder.settings import (
 from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 
 UPSTREAM_TRAIN = {
-    "model_name": "ViT-L-14-336", "img_size": 518, "surgery_until_layer": 20, "relu": False,
-    "dataset": "VisA", "training_mode": "few_shot", "shot": 32, "text_batch_size": 16, "image_batch_size": 2,
-    "text_epoch": 5, "image_epoch": 20, "text_lr": 1e-5, "image_lr": 5e-4, "criterion": ["dice_loss",
-    "focal_loss"], "seed": 111, "save_path": "ckpt/baseline", "text_norm_weight": 0.1,
-    "text_adapt_weight": 0.1, "image_adapt_weight": 0.1, "text_adapt_until": 3, "image_adapt_until": 6,
-}  # fmt: skip
+    "model_name": "ViT-L-14-336",
+    "img_size": 518,
+    "surgery_until_layer": 20,
+    "relu": False,
+    "dataset": "VisA",
+    "training_mode": "few_shot",
+    "shot": 32,
+    "text_batch_size": 16,
+    "image_batch_size": 2,
+    "text_epoch": 5,
+    "image_epoch": 20,
+    "text_lr": 1e-5,
+    "image_lr": 5e-4,
+    "criterion": ["dice_loss", "focal_loss"],
+    "seed": 111,
+    "save_path": "ckpt/baseline",
+    "text_norm_weight": 0.1,
+    "text_adapt_weight": 0.1,
+    "image_adapt_weight": 0.1,
+    "text_adapt_until": 3,
+    "image_adapt_until": 6,
+}
 UPSTREAM_TEST = {
-    "model_name": "ViT-L-14-336", "img_size": 518, "relu": False, "dataset": "MVTec", "shot": 4,
-    "batch_size": 32, "seed": 111, "save_path": "ckpt/baseline", "visualize": False, "text_adapt_weight": 0.1,
-    "image_adapt_weight": 0.1, "text_adapt_until": 3, "image_adapt_until": 6,
-}  # fmt: skip
-KEPT = {"text_loss_levels": "last", "quick_gelu": False, "surgery_attention": "batch",
-        "head_temperature": 1.0, "milestones": [16000, 32000], "text_cls_weight": 0.0}  # fmt: skip
-CORRECTED = {"text_loss_levels": "all", "quick_gelu": True, "surgery_attention": "spatial",
-             "head_temperature": 100.0, "milestones": [0.5, 0.8], "text_cls_weight": 1.0}  # fmt: skip
+    "model_name": "ViT-L-14-336",
+    "img_size": 518,
+    "relu": False,
+    "dataset": "MVTec",
+    "shot": 4,
+    "batch_size": 32,
+    "seed": 111,
+    "save_path": "ckpt/baseline",
+    "visualize": False,
+    "text_adapt_weight": 0.1,
+    "image_adapt_weight": 0.1,
+    "text_adapt_until": 3,
+    "image_adapt_until": 6,
+}
+KEPT = {
+    "text_loss_levels": "last",
+    "quick_gelu": False,
+    "surgery_attention": "batch",
+    "head_temperature": 1.0,
+    "milestones": [16000, 32000],
+    "text_cls_weight": 0.0,
+}
+CORRECTED = {
+    "text_loss_levels": "all",
+    "quick_gelu": True,
+    "surgery_attention": "spatial",
+    "head_temperature": 100.0,
+    "milestones": [0.5, 0.8],
+    "text_cls_weight": 1.0,
+}
 
 # All flags and defaults as the commands' parsers had them before the settings became dataclasses (5ca275b).
-TRAIN = UPSTREAM_TRAIN | KEPT | {
-    "clip_weights": None, "data_root": None, "dataset_config": None, "real_names": None, "extra_meta": None,
-    "extra_ratio": None, "precision": "fp32", "corrected": False, "device": None, "workers": 0,
-}  # fmt: skip
+TRAIN = (
+    UPSTREAM_TRAIN
+    | KEPT
+    | {
+        "clip_weights": None,
+        "data_root": None,
+        "dataset_config": None,
+        "real_names": None,
+        "extra_meta": None,
+        "extra_ratio": None,
+        "precision": "fp32",
+        "corrected": False,
+        "device": None,
+        "workers": 0,
+    }
+)
 CROSS_ATTENTION_MODEL = {
-    "cross_attn_heads": 8, "cross_attn_dropout": 0.1, "text_cross_attn_weight": 0.1,
-    "image_cross_attn_weight": 0.1, "context_scope": "class", "text_context": "none",
-    "context_control": "none", "cross_attn_gate": "fixed", "image_cross_attn_after": 0, "self_reference": 0.0,
-    "self_reference_head": 1.0, "self_reference_neighbours": 0.08, "self_reference_control": "none",
-    "no_norm_match": False, "no_normalize_context": False,
-}  # fmt: skip
-TRAIN_CROSS_ATTENTION = TRAIN | CROSS_ATTENTION_MODEL | {
-    "load_base_text_adapter": None, "load_base_image_adapter": None, "save_path": "ckpt/cross_attention",
-}  # fmt: skip
+    "cross_attn_heads": 8,
+    "cross_attn_dropout": 0.1,
+    "text_cross_attn_weight": 0.1,
+    "image_cross_attn_weight": 0.1,
+    "context_scope": "class",
+    "text_context": "none",
+    "context_control": "none",
+    "cross_attn_gate": "fixed",
+    "image_cross_attn_after": 0,
+    "self_reference": 0.0,
+    "self_reference_head": 1.0,
+    "self_reference_neighbours": 0.08,
+    "self_reference_control": "none",
+    "no_norm_match": False,
+    "no_normalize_context": False,
+}
+TRAIN_CROSS_ATTENTION = (
+    TRAIN
+    | CROSS_ATTENTION_MODEL
+    | {
+        "load_base_text_adapter": None,
+        "load_base_image_adapter": None,
+        "save_path": "ckpt/cross_attention",
+    }
+)
 TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
-    "num_feedback_loops": 3, "recipe": "v1", "loop1_text_epoch": None, "loop1_image_epoch": None,
-    "loop2_text_epoch": None, "loop2_image_epoch": None, "loop3_text_epoch": None, "loop3_image_epoch": None,
-    "optimizer": None, "betas": None, "weight_decay": None, "schedule": None, "warmup_epochs": None,
-    "clip_norm": None, "lr_decay_per_loop": None, "epoch_decay_per_loop": None, "cross_attn_start_loop": None,
-    "plateau_threshold": None, "plateau_patience": None, "save_path": "ckpt/feedback",
+    "num_feedback_loops": 3,
+    "recipe": "v1",
+    "loop1_text_epoch": None,
+    "loop1_image_epoch": None,
+    "loop2_text_epoch": None,
+    "loop2_image_epoch": None,
+    "loop3_text_epoch": None,
+    "loop3_image_epoch": None,
+    "optimizer": None,
+    "betas": None,
+    "weight_decay": None,
+    "schedule": None,
+    "warmup_epochs": None,
+    "clip_norm": None,
+    "lr_decay_per_loop": None,
+    "epoch_decay_per_loop": None,
+    "cross_attn_start_loop": None,
+    "plateau_threshold": None,
+    "plateau_patience": None,
+    "save_path": "ckpt/feedback",
     "eval_every_loop": None,
-}  # fmt: skip
-TEST = UPSTREAM_TEST | CROSS_ATTENTION_MODEL | {
-    "clip_weights": None, "surgery_until_layer": 20, "quick_gelu": False, "surgery_attention": "batch",
-    "data_root": None, "dataset_config": None, "real_names": None, "device": None, "workers": 0,
-    "checkpoint": None, "all": False, "loop": None, "raw_clip": False, "no_cross_attention": False,
-    "attention_of": [], "attention_word": "damaged",
-}  # fmt: skip
+}
+TEST = (
+    UPSTREAM_TEST
+    | CROSS_ATTENTION_MODEL
+    | {
+        "clip_weights": None,
+        "surgery_until_layer": 20,
+        "quick_gelu": False,
+        "surgery_attention": "batch",
+        "data_root": None,
+        "dataset_config": None,
+        "real_names": None,
+        "device": None,
+        "workers": 0,
+        "checkpoint": None,
+        "all": False,
+        "loop": None,
+        "raw_clip": False,
+        "no_cross_attention": False,
+        "attention_of": [],
+        "attention_word": "damaged",
+    }
+)
 COMMANDS = [
-    (train_script, TRAIN), (train_cross_attention, TRAIN_CROSS_ATTENTION),
-    (train_cross_attention_feedback, TRAIN_FEEDBACK), (test_script, TEST),
-]  # fmt: skip
+    (train_script, TRAIN),
+    (train_cross_attention, TRAIN_CROSS_ATTENTION),
+    (train_cross_attention_feedback, TRAIN_FEEDBACK),
+    (test_script, TEST),
+]
 
 
 class Parsed(Exception):
@@ -123,10 +222,19 @@ def test_every_command_has_the_flags_and_defaults_it_always_had(script, defaults
 @pytest.mark.parametrize(("script", "defaults"), COMMANDS)
 def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, parse_flags_of):
     """`--flag` for what is off by default, several words for lists, one of the value's kind for all else."""
-    texts = {"recipe": "v2", "optimizer": "adamw", "schedule": "cosine", "training_mode": "full_shot",
-             "precision": "bf16", "context_scope": "batch", "text_context": "image",
-             "cross_attn_gate": "zero", "self_reference_control": "shuffled", "surgery_attention": "spatial",
-             "text_loss_levels": "all"}  # fmt: skip
+    texts = {
+        "recipe": "v2",
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "training_mode": "full_shot",
+        "precision": "bf16",
+        "context_scope": "batch",
+        "text_context": "image",
+        "cross_attn_gate": "zero",
+        "self_reference_control": "shuffled",
+        "surgery_attention": "spatial",
+        "text_loss_levels": "all",
+    }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
     fields = [field for group in groups for field in dataclasses.fields(group)]
@@ -196,11 +304,17 @@ def test_corrected_turns_every_correction_on_and_a_given_flag_wins():
     assert picked(settings, CORRECTED) == CORRECTED | kept
 
 
-@pytest.mark.parametrize(("flag", "value", "want"), [
-    ("text_loss_levels", ["all"], "all"), ("quick_gelu", [], True), ("surgery_attention", ["spatial"],
-    "spatial"), ("head_temperature", ["100"], 100.0), ("milestones", ["0.5", "0.8"], [0.5, 0.8]),
-    ("text_cls_weight", ["1.0"], 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flag", "value", "want"),
+    [
+        ("text_loss_levels", ["all"], "all"),
+        ("quick_gelu", [], True),
+        ("surgery_attention", ["spatial"], "spatial"),
+        ("head_temperature", ["100"], 100.0),
+        ("milestones", ["0.5", "0.8"], [0.5, 0.8]),
+        ("text_cls_weight", ["1.0"], 1.0),
+    ],
+)
 def test_each_correction_has_its_own_flag_and_leaves_the_others_alone(flag, value, want):
     settings = parse_train(f"--{flag}", *value)
     assert picked(settings, KEPT) == KEPT | {flag: want}
@@ -231,8 +345,15 @@ def test_quick_gelu_has_nothing_to_correct_in_the_demo_backbone(capsys):
     assert end.value.code == 2 and "was trained with GELU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--text_loss_levels", "some"], ["--training_mode", "no_shot"],
-                                  ["--img_size", "big"], ["--unheard_of", "1"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--text_loss_levels", "some"],
+        ["--training_mode", "no_shot"],
+        ["--img_size", "big"],
+        ["--unheard_of", "1"],
+    ],
+)
 def test_a_wrong_flag_or_value_ends_with_the_usage(argv, capsys):
     with pytest.raises(SystemExit) as end:
         parse_train(*argv)
@@ -309,20 +430,49 @@ def test_a_flag_is_declared_with_one_field(capsys):
 
 # What the flags' metadata say, pinned as the tables they replace said it (runs.py of 5ca275b).
 NEVER_MOVES_A_NUMBER = {
-    "save_path", "device", "workers", "data_root", "clip_weights", "dataset_config", "real_names",
-    "criterion", "corrected", "eval_every_loop",
-}  # fmt: skip
+    "save_path",
+    "device",
+    "workers",
+    "data_root",
+    "clip_weights",
+    "dataset_config",
+    "real_names",
+    "criterion",
+    "corrected",
+    "eval_every_loop",
+}
 ADDED_LATER = {
-    "precision": "fp32", "context_control": "none", "extra_meta": None, "extra_ratio": None,
-    "cross_attn_gate": "fixed", "image_cross_attn_after": 0, "self_reference": 0.0,
-    "self_reference_head": 1.0, "self_reference_neighbours": 0.08, "self_reference_control": "none",
-}  # fmt: skip
+    "precision": "fp32",
+    "context_control": "none",
+    "extra_meta": None,
+    "extra_ratio": None,
+    "cross_attn_gate": "fixed",
+    "image_cross_attn_after": 0,
+    "self_reference": 0.0,
+    "self_reference_head": 1.0,
+    "self_reference_neighbours": 0.08,
+    "self_reference_control": "none",
+}
 MODELS_OWN = {
-    "model_name", "relu", "text_adapt_weight", "image_adapt_weight", "text_adapt_until", "image_adapt_until",
-    "cross_attn_heads", "text_cross_attn_weight", "image_cross_attn_weight", "no_norm_match",
-    "no_normalize_context", "context_control", "cross_attn_gate", "image_cross_attn_after", "self_reference",
-    "self_reference_head", "self_reference_neighbours", "self_reference_control",
-}  # fmt: skip
+    "model_name",
+    "relu",
+    "text_adapt_weight",
+    "image_adapt_weight",
+    "text_adapt_until",
+    "image_adapt_until",
+    "cross_attn_heads",
+    "text_cross_attn_weight",
+    "image_cross_attn_weight",
+    "no_norm_match",
+    "no_normalize_context",
+    "context_control",
+    "cross_attn_gate",
+    "image_cross_attn_after",
+    "self_reference",
+    "self_reference_head",
+    "self_reference_neighbours",
+    "self_reference_control",
+}
 MAY_DIFFER_AT_TEST = {"img_size", "quick_gelu", "text_context", "surgery_until_layer", "surgery_attention"}
 
 

@@ -57,7 +57,13 @@ def test_mvtecs_layout_is_scanned_whatever_the_endings(tmp_path, caplog):
 
 def test_btads_ok_and_ko_are_good_and_broken(tmp_path):
     folder = folder_of("BTAD", tmp_path)
-    draw(folder, "03/test/ok/0001.bmp", "03/test/ko/0000.bmp", "03/ground_truth/ko/0000.bmp", "01/test/ok/0002.bmp")
+    draw(
+        folder,
+        "03/test/ok/0001.bmp",
+        "03/test/ko/0000.bmp",
+        "03/ground_truth/ko/0000.bmp",
+        "01/test/ok/0002.bmp",
+    )
     assert listed(scan("BTAD", folder, LOGGER)) == [
         ("01/test/ok/0002.bmp", 0, "01", None),
         ("03/test/ko/0000.bmp", 1, "03", "03/ground_truth/ko/0000.bmp"),
@@ -69,9 +75,13 @@ def test_btads_ok_and_ko_are_good_and_broken(tmp_path):
 def test_visas_test_split_is_read_from_its_table(tmp_path):
     folder = folder_of("VisA", tmp_path)
     normal, broken, mask = (
-        "cashew/Data/Images/Normal/000.JPG", "cashew/Data/Images/Anomaly/000.JPG", "cashew/Data/Masks/Anomaly/000.png",
+        "cashew/Data/Images/Normal/000.JPG",
+        "cashew/Data/Images/Anomaly/000.JPG",
+        "cashew/Data/Masks/Anomaly/000.png",
     )
-    draw(folder, normal, broken, mask, "candle/Data/Images/Normal/7.JPG", "cashew/Data/Images/Normal/train.JPG")
+    draw(
+        folder, normal, broken, mask, "candle/Data/Images/Normal/7.JPG", "cashew/Data/Images/Normal/train.JPG"
+    )
     (folder / "split_csv").mkdir()
     (folder / "split_csv" / "1cls.csv").write_text(
         "object,split,label,image,mask\n"
@@ -112,7 +122,13 @@ def test_a_visa_table_without_its_columns_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["Brain", "Liver", "Retina"])
 def test_the_medical_sets_are_scanned_in_bmads_layout(tmp_path, name):
     folder = folder_of(name, tmp_path)
-    draw(folder, "test/good/img/5.png", "test/good/label/5.png", "test/Ungood/img/6.png", "test/Ungood/label/6.png")
+    draw(
+        folder,
+        "test/good/img/5.png",
+        "test/good/label/5.png",
+        "test/Ungood/img/6.png",
+        "test/Ungood/label/6.png",
+    )
     assert listed(scan(name, folder, LOGGER)) == [
         ("test/good/img/5.png", 0, name, None),
         ("test/Ungood/img/6.png", 1, name, "test/Ungood/label/6.png"),
@@ -132,13 +148,20 @@ def test_the_polyp_sets_are_anomalous_throughout(tmp_path, images, masks):
 def test_anomalous_images_without_a_mask_are_refused_with_the_expected_names(tmp_path):
     folder = folder_of("MVTec", tmp_path)
     draw(folder, "wood/test/hole/0.png", "wood/test/hole/1.png", "wood/ground_truth/hole/1_mask.png")
-    with pytest.raises(ValueError, match=r"1 anomalous images have no mask, such as .*hole/0\.png.*<name>_mask\.png"):
+    with pytest.raises(
+        ValueError, match=r"1 anomalous images have no mask, such as .*hole/0\.png.*<name>_mask\.png"
+    ):
         scan("MVTec", folder, LOGGER)
 
 
 def test_two_masks_of_one_name_are_refused(tmp_path):
     folder = folder_of("MVTec", tmp_path)
-    draw(folder, "wood/test/hole/0.png", "wood/ground_truth/hole/0_mask.png", "wood/ground_truth/hole/0_mask.bmp")
+    draw(
+        folder,
+        "wood/test/hole/0.png",
+        "wood/ground_truth/hole/0_mask.png",
+        "wood/ground_truth/hole/0_mask.bmp",
+    )
     with pytest.raises(ValueError, match=r"two masks of one name, .*0_mask\.bmp and .*0_mask\.png"):
         scan("MVTec", folder, LOGGER)
 
@@ -176,7 +199,9 @@ def test_the_command_writes_metadata_that_reads_back_as_the_scan(tmp_path):
     few = [json.loads(line) for line in (written / "4-shot.jsonl").read_text().splitlines()]
     assert full == scan("MVTec", folder, LOGGER)
     chosen = get_dataset("MVTec", 8, "few_shot", 4, "train", data_root=tmp_path, seed=5)[0].samples
-    assert [row["image_path"] for row in few] == [sample.file_name.removeprefix("mvtec_ad/") for sample in chosen]
+    assert [row["image_path"] for row in few] == [
+        sample.file_name.removeprefix("mvtec_ad/") for sample in chosen
+    ]
     with pytest.raises(SystemExit, match=r"error: .*full-shot\.jsonl.*exists: add --overwrite"):
         main(arguments)
     main([*arguments, "--overwrite"])

@@ -41,9 +41,29 @@ def flags(cache, run, steps=20, *more):
     if not (folder / "bank").exists():
         (folder / "bank").symlink_to(cache / "bank")
     return [
-        "--cache", str(folder), "--config", str(cache / "miniature.json"), "--output", str(folder / "out.safetensors"),
-        "--steps", str(steps), "--images", "48", "--bank_size", "40", "--captions", "3", "--processes", "1",
-        "--precision", "fp32", "--log_every", "1", "--save_every", "10", *more,
+        "--cache",
+        str(folder),
+        "--config",
+        str(cache / "miniature.json"),
+        "--output",
+        str(folder / "out.safetensors"),
+        "--steps",
+        str(steps),
+        "--images",
+        "48",
+        "--bank_size",
+        "40",
+        "--captions",
+        "3",
+        "--processes",
+        "1",
+        "--precision",
+        "fp32",
+        "--log_every",
+        "1",
+        "--save_every",
+        "10",
+        *more,
     ]
 
 
@@ -110,7 +130,9 @@ def test_the_training_towers_equal_open_clips():
     torch.manual_seed(0)
     model = CLIP(**MINIATURE)
     images = torch.randn(3, 3, 32, 32)
-    tokens = open_clip.get_tokenizer("ViT-B-32")(["a photo of a red washer", "wood", "a damaged gear on blue"])
+    tokens = open_clip.get_tokenizer("ViT-B-32")(
+        ["a photo of a red washer", "wood", "a damaged gear on blue"]
+    )
     assert torch.allclose(encode_image(model.visual, images), model.encode_image(images), atol=1e-5)
     assert torch.allclose(encode_text(model, tokens), model.encode_text(tokens), atol=1e-5)
 

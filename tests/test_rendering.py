@@ -58,7 +58,9 @@ def test_about_one_combination_in_ten_is_held_out_whatever_else_the_scene_shows(
     combinations = [Scene(name, colour) for name in thing_names() for colour in COLOURS]
     assert 0.07 < np.mean([is_held_out(scene) for scene in combinations]) < 0.13
     for scene in combinations:
-        dressed = replace(scene, background="wood", damage="scratch", marks=(Mark("star", "red", "on the left"),))
+        dressed = replace(
+            scene, background="wood", damage="scratch", marks=(Mark("star", "red", "on the left"),)
+        )
         assert is_held_out(dressed) == is_held_out(scene)
 
 
@@ -118,7 +120,9 @@ def test_a_flat_white_surface_is_lit_to_one():
 def test_a_slope_towards_the_light_is_brighter_than_one_away_from_it():
     axis = np.linspace(-1.0, 1.0, 16, dtype=np.float32)
     roof = layers(np.ones((16, 16, 3)), np.broadcast_to(-0.3 * np.abs(axis), (16, 16)))
-    from_the_right = Light(azimuth=0.0, elevation=0.8, ambient=0.4, cast=(1.0, 1.0, 1.0), falloff=0.0, reflection=0.0)
+    from_the_right = Light(
+        azimuth=0.0, elevation=0.8, ambient=0.4, cast=(1.0, 1.0, 1.0), falloff=0.0, reflection=0.0
+    )
     lit = shade(roof, from_the_right)
     assert lit[:, 12].mean() > lit[:, 3].mean() + 0.1
 

@@ -106,8 +106,17 @@ def test_a_stages_file_has_upstreams_keys_and_what_a_resume_needs(tmp_path):
     state.save(files, Record(SETTINGS, {}, BACKBONE))
     for file in files:
         content = load_checkpoint(file)
-        assert set(content) == {"epoch", "image_adapter", "image_optimizer", "scheduler", "rng", "settings",
-                                "versions", "backbone", "history"}  # fmt: skip
+        assert set(content) == {
+            "epoch",
+            "image_adapter",
+            "image_optimizer",
+            "scheduler",
+            "rng",
+            "settings",
+            "versions",
+            "backbone",
+            "history",
+        }
         assert content["settings"] == SETTINGS == settings_in(file)
         assert content["epoch"] == 2 and content["backbone"] == BACKBONE and content["history"] == []
 
@@ -116,8 +125,12 @@ def test_a_file_without_a_record_is_written_where_aa_clips_functions_are_called(
     state, _ = stage(scheduled=False)
     state.save([tmp_path / "text_adapter.pth"])
     assert set(load_checkpoint(tmp_path / "text_adapter.pth")) == {
-        "epoch", "text_adapter", "text_optimizer", "rng", "history"
-    }  # fmt: skip
+        "epoch",
+        "text_adapter",
+        "text_optimizer",
+        "rng",
+        "history",
+    }
     assert settings_in(tmp_path / "text_adapter.pth") is None
 
 
@@ -164,9 +177,11 @@ def test_a_file_of_another_run_is_refused_before_any_weight_is_loaded(tmp_path, 
 
 
 def test_the_end_of_a_stage_may_move_until_something_was_built_on_it(tmp_path, lines):
-    for name, milestones, longer in (("text", [0.5], {"text_epoch", "image_epoch"}),
-                                     ("image", [16000.0], {"image_epoch"}), ("image", [0.5],
-                                     set())):  # fmt: skip
+    for name, milestones, longer in (
+        ("text", [0.5], {"text_epoch", "image_epoch"}),
+        ("image", [16000.0], {"image_epoch"}),
+        ("image", [0.5], set()),
+    ):
         path, whole = tmp_path / "a.pth", settings(milestones=milestones)
         stage(name)[0].save([path], Record(whole.record(), {}, BACKBONE))
         for flag in ("text_epoch", "image_epoch"):
@@ -220,8 +235,16 @@ def test_flags_that_change_no_number_may_differ_and_unknown_ones_are_no_obstacle
     check_same_run(None, settings(), "a.pth")
 
 
-ADAPTER = {"model_name": "ViT-L-14-336", "relu": False, "text_adapt_weight": 0.1, "image_adapt_weight": 0.1,
-           "text_adapt_until": 3, "image_adapt_until": 6, "img_size": 518, "quick_gelu": False}  # fmt: skip
+ADAPTER = {
+    "model_name": "ViT-L-14-336",
+    "relu": False,
+    "text_adapt_weight": 0.1,
+    "image_adapt_weight": 0.1,
+    "text_adapt_until": 3,
+    "image_adapt_until": 6,
+    "img_size": 518,
+    "quick_gelu": False,
+}
 
 
 def flags(*explicit, **values):

@@ -55,13 +55,40 @@ def read(run, name):
 def trained(tmp_path_factory, model_name, weights, data_root):
     """A run of one text and two image epochs, trained once; tests copy what they change."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train_script.main([
-        "--model_name", model_name, "--clip_weights", str(weights), "--img_size", "32",
-        "--surgery_until_layer", "3", "--text_adapt_until", "2", "--image_adapt_until", "2", "--dataset",
-        "MVTec", "--data_root", str(data_root), "--save_path", str(folder), "--training_mode", "full_shot",
-        "--text_epoch", "1", "--image_epoch", "2", "--text_batch_size", "4", "--image_batch_size", "4",
-        "--text_lr", "1e-3",
-    ])  # fmt: skip
+    train_script.main(
+        [
+            "--model_name",
+            model_name,
+            "--clip_weights",
+            str(weights),
+            "--img_size",
+            "32",
+            "--surgery_until_layer",
+            "3",
+            "--text_adapt_until",
+            "2",
+            "--image_adapt_until",
+            "2",
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--save_path",
+            str(folder),
+            "--training_mode",
+            "full_shot",
+            "--text_epoch",
+            "1",
+            "--image_epoch",
+            "2",
+            "--text_batch_size",
+            "4",
+            "--image_batch_size",
+            "4",
+            "--text_lr",
+            "1e-3",
+        ]
+    )
     return folder
 
 
@@ -83,8 +110,14 @@ def test_training_writes_upstreams_files_and_log_lines(trained):
     lines = [line.split(" ", 3)[3] for line in read(trained, "train.log").splitlines()]
     kept = [line for line in lines if line.startswith(("training", "loss:"))]
     upstream = [re.sub(r"^loss: \d+\.\d+$", "loss: x", line) for line in kept]
-    assert upstream == ["training text epoch 0:", "loss: x", "training image epoch 0:", "loss: x",
-                        "training image epoch 1:", "loss: x"]  # fmt: skip
+    assert upstream == [
+        "training text epoch 0:",
+        "loss: x",
+        "training image epoch 0:",
+        "loss: x",
+        "training image epoch 1:",
+        "loss: x",
+    ]
     assert sum(line.startswith("stage ") for line in lines) == 3
     assert any("none corrected, as in AA-CLIP" in line for line in lines)
 
@@ -264,8 +297,13 @@ def test_each_stage_changes_its_own_adapter_and_the_seed_decides_their_first_val
     first = first_adapters(clip, 111)
     train_script.main([*train_flags, "--text_lr", "0", "--image_lr", "0"])
     found = states(run, "text_adapter.pth", "image_adapter.pth")
-    assert_equal(found, {"text_adapter.pth": first.text_adapter.state_dict(),
-                         "image_adapter.pth": first.image_adapter.state_dict()})  # fmt: skip
+    assert_equal(
+        found,
+        {
+            "text_adapter.pth": first.text_adapter.state_dict(),
+            "image_adapter.pth": first.image_adapter.state_dict(),
+        },
+    )
 
 
 @pytest.mark.bit_equality
@@ -284,8 +322,10 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(train_flags, 
 def test_an_image_stage_in_two_calls_equals_one_in_a_single_call(train_flags, trained, run):
     train_script.main(train_flags)
     train_script.main([*train_flags, "--image_epoch", "2"])
-    assert_equal(states(run, "image_adapter.pth", "image_adapter_1.pth"),
-                 states(trained, "image_adapter.pth", "image_adapter_1.pth"))  # fmt: skip
+    assert_equal(
+        states(run, "image_adapter.pth", "image_adapter_1.pth"),
+        states(trained, "image_adapter.pth", "image_adapter_1.pth"),
+    )
     assert read(run, "train.log").count("training text epoch") == 1
 
 
@@ -348,8 +388,10 @@ def test_files_of_aa_clip_resume_and_test(train_flags, flags, trained_copy):
     for name in ("text_adapter", "image_adapter", "image_adapter_2"):
         content = torch.load(trained_copy / f"{name}.pth", weights_only=True)
         stage = name.split("_")[0]
-        torch.save({key: content[key] for key in ("epoch", f"{stage}_adapter", f"{stage}_optimizer")},
-                   trained_copy / f"{name}.pth")  # fmt: skip
+        torch.save(
+            {key: content[key] for key in ("epoch", f"{stage}_adapter", f"{stage}_optimizer")},
+            trained_copy / f"{name}.pth",
+        )
     (result,) = test_script.main(flags)
     assert result["mean"]["images"] == 12
     train_script.main([*train_flags, "--image_epoch", "3"])
@@ -372,8 +414,12 @@ def test_a_file_of_aa_clip_from_other_adapter_settings_is_refused_with_the_tenso
 
 def test_testing_takes_adapter_settings_from_the_checkpoint(train_flags, flags, run):
     train_script.main([*train_flags, "--relu", "--image_adapt_until", "1"])
-    untyped = [value for pair in zip(flags[::2], flags[1::2], strict=True) for value in pair
-               if pair[0] not in ("--img_size", "--text_adapt_until", "--image_adapt_until")]  # fmt: skip
+    untyped = [
+        value
+        for pair in zip(flags[::2], flags[1::2], strict=True)
+        for value in pair
+        if pair[0] not in ("--img_size", "--text_adapt_until", "--image_adapt_until")
+    ]
     (result,) = test_script.main(untyped)
     assert result["mean"]["images"] == 12
 
@@ -384,8 +430,14 @@ def test_a_corrected_run_differs_records_its_choice_and_testing_says_so(
     train_script.main([*train_flags, "--image_epoch", "2", "--corrected"])
     content = torch.load(run / "image_adapter.pth", weights_only=True)
     settings = content["settings"]
-    corrected = {"text_loss_levels": "all", "quick_gelu": True, "surgery_attention": "spatial",
-                 "head_temperature": 100.0, "milestones": [0.5, 0.8], "text_cls_weight": 1.0}  # fmt: skip
+    corrected = {
+        "text_loss_levels": "all",
+        "quick_gelu": True,
+        "surgery_attention": "spatial",
+        "head_temperature": 100.0,
+        "milestones": [0.5, 0.8],
+        "text_cls_weight": 1.0,
+    }
     assert {key: settings[key] for key in corrected} == corrected
     assert dict(content["scheduler"]["milestones"]) == {3: 1, 5: 1}  # of six batches
     for file in ("text_adapter.pth", "image_adapter.pth"):
@@ -398,9 +450,17 @@ def test_a_corrected_run_differs_records_its_choice_and_testing_says_so(
     assert entry["settings"]["surgery_attention"] == "spatial"
 
 
-@pytest.mark.parametrize("flag", ["--text_loss_levels=all", "--quick_gelu", "--surgery_attention=spatial",
-                                  "--text_cls_weight=1", "--head_temperature=100",
-                                  "--milestones=0.5"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--text_loss_levels=all",
+        "--quick_gelu",
+        "--surgery_attention=spatial",
+        "--text_cls_weight=1",
+        "--head_temperature=100",
+        "--milestones=0.5",
+    ],
+)
 def test_every_correction_reaches_the_training(train_flags, trained, run, flag):
     train_script.main([*train_flags, "--image_epoch", "2", flag])
     file = "image_adapter.pth" if flag.startswith(("--head", "--miles")) else "text_adapter.pth"

@@ -46,8 +46,11 @@ def test_rarity_is_one_minus_the_mean_cosine_with_the_most_similar_other_patches
     found = rarity(patches, 0.25)  # of 8 other patches: 2
     for image in range(2):
         for patch in range(9):
-            others = [float(F.cosine_similarity(patches[image, patch], patches[image, other], dim=0))
-                      for other in range(9) if other != patch]  # fmt: skip
+            others = [
+                float(F.cosine_similarity(patches[image, patch], patches[image, other], dim=0))
+                for other in range(9)
+                if other != patch
+            ]
             assert float(found[image, patch]) == pytest.approx(1 - sum(sorted(others)[-2:]) / 2, abs=1e-6)
     # No other image has a say; a product of another batch size may round otherwise.
     torch.testing.assert_close(rarity(patches[1:], 0.25)[0], found[1], rtol=0, atol=1e-6)
@@ -59,12 +62,15 @@ def test_a_patch_without_a_like_is_rarest():
     assert int(rarity(patches, 0.08).argmax()) == 5
 
 
-@pytest.mark.parametrize(("settings", "why"), [
-    ({"self_reference_neighbours": 0.0}, "--self_reference_neighbours 0.0: expected a share"),
-    ({"self_reference_neighbours": 1.5}, "--self_reference_neighbours 1.5: expected a share"),
-    ({"self_reference": -0.1}, "--self_reference -0.1: expected a weight above 0"),
-    ({"self_reference_head": -1.0}, "--self_reference_head -1.0: expected a weight above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"self_reference_neighbours": 0.0}, "--self_reference_neighbours 0.0: expected a share"),
+        ({"self_reference_neighbours": 1.5}, "--self_reference_neighbours 1.5: expected a share"),
+        ({"self_reference": -0.1}, "--self_reference -0.1: expected a weight above 0"),
+        ({"self_reference_head": -1.0}, "--self_reference_head -1.0: expected a weight above 0"),
+    ],
+)
 def test_settings_out_of_range_are_refused(settings, why):
     with pytest.raises(ValueError, match=why):
         SelfReference(4, SelfReferenceSettings(**{"self_reference": 0.3} | settings))
@@ -182,16 +188,45 @@ def test_from_loop_2_on_prompts_see_patches_without_the_reference(clip, images):
 
 @pytest.fixture
 def common(world, data_root, tmp_path):
-    return ["--model_name", MODEL, "--clip_weights", str(world), "--dataset", "MVTec", "--data_root",
-            str(data_root), "--save_path", str(tmp_path / "run")]  # fmt: skip
+    return [
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(world),
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--save_path",
+        str(tmp_path / "run"),
+    ]
 
 
 @pytest.fixture
 def train_flags(common):
-    return [*common, "--img_size", "32", "--text_adapt_until", "2", "--image_adapt_until", "2",
-            "--surgery_until_layer",
-            "3", "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--image_lr",
-            "1e-2", "--text_lr", "1e-2", "--cross_attn_heads", "4"]  # fmt: skip
+    return [
+        *common,
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--training_mode",
+        "full_shot",
+        "--text_epoch",
+        "1",
+        "--image_epoch",
+        "1",
+        "--image_lr",
+        "1e-2",
+        "--text_lr",
+        "1e-2",
+        "--cross_attn_heads",
+        "4",
+    ]
 
 
 def state(folder, file):

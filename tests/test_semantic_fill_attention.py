@@ -55,7 +55,9 @@ def test_permuting_the_map_matters_with_local_positions_only(inputs, layout):
     change = {}
     for positions in ("none", "local"):
         layer = awake(layout=layout, positions=positions)
-        change[positions] = (layer(tokens, semantic, *where) - layer(tokens, shuffled, *where)).abs().max().item()
+        change[positions] = (
+            (layer(tokens, semantic, *where) - layer(tokens, shuffled, *where)).abs().max().item()
+        )
     assert change["none"] < 1e-5
     assert change["local"] > 1e-2
 
@@ -87,8 +89,15 @@ def test_gradients_reach_the_scale_first_and_everything_at_step_2(inputs, layout
 def test_places_are_centres_inside_the_panel_and_equal_in_both_panels():
     where = places(2, 2, panels=2)
     assert where.tolist() == [
-        [0.5, 0.5], [0.5, 1.5], [0.5, 0.5], [0.5, 1.5], [1.5, 0.5], [1.5, 1.5], [1.5, 0.5], [1.5, 1.5],
-    ]  # fmt: skip
+        [0.5, 0.5],
+        [0.5, 1.5],
+        [0.5, 0.5],
+        [0.5, 1.5],
+        [1.5, 0.5],
+        [1.5, 1.5],
+        [1.5, 0.5],
+        [1.5, 1.5],
+    ]
     assert places(1, 1, unit=2.0).tolist() == [[1.0, 1.0]]  # one coarse token lies amid four fine ones
 
 

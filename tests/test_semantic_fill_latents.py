@@ -12,9 +12,14 @@ from synthesis import latents
 from synthesis.codec import DctCodec
 
 PIPELINE = FluxFillPipeline(
-    scheduler=None, vae=DctCodec(), transformer=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
+    scheduler=None,
+    vae=DctCodec(),
+    transformer=None,
+    text_encoder=None,
+    tokenizer=None,
+    text_encoder_2=None,
     tokenizer_2=None,
-)  # fmt: skip
+)
 
 
 def random_mask(batch, height, width):
@@ -50,7 +55,9 @@ def test_mask_channel_8_sy_plus_sx_times_4():
 
 
 def test_ids_are_the_pipelines():
-    assert torch.equal(latents.image_ids(3, 6), PIPELINE._prepare_latent_image_ids(1, 3, 6, "cpu", torch.float32))
+    assert torch.equal(
+        latents.image_ids(3, 6), PIPELINE._prepare_latent_image_ids(1, 3, 6, "cpu", torch.float32)
+    )
 
 
 def test_shapes_at_512_pixels():
@@ -87,7 +94,9 @@ def test_fill_masks():
     semantic = torch.tensor([-1.0, -0.2, 0.2, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert latents.fill_mask_of(semantic, "semantic").flatten().tolist() == [0, 0, 1, 1]
     assert latents.fill_mask_of(semantic, "panel").flatten().tolist() == [1, 1, 1, 1]
-    assert latents.diptych_mask(latents.fill_mask_of(semantic, "panel")).flatten().tolist() == [0, 0, 1, 1] * 2
+    assert (
+        latents.diptych_mask(latents.fill_mask_of(semantic, "panel")).flatten().tolist() == [0, 0, 1, 1] * 2
+    )
     with pytest.raises(ValueError, match="--fill_mask half"):
         latents.fill_mask_of(semantic, "half")
 
@@ -115,10 +124,17 @@ def test_coding_twice_is_coding_once_and_the_loss_is_orthogonal():
 
 def test_the_codec_has_the_interface_of_an_autoencoder():
     reference = AutoencoderKL(
-        block_out_channels=(4, 4, 4, 4), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, norm_num_groups=2, use_quant_conv=False,
-        use_post_quant_conv=False, mid_block_add_attention=False, scaling_factor=0.3611, shift_factor=0.1159,
-    )  # fmt: skip
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=16,
+        norm_num_groups=2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
     image, codec = torch.rand(1, 3, 32, 64), DctCodec()
     for name in ("latent_channels", "scaling_factor", "shift_factor"):
         assert getattr(codec.config, name) == getattr(reference.config, name)
@@ -129,7 +145,10 @@ def test_the_codec_has_the_interface_of_an_autoencoder():
     assert ours.sample(generator).shape == theirs.sample(generator).shape == (1, 16, 4, 8)
     assert torch.equal(ours.sample(generator), ours.mode())
     latent = ours.mode()
-    assert codec.decode(latent, return_dict=False)[0].shape == reference.decode(latent, return_dict=False)[0].shape
+    assert (
+        codec.decode(latent, return_dict=False)[0].shape
+        == reference.decode(latent, return_dict=False)[0].shape
+    )
 
 
 def test_the_codec_refuses_another_number_of_channels():

@@ -35,7 +35,11 @@ def test_the_tiny_transformer_has_fluxs_packed_geometry():
     config = transformer.config
     assert (config.in_channels, transformer.out_channels) == (384, 64)
     assert (config.num_layers, config.num_single_layers) == (1, 1)
-    assert (config.attention_head_dim, config.num_attention_heads, config.axes_dims_rope) == (16, 2, (4, 4, 8))
+    assert (config.attention_head_dim, config.num_attention_heads, config.axes_dims_rope) == (
+        16,
+        2,
+        (4, 4, 8),
+    )
     assert sum(parameter.numel() for parameter in transformer.parameters()) == 91_904
 
 
@@ -140,8 +144,13 @@ def test_the_loss_can_weigh_what_is_to_be_filled():
     encoded, times = encoded_batch(system), torch.tensor([0.2, 0.7])
     noise, prompt = torch.randn(encoded.clean.shape), system.prompts.batch(["a defect", "a defect"])
     errors = flow.predict_velocity(
-        system.backbone, system.attention, flow.interpolate(encoded.clean, noise, times)[0], encoded, prompt, times
-    ) - (noise - encoded.clean)  # fmt: skip
+        system.backbone,
+        system.attention,
+        flow.interpolate(encoded.clean, noise, times)[0],
+        encoded,
+        prompt,
+        times,
+    ) - (noise - encoded.clean)
 
     def loss(condition, fill_share):
         parts = encoded._replace(condition=condition)
@@ -197,10 +206,16 @@ def model_folder(tmp_path_factory):
     pipeline = tiny_text_pipeline()
     torch.manual_seed(10)
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, norm_num_groups=4, use_quant_conv=False,
-        use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159,
-    )  # fmt: skip
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=16,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
     parts = backbone.load_backbone("tiny")
     pipeline.register_modules(vae=vae, transformer=parts.transformer, scheduler=parts.scheduler)
     pipeline.save_pretrained(folder)
@@ -215,15 +230,23 @@ def test_a_folder_of_weights_loads_like_the_hub(model_folder):
     assert isinstance(real.backbone.vae, AutoencoderKL) and real.backbone.sampling_guidance == 30
     theirs, ours = parameters_of(real), parameters_of(tiny)
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-    assert torch.allclose(real.prompts.known["a defect"].pooled, tiny.prompts.known["a defect"].pooled, atol=1e-6)
+    assert torch.allclose(
+        real.prompts.known["a defect"].pooled, tiny.prompts.known["a defect"].pooled, atol=1e-6
+    )
     assert velocity(real).isfinite().all()
 
 
 def test_a_transformer_that_is_no_fill_model_is_refused(model_folder, monkeypatch):
     plain = FluxTransformer2DModel(
-        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
     monkeypatch.setattr(FluxTransformer2DModel, "from_pretrained", lambda *args, **kwargs: plain)
     with pytest.raises(ValueError, match="64 channels in and 64 out, expected 384"):
         backbone.load_backbone(str(model_folder))
@@ -237,7 +260,9 @@ def test_weights_that_cannot_be_reached_come_with_the_licence_notice(model, monk
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match="(?s)cannot load this folder in diffusers' layout.*model_index.json"):
+    with pytest.raises(
+        RuntimeError, match="(?s)cannot load this folder in diffusers' layout.*model_index.json"
+    ):
         backbone.load_backbone(str(tmp_path))
     with pytest.raises(RuntimeError, match="cannot load this folder"):
         backbone.load_prompts(str(tmp_path)).encode(["a"])

@@ -96,7 +96,10 @@ def test_each_image_has_its_own_generator():
     both = sample(filler, data)
     second = sample(filler, {name: values[1:] for name, values in data.items()}, seeds=[4])
     assert torch.allclose(both[1:], second, atol=1e-5)
-    twice = {name: values[:1] * 2 if name == "name" else values[:1].repeat(2, 1, 1, 1) for name, values in data.items()}
+    twice = {
+        name: values[:1] * 2 if name == "name" else values[:1].repeat(2, 1, 1, 1)
+        for name, values in data.items()
+    }
     same_image = sample(filler, twice)
     assert (same_image[0] - same_image[1]).abs().max() > 1e-2
     assert torch.equal(both, sample(filler, data))
@@ -120,9 +123,14 @@ def test_diffusers_reads_the_lora_file_itself(tmp_path):
     assert (folder / "semantic_cross_attention.safetensors").is_file()
     bare = load_backbone("tiny")
     pipeline = FluxFillPipeline(
-        scheduler=bare.scheduler, vae=bare.vae, transformer=bare.transformer, text_encoder=None, tokenizer=None,
-        text_encoder_2=None, tokenizer_2=None,
-    )  # fmt: skip
+        scheduler=bare.scheduler,
+        vae=bare.vae,
+        transformer=bare.transformer,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
     plain = sample(Filler(system._replace(backbone=bare), "a defect"), semantic=False)
     pipeline.load_lora_weights(folder)
     theirs = sample(Filler(system._replace(backbone=bare), "a defect"), semantic=False)
@@ -179,9 +187,13 @@ def test_a_map_of_another_resolution_works():
 )
 def test_arguments_that_do_not_fit_are_refused(changes, message):
     arguments = {
-        "visible": torch.zeros(1, 3, 32, 32), "semantic": torch.zeros(1, 3, 32, 32),
-        "fill_mask": torch.ones(1, 1, 32, 32), "seeds": [0], "steps": 1, **changes,
-    }  # fmt: skip
+        "visible": torch.zeros(1, 3, 32, 32),
+        "semantic": torch.zeros(1, 3, 32, 32),
+        "fill_mask": torch.ones(1, 1, 32, 32),
+        "seeds": [0],
+        "steps": 1,
+        **changes,
+    }
     with pytest.raises(ValueError, match=message):
         Filler(tiny_system(), "a defect").fill(**arguments)
 

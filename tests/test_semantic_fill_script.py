@@ -38,9 +38,12 @@ def run(data, tmp_path_factory):
 def test_a_run_leaves_its_files_and_samples_from_them(run):
     folder = find_checkpoint(run)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "optimizer.pth", "prompt_embeddings.safetensors", "pytorch_lora_weights.safetensors",
+        "config.json",
+        "optimizer.pth",
+        "prompt_embeddings.safetensors",
+        "pytorch_lora_weights.safetensors",
         "semantic_cross_attention.safetensors",
-    ]  # fmt: skip
+    ]
     assert read_config(folder)["fill_mask"] == "semantic"
     batch = triptychs(1)
     target = load_filler("tiny", run).fill(
@@ -87,8 +90,11 @@ def test_a_resume_with_other_flags_or_data_is_refused(data, run, tmp_path):
 def test_a_cosine_run_cannot_be_given_another_end(data, tmp_path):
     cosine = ("--lr_schedule", "cosine", "--fill_share", "0.5")
     train_semantic_fill.main(flags(data, tmp_path, 2, *cosine))
-    rates = [line.split(" lr ")[1].split()[0] for line in (tmp_path / "train.log").read_text().splitlines()
-             if "semantic scale" in line]  # fmt: skip
+    rates = [
+        line.split(" lr ")[1].split()[0]
+        for line in (tmp_path / "train.log").read_text().splitlines()
+        if "semantic scale" in line
+    ]
     assert rates == ["1.00e-03", "5.00e-04"]
     with pytest.raises(ValueError, match="other settings .*steps 2 -> 3"):
         train_semantic_fill.main(flags(data, tmp_path, 3, *cosine))
@@ -170,7 +176,18 @@ def test_without_the_optional_libraries_the_script_names_their_file(monkeypatch)
 
 
 def test_the_toy_study_continues_arm_by_arm_and_keeps_its_settings(tmp_path):
-    flags = ["--steps", "1", "--batch_size", "2", "--size", "16", "--train_pictures", "2", "--test_pictures", "2"]
+    flags = [
+        "--steps",
+        "1",
+        "--batch_size",
+        "2",
+        "--size",
+        "16",
+        "--train_pictures",
+        "2",
+        "--test_pictures",
+        "2",
+    ]
     flags += ["--out", str(tmp_path)]
     semantic_fill_toy.main([*flags, "--arms", "none"])
     before = (tmp_path / "none_seed0.json").stat().st_mtime_ns

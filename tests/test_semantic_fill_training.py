@@ -18,9 +18,16 @@ LOGGER = logging.getLogger("semantic fill tests")
 
 def schedule(steps=2, **changes):
     values = {
-        "steps": steps, "batch_size": 2, "seed": 0, "prompt": "a defect", "fill_mask": "semantic", "text_drop": 0.0,
-        "semantic_drop": 0.0, "log_every": 1, **changes,
-    }  # fmt: skip
+        "steps": steps,
+        "batch_size": 2,
+        "seed": 0,
+        "prompt": "a defect",
+        "fill_mask": "semantic",
+        "text_drop": 0.0,
+        "semantic_drop": 0.0,
+        "log_every": 1,
+        **changes,
+    }
     return Schedule(**values)
 
 
@@ -38,7 +45,9 @@ def test_the_first_step_moves_scale_and_lora_b_and_the_second_all():
         optimizer.zero_grad()
         training_loss(system, data, schedule(), step).backward()
         named = [*system.attention.named_parameters(), *system.backbone.transformer.named_parameters()]
-        reached.append({name for name, value in named if value.grad is not None and value.grad.abs().max() > 0})
+        reached.append(
+            {name for name, value in named if value.grad is not None and value.grad.abs().max() > 0}
+        )
         optimizer.step()
     attention = {name for name, _ in system.attention.named_parameters()}
     lora = {name for name, value in system.backbone.transformer.named_parameters() if value.requires_grad}
@@ -95,9 +104,11 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, optimizer, train_backb
     first, its_optimizer = fresh(1)
     folders = {}
     run(
-        first, plan._replace(save_every=3), optimizer=its_optimizer,
+        first,
+        plan._replace(save_every=3),
+        optimizer=its_optimizer,
         save=lambda step: folders.setdefault(step, save_system(tmp_path, step, first, config, its_optimizer)),
-    )  # fmt: skip
+    )
     folder = folders[3]
     second, its_optimizer = fresh(2)
     load_weights_into(second, folder, train_backbone)
@@ -115,7 +126,9 @@ def test_a_dropped_map_cannot_be_seen():
     losses = {}
     for drop in (0.0, 1.0):
         plan = schedule(fill_mask="panel", semantic_drop=drop)
-        losses[drop] = [training_loss(tiny_system(scale=0.5), batch, plan, 0).item() for batch in (data, other)]
+        losses[drop] = [
+            training_loss(tiny_system(scale=0.5), batch, plan, 0).item() for batch in (data, other)
+        ]
     assert losses[1.0][0] == losses[1.0][1]
     assert losses[0.0][0] != losses[0.0][1]
 
@@ -134,9 +147,12 @@ def test_a_dropped_prompt_cannot_be_seen():
 def test_drops_have_the_share_that_was_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        training, "flow_matching_loss", lambda backbone, attention, encoded, prompt, times, noise, keep, _: seen.append(
-            (prompt.pooled[:, 0], keep))
-    )  # fmt: skip
+        training,
+        "flow_matching_loss",
+        lambda backbone, attention, encoded, prompt, times, noise, keep, _: seen.append(
+            (prompt.pooled[:, 0], keep)
+        ),
+    )
     system, data = tiny_system(), triptychs(4)
     for step in range(250):
         training_loss(system, data, schedule(text_drop=0.1, semantic_drop=0.3), step)

@@ -68,8 +68,9 @@ def test_by_default_an_images_features_depend_on_the_batch_and_spatial_ones_do_n
 def test_permuting_the_batch_permutes_the_features_in_both_modes(features, images):
     order = torch.tensor([2, 0, 3, 1])
     for across_batch in (True, False):
-        torch.testing.assert_close(features(across_batch)[order], features(across_batch, images[order]),
-                                   rtol=1e-4, atol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            features(across_batch)[order], features(across_batch, images[order]), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_two_modes_differ(features):
@@ -102,8 +103,11 @@ def test_a_surgery_copy_leaves_the_plain_model_as_it_was_and_shares_blocks_and_w
 def test_a_surgery_copy_equals_replacing_the_attention_of_a_second_model(clip, new_clip, images):
     second = new_clip()
     second.visual.DAPM_replace(3)
-    for got, want in zip(surgery_copy(clip, 3).encode_image(images, [1, 2, 3, 4])[1],
-                         second.encode_image(images, [1, 2, 3, 4])[1], strict=True):  # fmt: skip
+    for got, want in zip(
+        surgery_copy(clip, 3).encode_image(images, [1, 2, 3, 4])[1],
+        second.encode_image(images, [1, 2, 3, 4])[1],
+        strict=True,
+    ):
         torch.testing.assert_close(got, want)
 
 
@@ -113,7 +117,9 @@ def test_surgery_until_layer_one_replaces_nothing(clip, images):
 
 @pytest.mark.parametrize("layer", [0, 6])
 def test_more_surgery_than_blocks_is_refused_with_the_possible_range(clip, layer):
-    with pytest.raises(ValueError, match=rf"last {layer - 1} blocks.*4.*--surgery_until_layer must lie in 1..5"):
+    with pytest.raises(
+        ValueError, match=rf"last {layer - 1} blocks.*4.*--surgery_until_layer must lie in 1..5"
+    ):
         surgery_copy(clip, layer)
 
 

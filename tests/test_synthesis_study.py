@@ -14,8 +14,16 @@ def result(arm, seed, pixel_ap, shot=2, **settings):
     """One run's JSON content."""
     classes = {name: dict.fromkeys(METRICS, 0.5) | {"pixel_ap": pixel_ap} for name in ("gear", "rope")}
     settings = study.settings_of(study.build_parser().parse_args([])) | settings
-    return {"arm": arm, "shot": shot, "seed": seed, "settings": settings, "metrics": {"DemoB": {"classes": classes}},
-            "seconds": 60.0, "generation_seconds": 1.0, "commands": []}  # fmt: skip
+    return {
+        "arm": arm,
+        "shot": shot,
+        "seed": seed,
+        "settings": settings,
+        "metrics": {"DemoB": {"classes": classes}},
+        "seconds": 60.0,
+        "generation_seconds": 1.0,
+        "commands": [],
+    }
 
 
 def keyed(*results):
@@ -23,11 +31,17 @@ def keyed(*results):
 
 
 def test_shots_are_compared_apart_and_only_arms_that_have_runs():
-    found = keyed(result("real", 1, 0.50), result("perlin", 1, 0.40), result("generated", 1, 0.55),
-                  result("generated", 2, 0.99), result("real", 1, 0.60, shot=16))  # fmt: skip
+    found = keyed(
+        result("real", 1, 0.50),
+        result("perlin", 1, 0.40),
+        result("generated", 1, 0.55),
+        result("generated", 2, 0.99),
+        result("real", 1, 0.60, shot=16),
+    )
     told = study.tables(found).splitlines()
     assert [line for line in told if line.startswith("## ")] == [
-        "## 2 shots, against real", "## 2 shots, against perlin"
+        "## 2 shots, against real",
+        "## 2 shots, against perlin",
     ]
     start = told.index("### pixel_ap, DemoB")
     assert told[start + 4].startswith("| perlin | 1 | 50.00 | 40.00 | -10.00 ")
@@ -47,7 +61,9 @@ def test_every_arm_makes_the_same_updates_whatever_its_images(shot):
 
 
 def test_steps_that_are_no_whole_epochs_are_refused_with_the_divisor():
-    with pytest.raises(ValueError, match="--text_steps 100: 25 images in batches of 4 make 7 .*give a multiple of 7"):
+    with pytest.raises(
+        ValueError, match="--text_steps 100: 25 images in batches of 4 make 7 .*give a multiple of 7"
+    ):
         study.epochs(100, 25, 4, "--text_steps")
     assert study.epochs(100, 17, 4, "--text_steps") == 20
 
@@ -67,8 +83,10 @@ def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_pat
     study.main([*flags, "--seeds", "1", "2"])
     assert ran[2:] == [("real", 2, 2), ("sham", 2, 2)]
     text = (tmp_path / "table.md").read_text()
-    assert "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text and study.tables(study.read_results(
-        tmp_path, study.build_parser().parse_args([]))) in text  # fmt: skip
+    assert (
+        "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text
+        and study.tables(study.read_results(tmp_path, study.build_parser().parse_args([]))) in text
+    )
     assert json.loads((tmp_path / "sham_2shot_seed1.json").read_text())["commands"] == ["DATA/x WORK/y"]
 
 

@@ -31,9 +31,13 @@ from training.optimisation import only_training
 from training.stages import orthogonality_loss
 
 FILES = {
-    "text_adapter_cross_attn.pth", "image_adapter_cross_attn.pth", "image_adapter_cross_attn_1.pth",
-    "text_context_dict.pth", "train.log", "history.json",
-}  # fmt: skip
+    "text_adapter_cross_attn.pth",
+    "image_adapter_cross_attn.pth",
+    "image_adapter_cross_attn_1.pth",
+    "text_context_dict.pth",
+    "train.log",
+    "history.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +48,37 @@ def world(tmp_path_factory):
 @pytest.fixture
 def base_flags(world, data_root):
     return [
-        "--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32", "--text_adapt_until", "2",
-        "--image_adapt_until", "2", "--surgery_until_layer", "3", "--dataset", "MVTec", "--data_root",
-        str(data_root), "--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1",
-        "--text_batch_size", "4", "--image_batch_size", "4", "--text_lr", "1e-2", "--image_lr", "1e-2",
-    ]  # fmt: skip
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(world),
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--surgery_until_layer",
+        "3",
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--training_mode",
+        "full_shot",
+        "--text_epoch",
+        "1",
+        "--image_epoch",
+        "1",
+        "--text_batch_size",
+        "4",
+        "--image_batch_size",
+        "4",
+        "--text_lr",
+        "1e-2",
+        "--image_lr",
+        "1e-2",
+    ]
 
 
 @pytest.fixture
@@ -61,9 +91,18 @@ def run(base_flags, tmp_path, data_root, world):
         script.main([*base_flags, *heads, "--save_path", str(folder), *extra])
         if not tested:
             return folder, None
-        (result,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights",
-        str(world),
-                               "--save_path", str(folder)])  # fmt: skip
+        (result,) = test.main(
+            [
+                "--dataset",
+                "MVTec",
+                "--data_root",
+                str(data_root),
+                "--clip_weights",
+                str(world),
+                "--save_path",
+                str(folder),
+            ]
+        )
         return folder, result["mean"]
 
     return train_and_test
@@ -115,8 +154,9 @@ def test_a_runs_history_holds_every_epoch_of_both_stages_also_of_a_continued_one
 def model(world):
     torch.manual_seed(3)
     clip = create_model(MODEL, 32, "openai", clip_weights=world)
-    return AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4,
-                                         cross_attn_dropout=0.0)  # fmt: skip
+    return AdaptedCLIPWithCrossAttention(
+        clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, cross_attn_dropout=0.0
+    )
 
 
 def moved(model, before):
@@ -144,10 +184,19 @@ def test_stage_1_by_itself_has_aa_clips_arguments_and_prompts_that_see_their_cla
         [*model.text_adapter.parameters(), *model.text_cross_attn.parameters()], lr=1e-2
     )
     trained = train_cross_attention.train_text_adapter_with_cross_attention(
-        adapted_model=model, clip_surgery=surgery, text_norm_weight=0.5, train_loader=[batch],
-        optimizer=optimizer, device="cpu", start_epoch=1, save_path=str(tmp_path), text_epoch=3,
-        dataset_name="MVTec", img_size=32, logger=lines[0],
-    )  # fmt: skip
+        adapted_model=model,
+        clip_surgery=surgery,
+        text_norm_weight=0.5,
+        train_loader=[batch],
+        optimizer=optimizer,
+        device="cpu",
+        start_epoch=1,
+        save_path=str(tmp_path),
+        text_epoch=3,
+        dataset_name="MVTec",
+        img_size=32,
+        logger=lines[0],
+    )
     assert trained is model and moved(model, before) == {"text_adapter", "text_cross_attn"}
     losses = [float(line.removeprefix("loss: ")) for line in lines[1] if line.startswith("loss: ")]
     assert losses[0] == pytest.approx(wanted, rel=1e-5) and losses[1] < losses[0]
@@ -177,11 +226,19 @@ def test_stage_2_by_itself_has_aa_clips_arguments_and_images_that_see_their_clas
         [*model.image_adapter.parameters(), *model.image_cross_attn.parameters()], lr=1e-3
     )
     trained = train_cross_attention.train_image_adapter_with_cross_attention(
-        model=model, text_embeddings=anchors, train_loader=[batch], optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.5), device="cpu",
-        start_epoch=0, save_path=str(tmp_path), image_epoch=2, img_size=32, logger=lines[0],
+        model=model,
+        text_embeddings=anchors,
+        train_loader=[batch],
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.5),
+        device="cpu",
+        start_epoch=0,
+        save_path=str(tmp_path),
+        image_epoch=2,
+        img_size=32,
+        logger=lines[0],
         contexts=contexts,
-    )  # fmt: skip
+    )
     assert trained is model and moved(model, before) == {"image_adapter", "image_cross_attn"}
     losses = [float(line.removeprefix("loss: ")) for line in lines[1] if line.startswith("loss: ")]
     assert losses[0] == pytest.approx(wanted, rel=1e-5) and losses[1] < losses[0]
@@ -189,8 +246,10 @@ def test_stage_2_by_itself_has_aa_clips_arguments_and_images_that_see_their_clas
     assert content["epoch"] == 2 and "settings" not in content and content["history"][-1]["lr"] == 5e-4
     assert {"image_adapter", "image_cross_attn", "image_optimizer", "scheduler"} <= set(content)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "image_adapter_cross_attn.pth", "image_adapter_cross_attn_1.pth", "image_adapter_cross_attn_2.pth"
-    ]  # fmt: skip
+        "image_adapter_cross_attn.pth",
+        "image_adapter_cross_attn_1.pth",
+        "image_adapter_cross_attn_2.pth",
+    ]
 
 
 @pytest.mark.bit_equality
@@ -250,8 +309,7 @@ def digest(module):
 
 def test_only_the_trained_modules_are_in_training_mode(world):
     clip = create_model(MODEL, 32, "openai", clip_weights=world)
-    model = AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2,
-                                          image_adapt_until=2, cross_attn_heads=4)  # fmt: skip
+    model = AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)
     with only_training(model, {"text_cross_attn": model.text_cross_attn}):
         assert model.text_cross_attn.training and not model.image_cross_attn.training
         assert model.text_cross_attn.q_proj.weight.requires_grad
@@ -272,20 +330,44 @@ def test_text_context_modes_train_and_evaluate(run, mode):
 
 def test_image_anchors_at_test_do_not_depend_on_the_batch(run, data_root, world):
     folder, mean = run("run", "--text_context", "image")
-    (again,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-                          "--save_path", str(folder), "--batch_size", "1"])  # fmt: skip
+    (again,) = test.main(
+        [
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--clip_weights",
+            str(world),
+            "--save_path",
+            str(folder),
+            "--batch_size",
+            "1",
+        ]
+    )
     assert again["mean"]["pixel_auroc"] == pytest.approx(mean["pixel_auroc"], abs=1e-4)
 
 
 def test_cross_attention_is_active_at_test_and_its_ablation_is_explicit(run, data_root, world):
     folder, mean = run("run", "--image_cross_attn_weight", "0.5")
-    (without,) = test.main(["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-                            "--save_path", str(folder), "--no_cross_attention"])  # fmt: skip
+    (without,) = test.main(
+        [
+            "--dataset",
+            "MVTec",
+            "--data_root",
+            str(data_root),
+            "--clip_weights",
+            str(world),
+            "--save_path",
+            str(folder),
+            "--no_cross_attention",
+        ]
+    )
     assert without["mean"] != mean
     entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"]
     assert set(entries) == {
-        "image_adapter_cross_attn.pth", "image_adapter_cross_attn.pth without cross-attention"
-    }  # fmt: skip
+        "image_adapter_cross_attn.pth",
+        "image_adapter_cross_attn.pth without cross-attention",
+    }
 
 
 @pytest.mark.bit_equality
@@ -294,8 +376,10 @@ def test_resumed_runs_equal_uninterrupted_ones_dropout_included(run):
     run("parts", "--text_epoch", "1", "--image_epoch", "0", tested=False)
     run("parts", "--text_epoch", "2", "--image_epoch", "1", tested=False)
     parts, mean = run("parts", "--text_epoch", "2", "--image_epoch", "2")
-    for file, keys in (("text_adapter_cross_attn.pth", ("text_adapter", "text_cross_attn")),
-                       ("image_adapter_cross_attn.pth", ("image_adapter", "image_cross_attn"))):  # fmt: skip
+    for file, keys in (
+        ("text_adapter_cross_attn.pth", ("text_adapter", "text_cross_attn")),
+        ("image_adapter_cross_attn.pth", ("image_adapter", "image_cross_attn")),
+    ):
         for key in keys:
             ours, theirs = state(parts, file)[key], state(whole, file)[key]
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -305,8 +389,12 @@ def test_resumed_runs_equal_uninterrupted_ones_dropout_included(run):
 @pytest.mark.bit_equality
 def test_a_baselines_adapters_are_loaded_strictly_and_said(run, tmp_path):
     baseline, _ = run("baseline", script=train)
-    loaded = ["--load_base_text_adapter", str(baseline / "text_adapter.pth"),
-              "--load_base_image_adapter", str(baseline / "image_adapter.pth")]  # fmt: skip
+    loaded = [
+        "--load_base_text_adapter",
+        str(baseline / "text_adapter.pth"),
+        "--load_base_image_adapter",
+        str(baseline / "image_adapter.pth"),
+    ]
     folder, _ = run("crossed", *loaded, "--text_lr", "0", "--image_lr", "0")
     ours, theirs = state(folder, "image_adapter_cross_attn.pth"), state(baseline, "image_adapter.pth")
     assert all(
@@ -340,8 +428,16 @@ def test_a_trained_file_that_looks_untrained_is_named(lines):
 def test_two_kinds_of_run_in_one_folder_need_a_checkpoint_named(run, base_flags, data_root, world):
     folder, _ = run("both", script=train)
     train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(folder)])
-    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-             "--save_path", str(folder)]  # fmt: skip
+    flags = [
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--clip_weights",
+        str(world),
+        "--save_path",
+        str(folder),
+    ]
     with pytest.raises(ValueError, match="several kinds"):
         test.main(flags)
     assert len(test.main([*flags, "--checkpoint", str(folder / "image_adapter_cross_attn_1.pth")])) == 1
@@ -350,8 +446,16 @@ def test_two_kinds_of_run_in_one_folder_need_a_checkpoint_named(run, base_flags,
 def test_attention_pictures_are_written_for_a_chosen_image(run, data_root, world):
     folder, _ = run("run")
     name = "mvtec_ad/bottle/test/broken/000.png"
-    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world),
-             "--save_path", str(folder)]  # fmt: skip
+    flags = [
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--clip_weights",
+        str(world),
+        "--save_path",
+        str(folder),
+    ]
     test.main([*flags, "--attention_of", name])
     written = {path.name for path in (folder / "attention" / "MVTec").iterdir()}
     base = "mvtec_ad__bottle__test__broken__000"
@@ -364,10 +468,30 @@ def test_attention_pictures_are_written_for_a_chosen_image(run, data_root, world
 
 def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, capsys, monkeypatch):
     folder, _ = run("run")
-    flags = ["--model_name", MODEL, "--clip_weights", str(world), "--img_size", "32",
-             "--text_adapt_until", "2", "--image_adapt_until", "2", "--cross_attn_heads", "4",
-             "--dataset", "MVTec", "--data_root", str(data_root), "--run", str(folder),
-             "--batch_size", "4", "--batches", "2"]  # fmt: skip
+    flags = [
+        "--model_name",
+        MODEL,
+        "--clip_weights",
+        str(world),
+        "--img_size",
+        "32",
+        "--text_adapt_until",
+        "2",
+        "--image_adapt_until",
+        "2",
+        "--cross_attn_heads",
+        "4",
+        "--dataset",
+        "MVTec",
+        "--data_root",
+        str(data_root),
+        "--run",
+        str(folder),
+        "--batch_size",
+        "4",
+        "--batches",
+        "2",
+    ]
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 0
     told = capsys.readouterr().out
     assert "layer adapter 1" in told and "1.000\n[OK]" in told

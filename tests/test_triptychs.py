@@ -75,13 +75,20 @@ def test_resizing_the_semantic_map_draws_no_new_value(data_root, tmp_path):
 
 def test_the_target_is_the_image_and_the_semantic_map_its_mask(data_root, tmp_path):
     found = Triptychs(make(data_root, tmp_path / "out"), 48)
-    samples = [sample for sample in get_dataset("MVTec", 48, "full_shot", 0, "train", data_root=data_root)[0].samples
-               if sample.label]  # fmt: skip
+    samples = [
+        sample
+        for sample in get_dataset("MVTec", 48, "full_shot", 0, "train", data_root=data_root)[0].samples
+        if sample.label
+    ]
     for item, sample in zip(found, samples, strict=True):
         assert item["name"].split("__")[1:] == parts_of(sample)
         image = read_image(sample.image_path, "")
-        mask = Image.fromarray(read_mask(sample.mask_path, image.size, "")).resize((48, 48), Image.Resampling.NEAREST)
-        assert np.array_equal(to_pixels(item["target"]), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)))
+        mask = Image.fromarray(read_mask(sample.mask_path, image.size, "")).resize(
+            (48, 48), Image.Resampling.NEAREST
+        )
+        assert np.array_equal(
+            to_pixels(item["target"]), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC))
+        )
         assert np.array_equal(to_pixels(item["semantic"])[..., 1] == 255, np.asarray(mask))
 
 
@@ -152,11 +159,14 @@ def test_a_missing_or_empty_folder_is_refused_with_what_is_expected(tmp_path):
         Triptychs(tmp_path, 4)
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"target": "../a.png"}, ValueError, "triptych.jsonl:1: target '../a.png' leads outside"),
-    ({"semantic": None}, ValueError, "triptych.jsonl:1: semantic is None"),
-    ({"visible": "no.png"}, FileNotFoundError, "triptych.jsonl:1: visible 'no.png' is no file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target": "../a.png"}, ValueError, "triptych.jsonl:1: target '../a.png' leads outside"),
+        ({"semantic": None}, ValueError, "triptych.jsonl:1: semantic is None"),
+        ({"visible": "no.png"}, FileNotFoundError, "triptych.jsonl:1: visible 'no.png' is no file"),
+    ],
+)
 def test_a_bad_row_is_refused_with_its_line_and_panel(tmp_path, change, error, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     folder = tmp_path / "set"

@@ -15,7 +15,9 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 def normalised(colour, size=8):
     """A tensor [3, size, size] of one RGB colour, as the dataset gives it."""
     pixels = torch.tensor(colour)[:, None, None].expand(3, size, size) / 255
-    return (pixels - torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]) / torch.tensor(OPENAI_DATASET_STD)[:, None, None]
+    return (pixels - torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]) / torch.tensor(OPENAI_DATASET_STD)[
+        :, None, None
+    ]
 
 
 def read_rgb(path):
@@ -95,7 +97,9 @@ def predictions():
 
 def test_each_image_gets_a_png_with_original_truth_and_heatmap(predictions, tmp_path):
     masks, maps, images = predictions
-    folder = visualize(masks, maps, ["set/good/000.png", "set/bad/000.png"], tmp_path, "MVTec", "bottle", images)
+    folder = visualize(
+        masks, maps, ["set/good/000.png", "set/bad/000.png"], tmp_path, "MVTec", "bottle", images
+    )
     assert folder == tmp_path / "visualization" / "MVTec" / "bottle"
     assert sorted(path.name for path in folder.iterdir()) == ["set__bad__000.png", "set__good__000.png"]
     row = read_rgb(folder / "set__bad__000.png")
@@ -123,4 +127,7 @@ def test_any_dataset_can_be_drawn_also_without_images(predictions, tmp_path):
     folder = visualize(masks[:, 0], maps, ["a", "b"], tmp_path, "Colon/../set", "CVC-300")
     assert tmp_path in folder.resolve().parents
     assert read_rgb(folder / "b.png")[:8, :8].shape == (8, 8, 3)
-    assert read_rgb(folder / "b.png")[0, 0].tolist() == list(GREEN) and read_rgb(folder / "b.png")[7, 7, 2] == 128
+    assert (
+        read_rgb(folder / "b.png")[0, 0].tolist() == list(GREEN)
+        and read_rgb(folder / "b.png")[7, 7, 2] == 128
+    )

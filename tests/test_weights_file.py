@@ -41,7 +41,9 @@ def state(open_clip_model):
 @pytest.fixture
 def load(model_name):
     """Function file -> the loaded tiny CLIP's state."""
-    return lambda path, img_size=32: create_model(model_name, img_size, "openai", clip_weights=path).state_dict()
+    return lambda path, img_size=32: create_model(
+        model_name, img_size, "openai", clip_weights=path
+    ).state_dict()
 
 
 def assert_same(got, want, **tolerance):
@@ -62,8 +64,10 @@ def test_a_plain_state_dict_loads(state, load, tmp_path):
 
 
 def test_a_training_checkpoint_with_module_prefixes_loads(state, load, tmp_path):
-    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
-               tmp_path / "trained.pt")  # fmt: skip
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
+        tmp_path / "trained.pt",
+    )
     assert_same(load(tmp_path / "trained.pt"), state, rtol=0, atol=0)
 
 
@@ -78,8 +82,12 @@ def test_an_fp16_safetensors_file_is_used_in_float32(state, load, tmp_path):
 def test_positions_are_resized_to_the_image_size_as_open_clip_does(state, load, model_name, weights):
     got = load(weights, img_size=48)["visual.positional_embedding"]
     assert got.shape == (37, 32)
-    reference = open_clip.CLIP(**{**open_clip.get_model_config(model_name), "vision_cfg": open_clip.get_model_config(
-        model_name)["vision_cfg"] | {"image_size": 48}})  # fmt: skip
+    reference = open_clip.CLIP(
+        **{
+            **open_clip.get_model_config(model_name),
+            "vision_cfg": open_clip.get_model_config(model_name)["vision_cfg"] | {"image_size": 48},
+        }
+    )
     resize_pos_embed(state, reference)
     torch.testing.assert_close(got, state["visual.positional_embedding"], rtol=0, atol=0)
 
@@ -92,12 +100,16 @@ def places(monkeypatch, tmp_path, model_name):
         file.touch()
     monkeypatch.setitem(weights_file.LOCAL_FILES, model_name, files["local"])
     monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(files["variable"]))
-    monkeypatch.setattr(weights_file, "get_pretrained_cfg", lambda name, tag: {"url": tag} if tag == "openai" else {})
+    monkeypatch.setattr(
+        weights_file, "get_pretrained_cfg", lambda name, tag: {"url": tag} if tag == "openai" else {}
+    )
     monkeypatch.setattr(weights_file, "download_pretrained", lambda config, cache_dir: str(files["download"]))
     return files
 
 
-def test_the_flag_goes_before_the_variable_before_the_local_file_before_a_download(places, model_name, monkeypatch):
+def test_the_flag_goes_before_the_variable_before_the_local_file_before_a_download(
+    places, model_name, monkeypatch
+):
     tag = str(places["tag"])
     assert find_weights(model_name, tag, clip_weights=places["flag"]) == places["flag"]
     assert find_weights(model_name, tag) == places["variable"]
@@ -117,8 +129,11 @@ def test_the_download_uses_the_given_cache(places, model_name, monkeypatch, tmp_
     asked = []
     monkeypatch.delenv("AACLIP_CLIP_WEIGHTS")
     places["local"].unlink()
-    monkeypatch.setattr(weights_file, "download_pretrained",
-                        lambda config, cache_dir: asked.append((config, cache_dir)) or "x.pt")  # fmt: skip
+    monkeypatch.setattr(
+        weights_file,
+        "download_pretrained",
+        lambda config, cache_dir: asked.append((config, cache_dir)) or "x.pt",
+    )
     find_weights(model_name, "openai", cache_dir=tmp_path)
     assert asked == [({"url": "openai"}, tmp_path)]
 
@@ -127,8 +142,14 @@ def test_without_any_weights_the_message_says_where_it_looked_and_what_to_do(mon
     monkeypatch.setitem(weights_file.LOCAL_FILES, "ViT-L-14-336", tmp_path / "ViT-L-14-336px.pt")
     with pytest.raises(FileNotFoundError) as error:  # the download is refused by conftest.py
         find_weights("ViT-L-14-336")
-    for part in ("--clip_weights", "AACLIP_CLIP_WEIGHTS", str(tmp_path / "ViT-L-14-336px.pt"), "download",
-                 "tests have no network", "Remedy"):  # fmt: skip
+    for part in (
+        "--clip_weights",
+        "AACLIP_CLIP_WEIGHTS",
+        str(tmp_path / "ViT-L-14-336px.pt"),
+        "download",
+        "tests have no network",
+        "Remedy",
+    ):
         assert part in str(error.value)
 
 
@@ -142,7 +163,9 @@ def test_a_path_that_is_no_file_is_refused_with_the_way_it_came(model_name, tmp_
     if way == "variable":
         monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(tmp_path))
     given = tmp_path if way == "flag" else None
-    with pytest.raises(FileNotFoundError, match="--clip_weights names" if way == "flag" else "AACLIP_CLIP_WEIGHTS na"):
+    with pytest.raises(
+        FileNotFoundError, match="--clip_weights names" if way == "flag" else "AACLIP_CLIP_WEIGHTS na"
+    ):
         find_weights(model_name, clip_weights=given)
 
 
@@ -156,9 +179,14 @@ def damaged_files(folder, state):
         path = folder / f"truncated_{name}"
         path.write_bytes((folder / name).read_bytes()[:-5000])
         found[path.name] = path
-    contents = {"empty.pt": b"", "page.pt": b"<html>404: not found</html>", "noise.pt": bytes(range(256)) * 20,
-                "page.safetensors": b"<html>404: not found</html>", "noise.safetensors": b"\xff" * 5000,
-                "empty.safetensors": b""}  # fmt: skip
+    contents = {
+        "empty.pt": b"",
+        "page.pt": b"<html>404: not found</html>",
+        "noise.pt": bytes(range(256)) * 20,
+        "page.safetensors": b"<html>404: not found</html>",
+        "noise.safetensors": b"\xff" * 5000,
+        "empty.safetensors": b"",
+    }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
         found[name] = folder / name
@@ -195,7 +223,9 @@ def test_a_file_with_code_in_it_is_refused_unexecuted(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_of_another_architecture_are_refused_with_the_tensors_that_differ(state, load, tmp_path, model_name):
+def test_weights_of_another_architecture_are_refused_with_the_tensors_that_differ(
+    state, load, tmp_path, model_name
+):
     wrong = {name: value for name, value in state.items() if not name.startswith("transformer.resblocks.3.")}
     wrong["visual.proj"] = torch.zeros(48, 16)
     wrong["visual.head.bias"] = torch.zeros(2)
@@ -216,5 +246,7 @@ def test_a_wrong_shape_and_an_unknown_tensor_are_named(state, load, tmp_path):
 
 
 def test_a_demo_config_lies_beside_the_code():
-    config = json.loads((weights_file.HERE / "model_configs" / "ViT-Tiny-8-demo.json").read_text(encoding="utf-8"))
+    config = json.loads(
+        (weights_file.HERE / "model_configs" / "ViT-Tiny-8-demo.json").read_text(encoding="utf-8")
+    )
     assert config["vision_cfg"]["patch_size"] == 8 and config["text_cfg"]["vocab_size"] == 49408

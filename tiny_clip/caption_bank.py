@@ -114,7 +114,11 @@ def scene_words(scene: Scene) -> frozenset[str]:
     if scene.pattern != "plain":
         said += [scene.pattern, scene.second_colour]
     if scene.background:
-        said += [scene.background_colour, "background" if scene.background == "paper" else "lying", scene.background]
+        said += [
+            scene.background_colour,
+            "background" if scene.background == "paper" else "lying",
+            scene.background,
+        ]
     for mark in scene.marks:
         said += [mark.kind, mark.colour, mark.place, mark.letter]
     said += [phrase.format("") for phrase in DAMAGE_WORDS.get(scene.damage, ())]
@@ -127,7 +131,9 @@ def _claim(folder, plan):
         _write_json(path, vars(plan))
     found = json.loads(path.read_text())
     if found != vars(plan):
-        raise ValueError(f"{folder} holds a bank of {found}, asked for {vars(plan)}: give another --cache folder")
+        raise ValueError(
+            f"{folder} holds a bank of {found}, asked for {vars(plan)}: give another --cache folder"
+        )
 
 
 def _chunk_file(folder, start):

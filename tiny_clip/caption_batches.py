@@ -54,7 +54,9 @@ class CaptionBatches:
         pictures = np.stack([_random_crop(self.images[index], image_size, rng) for index in chosen])
         images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
         images = _jitter(images, torch.from_numpy(rng.uniform(0.85, 1.15, size=(2, count, 1, 1, 1))).float())
-        untrue = (~self.true[chosen]).float() @ self.said[texts].float().T  # [B, B] words of caption j not true of i
+        untrue = (~self.true[chosen]).float() @ self.said[
+            texts
+        ].float().T  # [B, B] words of caption j not true of i
         also_true = (untrue == 0) & ~torch.eye(count, dtype=torch.bool)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return Batch((images - MEAN) / STD, self.tokens[texts], also_true, generator)

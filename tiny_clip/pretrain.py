@@ -34,7 +34,9 @@ NAME = "ViT-Tiny-8-demo"
 CONFIG = ROOT / f"model/model_configs/{NAME}.json"
 WEIGHTS = ROOT / f"model/weights/{NAME}.safetensors"
 WARM_UP_STEPS = 100
-DECAY_SHARE = 0.4  # the learning rate is constant before, and falls linearly to zero over this last part of the run
+DECAY_SHARE = (
+    0.4  # the learning rate is constant before, and falls linearly to zero over this last part of the run
+)
 logger = logging.getLogger("pretrain")
 
 
@@ -49,7 +51,11 @@ class Stage:
 
 
 # Cheap steps first; then around the size the demo runs at, in the end with every patch.
-STAGES = (Stage(0.47, (64,), 40, 96), Stage(0.46, (128, 112, 128, 144), 100, 64), Stage(0.07, (128,), None, 48))
+STAGES = (
+    Stage(0.47, (64,), 40, 96),
+    Stage(0.46, (128, 112, 128, 144), 100, 64),
+    Stage(0.07, (128,), None, 48),
+)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,17 +64,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", required=True, help="folder of the image bank, the checkpoint and the log")
     parser.add_argument("--config", default=CONFIG, help="open_clip model config")
     parser.add_argument("--output", default=WEIGHTS, help="fp16 weights to write")
-    parser.add_argument("--steps", type=int, default=1500, help="may differ on resume: the rest is rescheduled")
+    parser.add_argument(
+        "--steps", type=int, default=1500, help="may differ on resume: the rest is rescheduled"
+    )
     parser.add_argument("--images", type=int, default=32768, help="images in the bank")
     parser.add_argument("--bank_size", type=int, default=144, help="pixels of a bank image's side")
     parser.add_argument("--captions", type=int, default=4, help="captions per image")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="training processes, one thread each")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="training processes, one thread each"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.05)
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 if faster")
+    parser.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 if faster"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log_every", type=int, default=20, help="steps between log lines")
-    parser.add_argument("--save_every", type=int, default=40, help="steps between checkpoints and weight exports")
+    parser.add_argument(
+        "--save_every", type=int, default=40, help="steps between checkpoints and weight exports"
+    )
     return parser.parse_args(argv)
 
 
@@ -110,7 +124,9 @@ def faster_precision(width: int) -> str:
         seconds[name] = time.perf_counter() - start
     torch.set_num_threads(threads)
     choice = "bf16" if seconds["bf16"] < 0.7 * seconds["fp32"] else "fp32"
-    logger.info(f"precision {choice}: bf16 matrix products take {seconds['bf16'] / seconds['fp32']:.2f} of fp32's time")
+    logger.info(
+        f"precision {choice}: bf16 matrix products take {seconds['bf16'] / seconds['fp32']:.2f} of fp32's time"
+    )
     return choice
 
 
@@ -138,7 +154,9 @@ def train(rank: int, options: argparse.Namespace, plan: BankPlan, rendezvous: st
             text = encode_text(model, batch.tokens)
         loss, hits = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), batch.also_true)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"loss {loss.item()} at step {step}: lower --lr; the last checkpoint is unharmed")
+            raise RuntimeError(
+                f"loss {loss.item()} at step {step}: lower --lr; the last checkpoint is unharmed"
+            )
         last["short" if step % 2 else "full"] = f"loss {loss.item():.3f} hits {hits:.3f}"
         loss.backward()
         average_gradients(model, options.processes)
@@ -151,11 +169,20 @@ def train(rank: int, options: argparse.Namespace, plan: BankPlan, rendezvous: st
         step += 1
         if rank == 0 and step % options.log_every == 0:
             terms = " ".join(f"{kind} {text}" for kind, text in last.items())
-            logger.info(f"step {step}/{options.steps} {image_size} px {terms} "
-                        f"scale {model.logit_scale.exp().item():.1f} {time.perf_counter() - start:.2f} s/step")
+            logger.info(
+                f"step {step}/{options.steps} {image_size} px {terms} "
+                f"scale {model.logit_scale.exp().item():.1f} {time.perf_counter() - start:.2f} s/step"
+            )
         if rank == 0 and (step % options.save_every == 0 or step == options.steps):
-            save_tensors(path, {"step": step, "model": model.state_dict(), "run": run_identity(options),
-                                   "optimizers": [optimizer.state_dict() for optimizer in optimizers]})
+            save_tensors(
+                path,
+                {
+                    "step": step,
+                    "model": model.state_dict(),
+                    "run": run_identity(options),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                },
+            )
             export(model, full_embedding, batches.token_ids, options.output)
     if rendezvous:
         torch.distributed.destroy_process_group()
@@ -183,9 +210,14 @@ def build_optimizers(
     rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     decayed = [parameter for parameter in rest if parameter.ndim > 1]
     kept = [parameter for parameter in rest if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
     return (
-        torch.optim.Muon(matrices, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), foreach=True),
     )
 
@@ -201,8 +233,10 @@ def restore(
 ) -> int:
     """Load a checkpoint and return its step. Raises ValueError when it belongs to a run with other settings."""
     if checkpoint["run"] != run_identity(options):
-        raise ValueError(f"{options.cache} holds a run with {checkpoint['run']}, asked for {run_identity(options)}: "
-                         "give the same flags to continue it, or another --cache")
+        raise ValueError(
+            f"{options.cache} holds a run with {checkpoint['run']}, asked for {run_identity(options)}: "
+            "give the same flags to continue it, or another --cache"
+        )
     model.load_state_dict(checkpoint["model"])
     for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
         optimizer.load_state_dict(state)

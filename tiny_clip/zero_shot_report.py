@@ -25,7 +25,14 @@ from tiny_clip.towers import encode_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "ViT-Tiny-8-demo"
-THING_PROMPTS = ("{}", "a {}", "a photo of a {}.", "a photo of the {}.", "a close-up of a {}", "a picture of {}")
+THING_PROMPTS = (
+    "{}",
+    "a {}",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a close-up of a {}",
+    "a picture of {}",
+)
 SOUND_PROMPTS = ("{}", "a {}", "the {}")
 DAMAGED_PROMPTS = ("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage")
 FRAMES = ("{}.", "a photo of {}.")
@@ -52,8 +59,10 @@ class ZeroShot:
     @torch.no_grad()
     def embed_images(self, images: np.ndarray, batch: int = 64) -> torch.Tensor:
         """uint8 [N, S, S, 3] -> unit vectors [N, E]."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in
-                     (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
         parts = []
         for part in torch.from_numpy(images).split(batch):
             pixels = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
@@ -95,7 +104,9 @@ def name_accuracy(model: ZeroShot, pictures: Pictures) -> float:
 def name_hits(model: ZeroShot, pictures: Pictures) -> list[bool]:
     """Whether each picture's thing scores highest among all nameable things: list of N bools."""
     names = thing_names()
-    anchors = torch.stack([model.embed_prompts([prompt.format(name) for prompt in THING_PROMPTS]) for name in names])
+    anchors = torch.stack(
+        [model.embed_prompts([prompt.format(name) for prompt in THING_PROMPTS]) for name in names]
+    )
     best = (pictures.embedded @ anchors.T).argmax(dim=1)
     return [names[index] == scene.name for index, scene in zip(best, pictures.scenes, strict=True)]
 
@@ -116,7 +127,10 @@ def colour_accuracy(model: ZeroShot, pictures: Pictures) -> float:
         if scene.name not in anchors:
             phrases = [f"{colour} {scene.name}" for colour in colours]
             anchors[scene.name] = torch.stack(
-                [model.embed_prompts([prompt.format(phrase) for prompt in THING_PROMPTS]) for phrase in phrases]
+                [
+                    model.embed_prompts([prompt.format(phrase) for prompt in THING_PROMPTS])
+                    for phrase in phrases
+                ]
             )
         hits.append(colours[int((anchors[scene.name] @ image).argmax())] == scene.colour)
     return float(np.mean(hits))
@@ -132,8 +146,10 @@ def damage_accuracy(model: ZeroShot, sound: Pictures, damaged: Pictures) -> tupl
     for pictures in (sound, damaged):
         for image, scene in zip(pictures.embedded, pictures.scenes, strict=True):
             if scene.name not in anchors:
-                ends = [[frame.format(state.format(scene.name)) for state in states for frame in FRAMES]
-                        for states in (DAMAGED_PROMPTS, SOUND_PROMPTS)]
+                ends = [
+                    [frame.format(state.format(scene.name)) for state in states for frame in FRAMES]
+                    for states in (DAMAGED_PROMPTS, SOUND_PROMPTS)
+                ]
                 anchors[scene.name] = model.embed_prompts(ends[0]) - model.embed_prompts(ends[1])
             scores.append(float(anchors[scene.name] @ image))
     labels = [0] * len(sound.scenes) + [1] * len(damaged.scenes)
@@ -150,9 +166,12 @@ def measure(weights: Path | str, image_size: int, count: int, seed: int) -> dict
     hits = name_hits(model, sound)
     mean, shown = mean_over_names(hits, sound.scenes)
     figures = {
-        "things_top1": float(np.mean(hits)), "things_top1_mean_over_names": mean, "names_shown": shown,
+        "things_top1": float(np.mean(hits)),
+        "things_top1_mean_over_names": mean,
+        "names_shown": shown,
         "colours_top1": colour_accuracy(model, sound),
-        "damaged_or_not_accuracy": accuracy, "damaged_or_not_auroc": auroc,
+        "damaged_or_not_accuracy": accuracy,
+        "damaged_or_not_auroc": auroc,
     }
     return {name: round(value, 4) for name, value in figures.items()}
 
@@ -168,9 +187,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     report = {
         "command": f"python -m tiny_clip.zero_shot_report --sizes {' '.join(map(str, options.sizes))} "
-                   f"--images {options.images} --seed {options.seed}",
-        "things": len(thing_names()), "colours": len(COLOURS), "held_out_pictures": options.images,
-        "weights_bytes": Path(options.weights).stat().st_size, "by_image_size": {},
+        f"--images {options.images} --seed {options.seed}",
+        "things": len(thing_names()),
+        "colours": len(COLOURS),
+        "held_out_pictures": options.images,
+        "weights_bytes": Path(options.weights).stat().st_size,
+        "by_image_size": {},
     }
     for size in options.sizes:
         start = time.perf_counter()

@@ -12,7 +12,9 @@ from run_folder.checkpoints import load_modules
 from run_folder.settings import BaseWeights
 
 CRITICAL = 2.225  # of sqrt(n) * D at 0.01 %: Kolmogorov-Smirnov, sqrt(-ln(alpha / 2) / 2)
-Origins = dict[str, tuple[str, int] | str | None]  # {module's key: (file, epochs), words, or None to say nothing}
+Origins = dict[
+    str, tuple[str, int] | str | None
+]  # {module's key: (file, epochs), words, or None to say nothing}
 
 
 def load_base(model: AdaptedCLIP, base: BaseWeights) -> Origins:
@@ -35,7 +37,9 @@ def load_base(model: AdaptedCLIP, base: BaseWeights) -> Origins:
     }
 
 
-def summarise(origins: Origins, modules: dict[str, nn.Module], own_file: Path, done: int, logger: Logger) -> None:
+def summarise(
+    origins: Origins, modules: dict[str, nn.Module], own_file: Path, done: int, logger: Logger
+) -> None:
     """Log where each module's weights come from, and warn of a trained file that looks untrained.
 
     Args:
@@ -67,7 +71,9 @@ def looks_untrained(module: nn.Module) -> bool:
     one (Kolmogorov-Smirnov at 0.01 %, so that a module of many matrices is not cleared by chance).
     """
     matrices = [child.weight for child in module.modules() if isinstance(child, nn.Linear)]
-    return bool(matrices) and all(_is_uniform(matrix.detach().double().flatten(), *matrix.shape) for matrix in matrices)
+    return bool(matrices) and all(
+        _is_uniform(matrix.detach().double().flatten(), *matrix.shape) for matrix in matrices
+    )
 
 
 def _is_uniform(values: Tensor, fan_out: int, fan_in: int) -> bool:

@@ -35,9 +35,14 @@ class StagePlan:
 
 
 def train_stage(
-    state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, device: torch.device,
-    logger: Logger, save: Callable[[TrainState], None],
-) -> TrainState:  # fmt: skip
+    state: TrainState,
+    step_loss: StepLoss,
+    loader: Iterable[dict],
+    plan: StagePlan,
+    device: torch.device,
+    logger: Logger,
+    save: Callable[[TrainState], None],
+) -> TrainState:
     """Train one stage from where its state is to the plan's end.
 
     Args:
@@ -94,11 +99,13 @@ def train_one_epoch(
             f"stage {state.name!r}: the loader gave no batch; the dataset is empty or smaller than a batch"
         )
     return {
-        "epoch": state.epoch, "loss": float(torch.stack(losses).mean()),
+        "epoch": state.epoch,
+        "loss": float(torch.stack(losses).mean()),
         "terms": {term: float(total) / len(losses) for term, total in sums.items()},
-        "lr": state.optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - begin, 2),
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "seconds": round(time.perf_counter() - begin, 2),
         "gradients": {key: float(torch.stack(values).mean()) for key, values in norms.items()},
-    }  # fmt: skip
+    }
 
 
 def train_step(

@@ -14,18 +14,42 @@ from training.optimisation import milestones_in_steps, parameters_of
 
 RECIPES = {
     "v1": {
-        "optimizer": "adam", "betas": [0.5, 0.999], "weight_decay": 0.0, "schedule": "milestones", "warmup_epochs": 0,
-        "clip_norm": 0.0, "lr_decay_per_loop": 0.5, "epoch_decay_per_loop": None, "cross_attn_start_loop": 1,
-        "plateau_threshold": 0.01, "plateau_patience": 0, "milestones": [0.5, 0.8],
+        "optimizer": "adam",
+        "betas": [0.5, 0.999],
+        "weight_decay": 0.0,
+        "schedule": "milestones",
+        "warmup_epochs": 0,
+        "clip_norm": 0.0,
+        "lr_decay_per_loop": 0.5,
+        "epoch_decay_per_loop": None,
+        "cross_attn_start_loop": 1,
+        "plateau_threshold": 0.01,
+        "plateau_patience": 0,
+        "milestones": [0.5, 0.8],
     },
     "v2": {
-        "optimizer": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 2,
-        "clip_norm": 1.0, "lr_decay_per_loop": 0.8, "epoch_decay_per_loop": 0.8, "cross_attn_start_loop": 1,
-        "plateau_threshold": 0.01, "plateau_patience": 2, "milestones": [0.5, 0.8], "text_lr": 2e-5, "image_lr": 5e-3,
-        "text_epoch": 5, "image_epoch": 15,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "warmup_epochs": 2,
+        "clip_norm": 1.0,
+        "lr_decay_per_loop": 0.8,
+        "epoch_decay_per_loop": 0.8,
+        "cross_attn_start_loop": 1,
+        "plateau_threshold": 0.01,
+        "plateau_patience": 2,
+        "milestones": [0.5, 0.8],
+        "text_lr": 2e-5,
+        "image_lr": 5e-3,
+        "text_epoch": 5,
+        "image_epoch": 15,
     },
-}  # fmt: skip
-LATER_PART = {"text": (3 / 5, 2 / 5), "image": (1 / 2, 1 / 4)}  # recipe v1: of the first loop's epochs; loop 2, later
+}
+LATER_PART = {
+    "text": (3 / 5, 2 / 5),
+    "image": (1 / 2, 1 / 4),
+}  # recipe v1: of the first loop's epochs; loop 2, later
 OWN_LOOPS = (1, 2, 3)  # loops with epoch flags of their own; the last one's also count for every later loop
 
 
@@ -63,13 +87,16 @@ class FeedbackSettings:
     betas: list | None = option(None, "v1 0.5 0.999, v2 0.9 0.999", type=float, nargs=2)
     weight_decay: float | None = option(None, "v1 0, v2 0.01")
     schedule: str | None = option(
-        None, "v1 milestones (of the image stage; the text's rate is constant), v2 cosine",
+        None,
+        "v1 milestones (of the image stage; the text's rate is constant), v2 cosine",
         choices=["milestones", "cosine"],
-    )  # fmt: skip
+    )
     warmup_epochs: int | None = option(None, "linear, at most half of a stage; v1 0, v2 2")
     clip_norm: float | None = option(None, "largest gradient norm, 0 = none; v1 0, v2 1")
     lr_decay_per_loop: float | None = option(None, "factor on both learning rates; v1 0.5, v2 0.8")
-    epoch_decay_per_loop: float | None = option(None, "factor on --text_epoch and --image_epoch; v1 none, v2 0.8")
+    epoch_decay_per_loop: float | None = option(
+        None, "factor on --text_epoch and --image_epoch; v1 none, v2 0.8"
+    )
     cross_attn_start_loop: int | None = option(None, "cross-attention is off in the loops before; 1")
     plateau_threshold: float | None = option(None, "an epoch is flat whose loss fell by this part at most")
     plateau_patience: int | None = option(None, "flat epochs in a row that end a stage, 0 = never; v2 2")
@@ -87,10 +114,20 @@ def fill_in(settings: Settings) -> Settings:
         ValueError: a value makes no schedule.
     """
     recipe = RECIPES[settings.feedback.recipe]
-    settings = settings.change(**{flag: value for flag, value in recipe.items() if flag not in settings.explicit})
+    settings = settings.change(
+        **{flag: value for flag, value in recipe.items() if flag not in settings.explicit}
+    )
     record = settings.record()
-    at_least = {"num_feedback_loops": 1, "cross_attn_start_loop": 1, "clip_norm": 0, "weight_decay": 0,
-                "warmup_epochs": 0, "plateau_patience": 0, "text_epoch": 0, "image_epoch": 0}  # fmt: skip
+    at_least = {
+        "num_feedback_loops": 1,
+        "cross_attn_start_loop": 1,
+        "clip_norm": 0,
+        "weight_decay": 0,
+        "warmup_epochs": 0,
+        "plateau_patience": 0,
+        "text_epoch": 0,
+        "image_epoch": 0,
+    }
     at_least |= {f"loop{loop}_{stage}_epoch": 0 for loop in OWN_LOOPS for stage in ("text", "image")}
     for flag, least in at_least.items():
         if record[flag] is not None and not record[flag] >= least:
@@ -106,12 +143,15 @@ def plan(settings: Settings) -> list[LoopPlan]:
     feedback, training = settings.feedback, settings.training
     return [
         LoopPlan(
-            loop, epochs_of(settings, "text", loop), epochs_of(settings, "image", loop),
+            loop,
+            epochs_of(settings, "text", loop),
+            epochs_of(settings, "image", loop),
             training.text_lr * feedback.lr_decay_per_loop ** (loop - 1),
-            training.image_lr * feedback.lr_decay_per_loop ** (loop - 1), loop >= feedback.cross_attn_start_loop,
+            training.image_lr * feedback.lr_decay_per_loop ** (loop - 1),
+            loop >= feedback.cross_attn_start_loop,
         )
         for loop in range(1, feedback.num_feedback_loops + 1)
-    ]  # fmt: skip
+    ]
 
 
 def epochs_of(settings: Settings, stage: str, loop: int) -> int:
@@ -136,7 +176,9 @@ def epochs_of(settings: Settings, stage: str, loop: int) -> int:
 def optimizer(feedback: FeedbackSettings, modules: dict[str, nn.Module], lr: float) -> torch.optim.Optimizer:
     """The recipe's optimiser over the parameters of {key: module}."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[feedback.optimizer]
-    return kind(parameters_of(modules), lr=lr, betas=tuple(feedback.betas), weight_decay=feedback.weight_decay)
+    return kind(
+        parameters_of(modules), lr=lr, betas=tuple(feedback.betas), weight_decay=feedback.weight_decay
+    )
 
 
 def warmup(feedback: FeedbackSettings, epochs: int) -> int:
@@ -178,7 +220,9 @@ def plateau(feedback: FeedbackSettings, epochs: int) -> Callable[[list[dict]], b
     def flat(history):
         losses = [entry["loss"] for entry in history]
         falls = [then - now for then, now in zip(losses, losses[1:], strict=False)]
-        small = [fall <= feedback.plateau_threshold * abs(then) for fall, then in zip(falls, losses, strict=False)]
+        small = [
+            fall <= feedback.plateau_threshold * abs(then) for fall, then in zip(falls, losses, strict=False)
+        ]
         recent = small[max(0, before - 1) :][-feedback.plateau_patience :]
         return len(recent) == feedback.plateau_patience and all(recent)
 

@@ -12,9 +12,17 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
     """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only."""
     data, training, seed = settings.data, settings.training, settings.run.seed
     sets = get_dataset(
-        data.dataset, settings.model.img_size, training.training_mode, data.shot, "train", logger,
-        data_root=data.data_root, seed=seed, extra_meta=training.extra_meta, extra_ratio=training.extra_ratio,
-    )  # fmt: skip
+        data.dataset,
+        settings.model.img_size,
+        training.training_mode,
+        data.shot,
+        "train",
+        logger,
+        data_root=data.data_root,
+        seed=seed,
+        extra_meta=training.extra_meta,
+        extra_ratio=training.extra_ratio,
+    )
     sizes = training.text_batch_size, training.image_batch_size
     return tuple(
         DataLoader(images, size, sampler=EpochSampler(len(images), seed), num_workers=settings.run.workers)

@@ -53,4 +53,6 @@ def milestones_in_steps(milestones: Sequence[float], steps: int) -> list[int]:
         return [max(1, round(value * steps)) for value in milestones]
     if all(value >= 1 and value == int(value) for value in milestones):
         return [int(value) for value in milestones]
-    raise ValueError(f"--milestones {milestones}: give whole steps (16000 32000) or fractions of the run (0.5 0.8)")
+    raise ValueError(
+        f"--milestones {milestones}: give whole steps (16000 32000) or fractions of the run (0.5 0.8)"
+    )

@@ -22,9 +22,14 @@ from training.optimisation import adam, image_schedule, only_training
 
 
 def text_stage_loss(
-    batch: dict, patches_of: Callable, anchors_of: Callable, loss_levels: Sequence[int], *, norm_weight: float,
+    batch: dict,
+    patches_of: Callable,
+    anchors_of: Callable,
+    loss_levels: Sequence[int],
+    *,
+    norm_weight: float,
     cls_weight: float = 0.0,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Stage 1: teach the text tower anchors that segment frozen patches.
 
     Known deviation of AA-CLIP, kept by default: its loss is overwritten in the level loop, so `loss_levels` is the last
@@ -119,13 +124,19 @@ def text_stage(kind: RunKind, model: AdaptedCLIP, save_path: Path | str) -> Stag
 
 def image_stage(kind: RunKind, model: AdaptedCLIP, save_path: Path | str) -> Stage:
     """Stage 2 of a run of some kind."""
-    return Stage("image", model, model.image_modules, Path(save_path) / f"{kind.image_prefix}.pth", numbered=True)
+    return Stage(
+        "image", model, model.image_modules, Path(save_path) / f"{kind.image_prefix}.pth", numbered=True
+    )
 
 
 def run_stage(
-    session: Session, stage: Stage, step_loss: StepLoss, loader: Iterable[dict], record: Record,
+    session: Session,
+    stage: Stage,
+    step_loss: StepLoss,
+    loader: Iterable[dict],
+    record: Record,
     origins: Origins | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Optimise, resume, train and save one stage as AA-CLIP does: Adam, and halved rates in stage 2.
 
     A stage of 0 epochs is left out.
@@ -149,13 +160,22 @@ def run_stage(
             f"--{name}_epoch 0 in {stage.file.parent}, which holds a {stage.file.name}: choose another --save_path"
         )
     state = TrainState(name, stage.modules, optimizer, scheduler)
-    return continue_stage(session, stage, state, step_loss, loader, StagePlan(epochs), record=record, origins=origins)
+    return continue_stage(
+        session, stage, state, step_loss, loader, StagePlan(epochs), record=record, origins=origins
+    )
 
 
 def continue_stage(
-    session: Session, stage: Stage, state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, *,
-    record: Record, origins: Origins | None,
-) -> TrainState:  # fmt: skip
+    session: Session,
+    stage: Stage,
+    state: TrainState,
+    step_loss: StepLoss,
+    loader: Iterable[dict],
+    plan: StagePlan,
+    *,
+    record: Record,
+    origins: Origins | None,
+) -> TrainState:
     """Resume a stage whose optimiser and schedule are made, train it by its plan and save it after every epoch.
 
     Args:
@@ -167,9 +187,17 @@ def continue_stage(
 
 
 def train_and_save(
-    stage: Stage, state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, device: torch.device,
-    logger: Logger, record: Record | None = None,
-) -> TrainState:  # fmt: skip
+    stage: Stage,
+    state: TrainState,
+    step_loss: StepLoss,
+    loader: Iterable[dict],
+    plan: StagePlan,
+    device: torch.device,
+    logger: Logger,
+    record: Record | None = None,
+) -> TrainState:
     """Train a stage alone in its model, and save it after every epoch."""
     with only_training(stage.model, stage.modules):
-        return train_stage(state, step_loss, loader, plan, device, logger, lambda now: stage.save(now, record))
+        return train_stage(
+            state, step_loss, loader, plan, device, logger, lambda now: stage.save(now, record)
+        )

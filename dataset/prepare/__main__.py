@@ -18,13 +18,21 @@ logger = logging.getLogger("dataset.prepare")
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.prepare", description=__doc__)
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATA_PATH)}, or one of --dataset_config")
-    parser.add_argument("--data_root", help="folder that holds all datasets (default: $AACLIP_DATA, else ./data)")
+    parser.add_argument(
+        "--dataset", required=True, help=f"one of {', '.join(DATA_PATH)}, or one of --dataset_config"
+    )
+    parser.add_argument(
+        "--data_root", help="folder that holds all datasets (default: $AACLIP_DATA, else ./data)"
+    )
     parser.add_argument("--dataset_config", help="JSON or YAML file that declares datasets of your own")
     parser.add_argument(
-        "--out", default=METADATA_FOLDER, help="writes OUT/<dataset>/full-shot.jsonl (default: this project's metadata)"
+        "--out",
+        default=METADATA_FOLDER,
+        help="writes OUT/<dataset>/full-shot.jsonl (default: this project's metadata)",
     )
-    parser.add_argument("--shot", type=int, default=0, help="also write <shot>-shot.jsonl (default: 0, do not)")
+    parser.add_argument(
+        "--shot", type=int, default=0, help="also write <shot>-shot.jsonl (default: 0, do not)"
+    )
     parser.add_argument("--seed", type=int, default=111, help="choice of the few-shot images (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
@@ -46,7 +54,9 @@ def _write(args: argparse.Namespace) -> None:
     targets = [Path(args.out) / args.dataset / name for name in files]
     present = [str(target) for target in targets if target.exists()]
     if present and not args.overwrite:
-        raise ValueError(f"{', '.join(present)} exists: add --overwrite to replace it, or choose another --out")
+        raise ValueError(
+            f"{', '.join(present)} exists: add --overwrite to replace it, or choose another --out"
+        )
     for target, content in zip(targets, files.values(), strict=True):
         write_rows(content, target)
         logger.info("%s: %d rows, %d anomalous", target, len(content), sum(row["label"] for row in content))

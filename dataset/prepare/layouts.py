@@ -39,7 +39,9 @@ def scan_visa(folder: Path, classes: list[str], logger: logging.Logger) -> list[
         return scan_mvtec(folder, classes, logger)
     table = folder / "split_csv" / "1cls.csv"
     if table.is_file():
-        return _require_rows(_rows_of_split(table, classes), folder, "rows with split 'test' in split_csv/1cls.csv")
+        return _require_rows(
+            _rows_of_split(table, classes), folder, "rows with split 'test' in split_csv/1cls.csv"
+        )
     logger.warning("%s is missing: all of VisA's images are used, not its test split", table)
     rows = []
     for class_name in _present_classes(folder, classes, "Data", logger):
@@ -64,7 +66,9 @@ def scan_polyps(folder: Path, classes: list[str], logger: logging.Logger) -> lis
     images, masks = _child(folder, "images"), _child(folder, "masks")
     if not images.is_dir():
         images, masks = _child(folder, "original"), _child(folder, "ground truth")
-    return _require_rows(_anomalous_rows(folder, images, masks, class_name), folder, "images/*.png and masks/*.png")
+    return _require_rows(
+        _anomalous_rows(folder, images, masks, class_name), folder, "images/*.png and masks/*.png"
+    )
 
 
 def _normal_rows(folder: Path, images: Path, class_name: str) -> list[dict]:
@@ -108,11 +112,17 @@ def _rows_of_split(table: Path, classes: list[str]) -> list[dict]:
         reader = csv.DictReader(file)
         columns = {"object", "split", "label", "image", "mask"}
         if not columns <= set(reader.fieldnames or ()):
-            raise ValueError(f"{table}: columns are {reader.fieldnames}: expected {', '.join(sorted(columns))}")
+            raise ValueError(
+                f"{table}: columns are {reader.fieldnames}: expected {', '.join(sorted(columns))}"
+            )
         for line in reader:
             if line["split"] != "test":
                 continue
-            row = {"image_path": line["image"], "label": int(line["label"] != "normal"), "class_name": line["object"]}
+            row = {
+                "image_path": line["image"],
+                "label": int(line["label"] != "normal"),
+                "class_name": line["object"],
+            }
             if row["label"]:
                 row["mask_path"] = line["mask"]
             rows.append(row)
@@ -139,7 +149,8 @@ def _warn_of_other_classes(folder: Path, classes: list[str], logger: logging.Log
     if others:
         logger.warning(
             "%s: %s are not among the dataset's classes: left out (declare your own dataset with --dataset_config)",
-            folder, ", ".join(others),
+            folder,
+            ", ".join(others),
         )
 
 
@@ -148,7 +159,8 @@ def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
 

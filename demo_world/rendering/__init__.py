@@ -9,6 +9,14 @@ from demo_world.rendering.scene import Mark, Scene, is_held_out, sample_scene
 from demo_world.rendering.vocabulary import COLOURS, OBJECTS, SURFACES, thing_names
 
 __all__ = [
-    "COLOURS", "OBJECTS", "SURFACES", "Mark", "Scene", "caption", "is_held_out", "render_scene", "sample_scene",
+    "COLOURS",
+    "OBJECTS",
+    "SURFACES",
+    "Mark",
+    "Scene",
+    "caption",
+    "is_held_out",
+    "render_scene",
+    "sample_scene",
     "thing_names",
 ]

@@ -6,9 +6,23 @@ from demo_world.rendering import vocabulary as words
 from demo_world.rendering.scene import Scene
 
 TEMPLATES = (
-    "a photo of {}.", "a photo of {}.", "{}.", "{}", "{}", "a close-up of {}", "a close-up photo of {}.",
-    "a picture of {}", "a good photo of {}.", "an image showing {}", "product photo: {}", "macro photo of {}",
-    "a small photo of {}.", "this is {}.", "top view of {}", "a bright photo of {}.", "a blurry photo of {}.",
+    "a photo of {}.",
+    "a photo of {}.",
+    "{}.",
+    "{}",
+    "{}",
+    "a close-up of {}",
+    "a close-up photo of {}.",
+    "a picture of {}",
+    "a good photo of {}.",
+    "an image showing {}",
+    "product photo: {}",
+    "macro photo of {}",
+    "a small photo of {}.",
+    "this is {}.",
+    "top view of {}",
+    "a bright photo of {}.",
+    "a blurry photo of {}.",
 )
 DAMAGE_WORDS = {
     "scratch": ("scratched {}", "{} with a scratch", "damaged {}", "{} with scratches", "{} with damage"),
@@ -71,7 +85,7 @@ def _noun(scene, rng):
         if noun.startswith(article):
             if not adjectives:
                 return noun, True
-            return _article(" ".join([*adjectives, noun[len(article):]])), True
+            return _article(" ".join([*adjectives, noun[len(article) :]])), True
     return " ".join([*adjectives, noun]), False
 
 

@@ -38,7 +38,9 @@ def scratch(layers: Layers, extent: float, rng: Generator) -> None:
     tone = rng.choice((0.45, 1.75))
     for _ in range(int(rng.integers(1, 4))):
         start = centre + rng.normal(0.0, 0.12 * extent, 2)
-        path = smooth_path(walk(start, 2 * extent * rng.uniform(0.6, 1.0), rng, steps=6, wander=0.12, angle=angle))
+        path = smooth_path(
+            walk(start, 2 * extent * rng.uniform(0.6, 1.0), rng, steps=6, wander=0.12, angle=angle)
+        )
         line = stroke(size, path, rng.uniform(0.012, 0.024), taper=True) * layers.coverage
         layers.albedo *= 1.0 + 0.7 * line[..., None] * (tone - 1.0)
         layers.albedo += (0.12 if tone > 1 else 0.0) * line[..., None]
@@ -63,11 +65,24 @@ def hole(layers: Layers, extent: float, rng: Generator) -> None:
 def stain(layers: Layers, extent: float, rng: Generator) -> None:
     """A dried liquid: tinted, uneven, darker along its border."""
     size = layers.height.shape[0]
-    mask = blob(size, place_on(layers.coverage, rng), extent, rng, softness=0.3, rough=0.3,
-                aspect=rng.uniform(1.0, 2.0)) * layers.coverage
+    mask = (
+        blob(
+            size,
+            place_on(layers.coverage, rng),
+            extent,
+            rng,
+            softness=0.3,
+            rough=0.3,
+            aspect=rng.uniform(1.0, 2.0),
+        )
+        * layers.coverage
+    )
     border = np.clip(4.0 * mask * (1.0 - mask), 0.0, 1.0)
-    tint = np.array([(0.62, 0.47, 0.30), (0.45, 0.45, 0.48), (0.55, 0.62, 0.40), (0.72, 0.42, 0.36),
-                     (0.40, 0.48, 0.66)][int(rng.integers(5))])
+    tint = np.array(
+        [(0.62, 0.47, 0.30), (0.45, 0.45, 0.48), (0.55, 0.62, 0.40), (0.72, 0.42, 0.36), (0.40, 0.48, 0.66)][
+            int(rng.integers(5))
+        ]
+    )
     uneven = np.clip(0.75 + 0.15 * fractal(size, 6, rng, octaves=3), 0.3, 1.0)
     if float((layers.albedo.mean(2) * mask).sum() / (mask.sum() + 1e-6)) < 0.22:
         _paint(layers, mask * uneven, np.clip(tint + 0.25, 0.0, 0.9), 0.4)
@@ -131,14 +146,16 @@ def bent(layers: Layers, extent: float, rng: Generator) -> None:
     centre = np.array(place_on(layers.coverage, rng, edge=not _is_surface(layers)))
     axis = (np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0
     x, y = np.meshgrid(axis - np.float32(centre[0]), axis - np.float32(centre[1]))
-    reach = np.exp(-((x * x + y * y) / (1.1 * extent) ** 2) ** 1.5).astype(np.float32)
+    reach = np.exp(-(((x * x + y * y) / (1.1 * extent) ** 2) ** 1.5)).astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     push = 0.55 * extent * size / 2.0
     columns, rows = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
     columns += push * np.cos(angle) * reach
     rows += push * np.sin(angle) * reach
     for name in ("albedo", "height", "gloss", "mirror", "coverage"):
-        moved = cv2.remap(getattr(layers, name), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(
+            getattr(layers, name), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         getattr(layers, name)[:] = moved
     buckle = np.cos((np.cos(angle) * x + np.sin(angle) * y) / extent * 3.0)
     strength = 0.5 if _is_surface(layers) else 0.25
@@ -149,7 +166,10 @@ def chip(layers: Layers, extent: float, rng: Generator) -> None:
     """A flake off the edge (or out of the face): a bright fracture face with facets."""
     size = layers.height.shape[0]
     centre = place_on(layers.coverage, rng, edge=not _is_surface(layers))
-    mask = blob(size, centre, extent, rng, softness=0.1, rough=0.3, aspect=rng.uniform(1.0, 2.0)) * layers.coverage
+    mask = (
+        blob(size, centre, extent, rng, softness=0.1, rough=0.3, aspect=rng.uniform(1.0, 2.0))
+        * layers.coverage
+    )
     facets = np.abs(fractal(size, 1.6 / extent, rng, octaves=3))
     depth = np.clip(layers.height - layers.height[layers.coverage > 0.5].min(), 0.0, None)
     layers.height -= mask * (0.6 * depth * (not _is_surface(layers)) + 0.03 + 0.035 * facets)
@@ -163,8 +183,18 @@ def chip(layers: Layers, extent: float, rng: Generator) -> None:
 def burn(layers: Layers, extent: float, rng: Generator) -> None:
     """A scorch mark: black-brown core, brown fading halo, gloss gone."""
     size = layers.height.shape[0]
-    mask = blob(size, place_on(layers.coverage, rng), extent, rng, softness=1.1, rough=0.25,
-                aspect=rng.uniform(1.0, 2.2)) * layers.coverage
+    mask = (
+        blob(
+            size,
+            place_on(layers.coverage, rng),
+            extent,
+            rng,
+            softness=1.1,
+            rough=0.25,
+            aspect=rng.uniform(1.0, 2.2),
+        )
+        * layers.coverage
+    )
     mask *= np.clip(0.85 + 0.15 * fractal(size, 8, rng, octaves=3), 0.4, 1.0)
     if float((layers.albedo.mean(2) * mask).sum() / (mask.sum() + 1e-6)) < 0.2:
         _paint(layers, mask, (0.42, 0.38, 0.34), 0.65)
@@ -191,8 +221,16 @@ def thread(layers: Layers, extent: float, rng: Generator) -> None:
 
 
 DEFECTS = {
-    "scratch": scratch, "hole": hole, "stain": stain, "missing part": missing_part, "crack": crack,
-    "contamination": contamination, "bent": bent, "chip": chip, "burn": burn, "thread": thread,
+    "scratch": scratch,
+    "hole": hole,
+    "stain": stain,
+    "missing part": missing_part,
+    "crack": crack,
+    "contamination": contamination,
+    "bent": bent,
+    "chip": chip,
+    "burn": burn,
+    "thread": thread,
 }
 
 

@@ -132,8 +132,9 @@ def disc(grid: Grid, radius: float, x: float = 0.0, y: float = 0.0) -> np.ndarra
     return np.hypot(grid.x - x, grid.y - y) - radius
 
 
-def box(grid: Grid, half_width: float, half_height: float, rounding: float = 0.0, x: float = 0.0,
-        y: float = 0.0) -> np.ndarray:
+def box(
+    grid: Grid, half_width: float, half_height: float, rounding: float = 0.0, x: float = 0.0, y: float = 0.0
+) -> np.ndarray:
     """Signed distance to a box with rounded corners."""
     across = np.abs(grid.x - x) - (half_width - rounding)
     down = np.abs(grid.y - y) - (half_height - rounding)

@@ -8,10 +8,22 @@ from demo_world.rendering.surfaces import Layers, layers
 from demo_world.rendering.vocabulary import COLOURS
 
 # gloss, mirror
-_MATERIALS = {None: (0.25, 0.0), "metal": (0.75, 0.75), "plastic": (0.45, 0.0), "wooden": (0.12, 0.0),
-              "ceramic": (0.9, 0.06), "rubber": (0.14, 0.0)}
-_STEEL_TINT = {"gray": (0.68, 0.69, 0.71), "yellow": (0.86, 0.70, 0.33), "brown": (0.52, 0.36, 0.24),
-               "orange": (0.80, 0.48, 0.30), "black": (0.20, 0.20, 0.22), "beige": (0.77, 0.70, 0.58)}
+_MATERIALS = {
+    None: (0.25, 0.0),
+    "metal": (0.75, 0.75),
+    "plastic": (0.45, 0.0),
+    "wooden": (0.12, 0.0),
+    "ceramic": (0.9, 0.06),
+    "rubber": (0.14, 0.0),
+}
+_STEEL_TINT = {
+    "gray": (0.68, 0.69, 0.71),
+    "yellow": (0.86, 0.70, 0.33),
+    "brown": (0.52, 0.36, 0.24),
+    "orange": (0.80, 0.48, 0.30),
+    "black": (0.20, 0.20, 0.22),
+    "beige": (0.77, 0.70, 0.58),
+}
 
 
 def jitter_colour(
@@ -20,7 +32,9 @@ def jitter_colour(
     """A colour [3] that a person still calls by `name`."""
     base = _STEEL_TINT.get(name, COLOURS[name]) if material == "metal" else COLOURS[name]
     value = 1.0 + amount * rng.uniform(-0.10, 0.10)
-    return np.clip(np.asarray(base) * value + amount * rng.uniform(-0.025, 0.025, 3), 0.02, 0.97).astype(np.float32)
+    return np.clip(np.asarray(base) * value + amount * rng.uniform(-0.025, 0.025, 3), 0.02, 0.97).astype(
+        np.float32
+    )
 
 
 def patterned(

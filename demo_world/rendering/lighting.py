@@ -31,9 +31,11 @@ class Light:
 def sample_light(rng: np.random.Generator, spread: float = 1.0) -> Light:
     """A random light; `spread` < 1 keeps it near one direction, as in an inspection station."""
     return Light(
-        azimuth=-2.2 + spread * rng.uniform(-np.pi, np.pi), elevation=0.85 + spread * rng.uniform(-0.3, 0.3),
+        azimuth=-2.2 + spread * rng.uniform(-np.pi, np.pi),
+        elevation=0.85 + spread * rng.uniform(-0.3, 0.3),
         ambient=0.42 + spread * rng.uniform(-0.12, 0.12),
-        cast=tuple(1.0 + spread * rng.uniform(-0.06, 0.06, 3)), falloff=spread * rng.uniform(0.0, 0.22),
+        cast=tuple(1.0 + spread * rng.uniform(-0.06, 0.06, 3)),
+        falloff=spread * rng.uniform(0.0, 0.22),
         reflection=spread * rng.uniform(0.0, 6.28),
     )
 
@@ -58,7 +60,7 @@ def shade(world: Layers, light: Light) -> np.ndarray:
     highlight = facing ** (8.0 + 40.0 * world.gloss) * world.gloss
     # A made-up room for mirrors: bright and dark bands by the normal's direction.
     mirror = 0.95 + 0.45 * np.sin(3.2 * across * inverse - 2.7 * down * inverse + light.reflection)
-    level = (light.ambient * (0.6 + 0.4 * inverse) + (1.0 - light.ambient) * np.minimum(diffuse, 1.5))
+    level = light.ambient * (0.6 + 0.4 * inverse) + (1.0 - light.ambient) * np.minimum(diffuse, 1.5)
     level = level * (1.0 + world.mirror * (mirror - 1.0))
     lit = world.albedo * level[..., None] + (0.42 * highlight)[..., None]
     if light.falloff:
@@ -76,7 +78,9 @@ def compose(front: Layers | None, back: Layers, light: Light) -> Layers:
     cover = front.coverage
     light_x, light_y, light_z = light.vector
     reach = 0.035 * size * np.cos(light.elevation) / light_z
-    moved = cv2.warpAffine(cover, np.float32([[1, 0, -light_x * reach], [0, 1, -light_y * reach]]), (size, size))
+    moved = cv2.warpAffine(
+        cover, np.float32([[1, 0, -light_x * reach], [0, 1, -light_y * reach]]), (size, size)
+    )
     cast = cv2.GaussianBlur(moved, (0, 0), 0.018 * size)
     contact = cv2.GaussianBlur(cover, (0, 0), 0.03 * size)
     dim = 1.0 - (1.0 - light.ambient) * 0.75 * cast - 0.3 * contact
@@ -102,8 +106,12 @@ class Camera:
 
 def sample_camera(rng: np.random.Generator, spread: float = 1.0) -> Camera:
     """A random camera; `spread` < 1 keeps exposure and saturation close to 1."""
-    return Camera(1.0 + spread * rng.uniform(-0.16, 0.14), 1.0 + spread * rng.uniform(-0.2, 0.15),
-                  max(0.0, rng.uniform(-3.0, 6.0)), rng.uniform(0.003, 0.02))
+    return Camera(
+        1.0 + spread * rng.uniform(-0.16, 0.14),
+        1.0 + spread * rng.uniform(-0.2, 0.15),
+        max(0.0, rng.uniform(-3.0, 6.0)),
+        rng.uniform(0.003, 0.02),
+    )
 
 
 def expose(lit: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:

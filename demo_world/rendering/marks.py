@@ -57,8 +57,21 @@ def _letter(grid, letter: str) -> np.ndarray:
     """A sans-serif capital, drawn once at 48 px and mapped into the grid."""
     glyph = np.zeros((48, 48), np.uint8)
     (width, height), _ = cv2.getTextSize(letter, cv2.FONT_HERSHEY_SIMPLEX, 1.5, 5)
-    cv2.putText(glyph, letter, ((48 - width) // 2, (48 + height) // 2), cv2.FONT_HERSHEY_SIMPLEX, 1.5, 255, 5,
-                cv2.LINE_AA)
-    turned = cv2.remap(glyph, ((grid.x + 1) * 24).astype(np.float32), ((grid.y + 1) * 24).astype(np.float32),
-                       cv2.INTER_LINEAR, borderValue=0)
+    cv2.putText(
+        glyph,
+        letter,
+        ((48 - width) // 2, (48 + height) // 2),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        1.5,
+        255,
+        5,
+        cv2.LINE_AA,
+    )
+    turned = cv2.remap(
+        glyph,
+        ((grid.x + 1) * 24).astype(np.float32),
+        ((grid.y + 1) * 24).astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderValue=0,
+    )
     return ramp(turned.astype(np.float32), 40.0, 200.0)

@@ -71,8 +71,15 @@ def stroke(size: int, points: np.ndarray, width: float, *, taper: bool = False) 
     count = len(points) - 1
     for index in range(count):
         local = thickness * (1.0 - abs(2.0 * (index + 0.5) / count - 1.0) ** 2 * 0.8 if taper else 1.0)
-        cv2.line(canvas, tuple(map(int, pixels[index])), tuple(map(int, pixels[index + 1])), 255,
-                 max(1, int(round(local))), cv2.LINE_AA, 3)
+        cv2.line(
+            canvas,
+            tuple(map(int, pixels[index])),
+            tuple(map(int, pixels[index + 1])),
+            255,
+            max(1, int(round(local))),
+            cv2.LINE_AA,
+            3,
+        )
     return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
 

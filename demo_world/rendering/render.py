@@ -14,7 +14,18 @@ from demo_world.rendering.scene import Scene
 from demo_world.rendering.vocabulary import OBJECTS, SURFACES
 
 # Long things fill the frame's width; they are drawn larger than round ones.
-_LONG = ("bolt", "capsule", "key", "spring", "spoon", "battery", "pencil", "leaf", "connector", "circuit board")
+_LONG = (
+    "bolt",
+    "capsule",
+    "key",
+    "spring",
+    "spoon",
+    "battery",
+    "pencil",
+    "leaf",
+    "connector",
+    "circuit board",
+)
 
 
 def _function(name, *modules):
@@ -63,7 +74,10 @@ def make_streams(rng: np.random.Generator) -> Streams:
 def sample_pose(name: str, rng: np.random.Generator) -> Pose:
     """A random pose: objects fill 45-85 % of the frame at any angle, surfaces are seen from varied distances."""
     shear = rng.uniform(-0.12, 0.12)
-    background_scale, background_angle = rng.uniform(0.5, 1.0), rng.uniform(-0.4, 0.4) + 1.5708 * rng.integers(2)
+    background_scale, background_angle = (
+        rng.uniform(0.5, 1.0),
+        rng.uniform(-0.4, 0.4) + 1.5708 * rng.integers(2),
+    )
     if name in SURFACES:
         scale, angle = rng.uniform(0.65, 1.2), rng.uniform(-0.3, 0.3) + 1.5708 * rng.integers(2)
         if name in ("brick wall", "knitted wool"):

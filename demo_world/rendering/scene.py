@@ -57,7 +57,9 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False, name: str | N
         if is_held_out(scene) == held_out:
             return scene
     kind = "held-out" if held_out else "training"
-    raise ValueError(f"no {kind} combination of '{name}' found in 1000 draws; widen its colours in vocabulary.py.")
+    raise ValueError(
+        f"no {kind} combination of '{name}' found in 1000 draws; widen its colours in vocabulary.py."
+    )
 
 
 def _pick(rng, options):
@@ -78,8 +80,12 @@ def _draw(rng, name):
         allowed = words.ALL if background == "paper" else words.SURFACES[background].colours
         background_colour = _pick(rng, tuple(other for other in allowed if other != colour))
     return Scene(
-        name=name, colour=colour, material=_pick(rng, thing.materials) if thing.materials else None,
-        pattern=pattern, second_colour=_pick(rng, others), background=background,
+        name=name,
+        colour=colour,
+        material=_pick(rng, thing.materials) if thing.materials else None,
+        pattern=pattern,
+        second_colour=_pick(rng, others),
+        background=background,
         background_colour=background_colour,
         damage=_pick(rng, words.DAMAGES) if rng.random() < DAMAGE_SHARE else None,
         marks=_draw_marks(rng) if rng.random() < MARK_SHARE else (),

@@ -129,8 +129,12 @@ def battery(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     caps = np.maximum(fill(0.74 - grid.x, grid.pixel), fill(grid.x + 0.86, grid.pixel))
     sign = np.minimum(box(grid, 0.09, 0.025, x=0.5), box(grid, 0.025, 0.09, x=0.5))
     minus = box(grid, 0.025, 0.09, x=-0.65)
-    paints = [(band, (0.78, 0.62, 0.28)), (caps, _STEEL), (fill(sign, grid.pixel), _DARK),
-              (fill(minus, grid.pixel), (0.9, 0.9, 0.9))]
+    paints = [
+        (band, (0.78, 0.62, 0.28)),
+        (caps, _STEEL),
+        (fill(sign, grid.pixel), _DARK),
+        (fill(minus, grid.pixel), (0.9, 0.9, 0.9)),
+    ]
     return Shape(distance, height, paints, gloss=0.55)
 
 
@@ -168,6 +172,10 @@ def pencil(grid: Grid, structure: Generator, texture: Generator) -> Shape:
     bare, lead = fill(scallop - grid.x, grid.pixel), fill(0.88 - grid.x, grid.pixel)
     ferrule = fill(box(grid, 0.09, 1.0, x=-0.74), grid.pixel)
     rubber = fill(grid.x + 0.83, grid.pixel)
-    paints = [(bare, (0.86, 0.68, 0.45)), (lead, None if structure.random() < 0.3 else _DARK), (ferrule, _STEEL),
-              (rubber, (0.88, 0.50, 0.52))]
+    paints = [
+        (bare, (0.86, 0.68, 0.45)),
+        (lead, None if structure.random() < 0.3 else _DARK),
+        (ferrule, _STEEL),
+        (rubber, (0.88, 0.50, 0.52)),
+    ]
     return Shape(tip, height, paints, gloss=0.4)

@@ -32,8 +32,10 @@ def layers(
     coverage: np.ndarray | float = 1.0,
 ) -> Layers:
     """Layers with scalars spread over the frame."""
-    full = [np.full(height.shape, value, np.float32) if np.isscalar(value) else value.astype(np.float32)
-            for value in (gloss, mirror, coverage)]
+    full = [
+        np.full(height.shape, value, np.float32) if np.isscalar(value) else value.astype(np.float32)
+        for value in (gloss, mirror, coverage)
+    ]
     return Layers(albedo.astype(np.float32), height.astype(np.float32), *full)
 
 
@@ -75,8 +77,10 @@ def woven_fabric(grid: Grid, paint: np.ndarray, structure: Generator, texture: G
     across, down = grid.x * threads, grid.y * threads
     over = (np.floor(across) + np.floor(down)) % 2
     fx, fy = across % 1.0 - 0.5, down % 1.0 - 0.5
-    warp, weft = np.cos(fx * np.pi) * (0.6 + 0.4 * np.cos(fy * np.pi)), np.cos(fy * np.pi) * (
-        0.6 + 0.4 * np.cos(fx * np.pi))
+    warp, weft = (
+        np.cos(fx * np.pi) * (0.6 + 0.4 * np.cos(fy * np.pi)),
+        np.cos(fy * np.pi) * (0.6 + 0.4 * np.cos(fx * np.pi)),
+    )
     height = np.where(over > 0.5, warp, weft)
     fuzz = fractal(grid.size, 30, texture, octaves=3)
     tone = 0.62 + 0.38 * height + 0.08 * fuzz - 0.05 * over
@@ -108,9 +112,13 @@ def tiles(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generato
 def marble(grid: Grid, paint: np.ndarray, structure: Generator, texture: Generator) -> Layers:
     warp = fractal(grid.size, 2.5, texture, octaves=5, angle=grid.angle)
     second = fractal(grid.size, 4, texture, octaves=5)
-    vein = ramp(np.abs(warp), 0.22, 0.0) * ramp(second, -1.2, 1.0) + 0.6 * ramp(np.abs(second + 0.5), 0.1, 0.0)
+    vein = ramp(np.abs(warp), 0.22, 0.0) * ramp(second, -1.2, 1.0) + 0.6 * ramp(
+        np.abs(second + 0.5), 0.1, 0.0
+    )
     cloud = 1.0 + 0.07 * fractal(grid.size, 3, texture, octaves=3)
-    vein_colour = 1.0 - 0.55 * np.round(paint.mean((0, 1))) + np.zeros(3) if paint.mean() < 0.4 else np.full(3, 0.25)
+    vein_colour = (
+        1.0 - 0.55 * np.round(paint.mean((0, 1))) + np.zeros(3) if paint.mean() < 0.4 else np.full(3, 0.25)
+    )
     albedo = _mix(_tint(paint, cloud), vein_colour, 0.65 * np.clip(vein, 0.0, 1.0))
     return layers(albedo, 0.001 * second, 0.55)
 
@@ -138,7 +146,10 @@ def wire_mesh(grid: Grid, paint: np.ndarray, structure: Generator, texture: Gene
     round_x = np.sqrt(np.clip(1.0 - (to_x / width) ** 2, 0.0, 1.0))
     round_y = np.sqrt(np.clip(1.0 - (to_y / width) ** 2, 0.0, 1.0))
     soft = grid.pixel * count
-    on_x, on_y = ramp(to_x, width + soft / 2, width - soft / 2), ramp(to_y, width + soft / 2, width - soft / 2)
+    on_x, on_y = (
+        ramp(to_x, width + soft / 2, width - soft / 2),
+        ramp(to_y, width + soft / 2, width - soft / 2),
+    )
     height = np.maximum(on_x * (round_x + 1.0 + wave), on_y * (round_y + 1.0 - wave))
     wire = np.maximum(on_x, on_y)
     floor = np.full_like(paint, structure.choice((0.06, 0.12, 0.8)))
@@ -162,7 +173,8 @@ def knitted_wool(grid: Grid, paint: np.ndarray, structure: Generator, texture: G
     down = grid.y * columns * 1.25 - 0.75 * np.abs(fx)
     fy = down % 1.0 - 0.5
     strand = np.sqrt(np.clip(1.0 - (fy / 0.5) ** 2, 0.0, 1.0)) * np.sqrt(
-        np.clip(1.0 - ((np.abs(fx) - 0.25) / 0.27) ** 2, 0.0, 1.0))
+        np.clip(1.0 - ((np.abs(fx) - 0.25) / 0.27) ** 2, 0.0, 1.0)
+    )
     fibre = fractal(grid.size, 36, texture, octaves=3)
     tone = 0.5 + 0.5 * strand + 0.09 * fibre
     return layers(_tint(paint, tone), 0.09 * strand * grid.scale + 0.005 * fibre, 0.0)

@@ -46,6 +46,8 @@ def damage_twin(
         mask = difference_mask(picture, twin)
         if is_fair_defect(picture, twin, mask):
             return picture, mask
-    raise RuntimeError(f"no fair defect for {what} in {ATTEMPTS} attempts at {twin.shape[0]} px: each was smaller or "
-                       f"larger than {MASK_SHARE} of the picture or too faint. Use a larger --size, or take the "
-                       f"defect out of the class.")
+    raise RuntimeError(
+        f"no fair defect for {what} in {ATTEMPTS} attempts at {twin.shape[0]} px: each was smaller or "
+        f"larger than {MASK_SHARE} of the picture or too faint. Use a larger --size, or take the "
+        f"defect out of the class."
+    )
