@@ -14,6 +14,7 @@ be run once and with fresh seeds.
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from files.atomic import write_text
@@ -93,7 +94,7 @@ METHODS = [
 ]
 
 
-def tasks(arms, seeds, shard):
+def tasks(arms: Iterable[str], seeds: Sequence[int], shard: str) -> list[tuple[str, int]]:
     """[(arm, seed)] of this process, seed by seed, so that what is finished is always paired.
 
     Args:
@@ -108,7 +109,7 @@ def tasks(arms, seeds, shard):
     return [(arm, seed) for seed in seeds for arm in arms][int(index) :: int(count)]
 
 
-def add_study_flags(parser, name, seeds, data_seed):
+def add_study_flags(parser: argparse.ArgumentParser, name: str, seeds: list[int], data_seed: int) -> None:
     """The flags of a study that several processes may share; `name` is its folder under runs/ and results/."""
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
@@ -122,7 +123,9 @@ def add_study_flags(parser, name, seeds, data_seed):
     parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
 
 
-def corrections(plain, corrected, test_set):
+def corrections(
+    plain: dict[tuple[str, int], dict], corrected: dict[tuple[str, int], dict], test_set: str
+) -> str:
     """Markdown: what correcting AA-CLIP's known deviations changes in the baseline.
 
     Args:
@@ -133,7 +136,7 @@ def corrections(plain, corrected, test_set):
     return report(runs, ["corrected_baseline"], test_set)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
@@ -32,7 +33,7 @@ CONFIG = "halves.json"
 HALVES = ("DemoA_even", "DemoA_odd")
 
 
-def declare_halves(data):
+def declare_halves(data: Path) -> None:
     """Write CONFIG beside rendered DemoA: its classes in turns as two datasets."""
     rows = [json.loads(line) for line in (data / "DemoA" / "full-shot.jsonl").read_text("utf-8").splitlines()]
     entries = {}
@@ -48,7 +49,7 @@ def declare_halves(data):
     write_text(data / CONFIG, json.dumps(entries, indent=1) + "\n")
 
 
-def both_halves(results):
+def both_halves(results: dict[str, dict[tuple[str, int], dict]]) -> dict[tuple[str, int], dict]:
     """Runs whose test classes are all of DemoA's, for the paired report.
 
     Args:
@@ -71,7 +72,7 @@ def both_halves(results):
     }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,7 @@
 """What the arms of a study change against its baseline, from the runs' JSON files: paired differences in Markdown."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from comparison.significance import compare_pairs, holm, verdict
@@ -12,7 +14,13 @@ ABOUT = (
 )
 
 
-def paired_rows(results, arms, test_set, metric, baseline="baseline"):
+def paired_rows(
+    results: dict[tuple[str, int], dict],
+    arms: Sequence[str],
+    test_set: str,
+    metric: str,
+    baseline: str = "baseline",
+) -> dict[str, dict]:
     """What each arm changes against the baseline in one metric, over the seeds both have.
 
     Args:
@@ -57,7 +65,9 @@ def paired_rows(results, arms, test_set, metric, baseline="baseline"):
     return rows
 
 
-def report(results, arms, test_set, baseline="baseline"):
+def report(
+    results: dict[tuple[str, int], dict], arms: Sequence[str], test_set: str, baseline: str = "baseline"
+) -> str:
     """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
     every = {metric: paired_rows(results, arms, test_set, metric, baseline) for metric in METRICS}
     family = [row for metric in DECISIVE for row in every[metric].values()]

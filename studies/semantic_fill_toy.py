@@ -13,17 +13,19 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from files.atomic import write_text
 from synthesis.data import to_pixels
 from synthesis.flow import interpolate, predict_velocity
 from synthesis.latents import encode_triptych, fill_mask_of
 from synthesis.sampling import Filler
-from synthesis.system import assemble
+from synthesis.system import FillSystem, assemble
 from synthesis.training import Schedule, make_optimizer, train
 from synthesis.weights import library_versions
 
@@ -41,7 +43,7 @@ TIME = 0.7
 LEARNING_RATE = 1e-3
 
 
-def draw(count, side, seed):
+def draw(count: int, side: int, seed: int) -> tuple[dict, Tensor]:
     """A batch of `count` triptychs, [count, 3, side, side] each, and their masks [count, 1, side, side]."""
     generator = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(-0.2, 0.2, side)
@@ -61,7 +63,7 @@ def draw(count, side, seed):
 
 
 @torch.no_grad()
-def velocity_error(system, batch, fill_mask, seed):
+def velocity_error(system: FillSystem, batch: dict[str, Tensor], fill_mask: str, seed: int) -> float:
     """Mean squared error of the velocity at t = 0.7 over both panels, with the same noise for every arm."""
     encoded = encode_triptych(
         system.backbone.vae, batch["visible"], batch["target"], batch["semantic"], fill_mask
@@ -75,7 +77,7 @@ def velocity_error(system, batch, fill_mask, seed):
     return (predicted - target).square().mean().item()
 
 
-def overlap(images, visible, mask):
+def overlap(images: Tensor, visible: Tensor, mask: Tensor) -> float:
     """Mean intersection over union of changed pixels and mask.
 
     Args:
@@ -87,7 +89,7 @@ def overlap(images, visible, mask):
     return (both / either).mean().item()
 
 
-def run_arm(arm, args, logger, picture):
+def run_arm(arm: str, args: argparse.Namespace, logger: logging.Logger, picture: Path) -> dict:
     """Train one arm, measure it, draw its first samples.
 
     Returns:
@@ -137,7 +139,7 @@ def run_arm(arm, args, logger, picture):
     }
 
 
-def table(results):
+def table(results: dict[str, dict]) -> str:
     """Markdown of {arm: result}; relative errors need the arm without semantics."""
     titles = (
         "arm",
@@ -159,7 +161,7 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from files.atomic import write_text
@@ -41,7 +42,16 @@ STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
 TEST_FLAGS = {None: ["--raw_clip"], FEEDBACK: ["--all"]}
 
 
-def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None):
+def run_arm(
+    script: str | None,
+    flags: list[str],
+    seed: int,
+    train_set: str,
+    test_sets: Sequence[str],
+    data: Path,
+    folder: Path,
+    config: str | None = None,
+) -> dict:
     """Train and test one arm with one seed.
 
     Args:
@@ -84,7 +94,7 @@ def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None
     } | loops
 
 
-def common_flags(seed, data, folder, config=None):
+def common_flags(seed: int, data: Path | str, folder: Path | str, config: str | None = None) -> list[str]:
     """Flags of training and testing."""
     declared = ["--dataset_config", f"{data}/{config}"] if config else []
     return [
@@ -100,12 +110,29 @@ def common_flags(seed, data, folder, config=None):
     ]
 
 
-def training_command(script, flags, seed, train_set, data="DATA", folder="RUN", config=None):
+def training_command(
+    script: str,
+    flags: list[str],
+    seed: int,
+    train_set: str,
+    data: Path | str = "DATA",
+    folder: Path | str = "RUN",
+    config: str | None = None,
+) -> list[str]:
     """The words behind "python" that train an arm; with the default places as a run's JSON has them."""
     return [script, "--dataset", train_set, *flags, *common_flags(seed, data, folder, config)]
 
 
-def run_missing(tasks, arms, train_set, test_sets, data, runs, out, config=None):
+def run_missing(
+    tasks: list[tuple[str, int]],
+    arms: dict[str, tuple[str | None, list[str]]],
+    train_set: str,
+    test_sets: Sequence[str],
+    data: Path,
+    runs: Path,
+    out: Path,
+    config: str | None = None,
+) -> None:
     """Train and test what has no JSON in `out` yet, and write it there.
 
     Args:
@@ -125,7 +152,9 @@ def run_missing(tasks, arms, train_set, test_sets, data, runs, out, config=None)
         write_text(file, text.replace(str(data), "DATA").replace(str(folder), "RUN") + "\n")
 
 
-def read_results(out, arms, train_set, config=None):
+def read_results(
+    out: Path | str, arms: dict[str, tuple[str | None, list[str]]], train_set: str, config: str | None = None
+) -> dict[tuple[str, int], dict]:
     """Finished runs {(arm, seed): JSON} of a folder.
 
     Args:
@@ -153,7 +182,7 @@ def read_results(out, arms, train_set, config=None):
     return results
 
 
-def table(study, results, test_sets):
+def table(study: str, results: dict[tuple[str, int], dict], test_sets: Sequence[str]) -> str:
     """Markdown: mean over the seeds of every metric, with the seeds' smallest and largest value, in percent."""
     lines = ["| test set | arm | seeds | " + " | ".join(COLUMNS) + " |", "|--|--|--|" + "--|" * len(COLUMNS)]
     for name in test_sets:
@@ -168,7 +197,7 @@ def table(study, results, test_sets):
     return "\n".join(lines)
 
 
-def loops_table(study, results, test_sets):
+def loops_table(study: str, results: dict[tuple[str, int], dict], test_sets: Sequence[str]) -> str:
     """Markdown, for the study's feedback runs: metrics after every loop (as `table`), and the image stage's loss in
     every loop, first epoch -> last epoch, mean over the seeds; "" for a study without feedback."""
     lines = []
@@ -194,13 +223,13 @@ def loops_table(study, results, test_sets):
     )
 
 
-def spread(values):
+def spread(values: list[float]) -> str:
     """Mean with smallest and largest value in brackets."""
     extremes = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{extremes}"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", choices=sorted(STUDIES), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
