@@ -79,7 +79,7 @@ class NetworkCorrections:
 class CrossAttentionSettings:
     """cross-attention"""
 
-    cross_attn_heads: int = option(8, at_test=MUST_AGREE)
+    cross_attn_heads: int = option(8, "heads of both cross-attentions", at_test=MUST_AGREE)
     cross_attn_dropout: float = option(0.1, "on attention weights, in training only")
     text_cross_attn_weight: float = option(0.1, "scale of text -> image; 0 = off", at_test=MUST_AGREE)
     image_cross_attn_weight: float = option(0.1, "scale of image -> text; 0 = off", at_test=MUST_AGREE)

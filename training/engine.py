@@ -1,4 +1,4 @@
-"""The one training loop: a step, an epoch, a stage. The detector's only backward pass is in `train_step`."""
+"""The one training loop: a step, an epoch, a stage. The only backward pass that trains the detector is `train_step`."""
 
 import math
 import time
