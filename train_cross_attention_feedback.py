@@ -198,7 +198,7 @@ def train_one_stage(
     origins = (
         run.origins if plan.loop == 1 else dict.fromkeys(modules, f"carried over from loop {plan.loop - 1}")
     )
-    origins |= dict.fromkeys(modules.keys() - active.keys())
+    origins = origins | dict.fromkeys(modules.keys() - active.keys())
     state = TrainState(name, modules, optimizer, scheduler)
     continue_stage(
         run.session, stage, state, step_loss, loader, stage_plan, record=run.record, origins=origins
