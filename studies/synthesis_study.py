@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -57,9 +59,10 @@ COMMON = (
     "precision",
 )  # of all runs of one table
 SPARE = 1.25  # images generated per image used, for those the gate refuses
+Results = dict[tuple[str, int, int], dict]  # {(arm, shot, seed): a run's JSON}
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The study's flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,12 +88,12 @@ def build_parser():
     return parser
 
 
-def settings_of(args):
+def settings_of(args: Namespace) -> dict[str, float | int | str]:
     """What all runs of one table have in common."""
     return {key: getattr(args, key) for key in COMMON}
 
 
-def read_results(out, args):
+def read_results(out: Path, args: Namespace) -> Results:
     """{(arm, shot, seed): result} of the JSON files in a folder.
 
     Raises:
@@ -105,13 +108,13 @@ def read_results(out, args):
     return results
 
 
-def python(*command):
+def python(*command: str) -> str:
     """Run a script or module of the project; its own log tells what it does. Returns the command as typed."""
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return " ".join(["python", *command])
 
 
-def epochs(steps, images, batch_size, flag):
+def epochs(steps: int, images: int, batch_size: int, flag: str) -> int:
     """Epochs that make `steps` updates over `images` images.
 
     Raises:
@@ -126,7 +129,7 @@ def epochs(steps, images, batch_size, flag):
     return steps // per_epoch
 
 
-def training_flags(args, shot, own, extra, rows):
+def training_flags(args: Namespace, shot: int, own: int, extra: int, rows: Path | None) -> list[str]:
     """train.py's flags of one run: the same updates whatever the number of images.
 
     Args:
@@ -141,7 +144,7 @@ def training_flags(args, shot, own, extra, rows):
     return flags + (["--extra_meta", str(rows), "--extra_ratio", str(args.ratio)] if rows else [])
 
 
-def trained_fill(args, shot, seed, data, work):
+def trained_fill(args: Namespace, shot: int, seed: int, data: Path, work: Path) -> tuple[Path, list[str]]:
     """Semantic fill on the shots' triptychs, continued if it was begun; (folder, commands)."""
     triptychs, fill = work / f"triptychs_{shot}shot_seed{seed}", work / f"fill_{shot}shot_seed{seed}"
     shutil.rmtree(triptychs, ignore_errors=True)  # made in seconds, and always the same
@@ -179,7 +182,9 @@ def trained_fill(args, shot, seed, data, work):
     ]
 
 
-def extra_images(args, arm, shot, seed, per_class, data, work):
+def extra_images(
+    args: Namespace, arm: str, shot: int, seed: int, per_class: int, data: Path, work: Path
+) -> tuple[Path, list[str]]:
     """Make an arm's extra images, continued if begun; (jsonl, commands)."""
     out, flags, commands = work / f"{arm}_images_{shot}shot_seed{seed}", list(ARMS[arm]), []
     if "fill" in flags:
@@ -206,7 +211,7 @@ def extra_images(args, arm, shot, seed, per_class, data, work):
     return out / "full-shot.jsonl", commands
 
 
-def run(args, arm, shot, seed, data, work):
+def run(args: Namespace, arm: str, shot: int, seed: int, data: Path, work: Path) -> dict:
     """One run of the study: its extra images, its training, its test; the result to be kept."""
     samples = get_dataset(TRAIN_SET, SIZE, "few_shot", shot, "train", data_root=data, seed=seed)[0].samples
     own, extra, rows, commands = len(samples), 0, None, []
@@ -232,7 +237,7 @@ def run(args, arm, shot, seed, data, work):
     }
 
 
-def tables(results):
+def tables(results: Results) -> str:
     """Markdown, for each number of shots: what the arms change against the one PAIRS holds them against.
 
     Args:
@@ -249,7 +254,7 @@ def tables(results):
     return "\n".join(parts)
 
 
-def report(results, args):
+def report(results: Results, args: Namespace) -> str:
     """The text of --out/table.md."""
     seeds = " ".join(str(seed) for seed in sorted({seed for _, _, seed in results}))
     shots = " ".join(str(shot) for shot in sorted({shot for _, shot, _ in results}))
@@ -278,7 +283,7 @@ classes, other defects.
 {tables(results)}"""
 
 
-def keep_picture(sheet, file):
+def keep_picture(sheet: Path, file: Path) -> None:
     """A contact sheet at half its size as JPEG."""
     if sheet.is_file() and not file.is_file():
         cv2.imwrite(
@@ -286,7 +291,7 @@ def keep_picture(sheet, file):
         )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     out, data, work = Path(args.out), Path(args.data).resolve(), Path(args.work).resolve()
     for name in (TRAIN_SET, TEST_SET):

@@ -167,6 +167,7 @@ def test_a_runs_history_holds_what_its_log_says_of_every_epoch(trained):
         )
 
 
+@pytest.mark.bit_equality
 def test_a_continued_runs_history_holds_every_epoch_once(train_flags, trained, run):
     train_script.main(train_flags)
     train_script.main([*train_flags, "--image_epoch", "2"])
@@ -216,6 +217,7 @@ def test_the_adapters_learn_something_visible_on_the_training_images(flags, trai
     assert result["mean"]["pixel_auroc"] > 0.75
 
 
+@pytest.mark.bit_equality
 def test_all_evaluates_every_epoch_by_number(flags, trained_copy):
     shutil.copy(trained_copy / "image_adapter_1.pth", trained_copy / "image_adapter_10.pth")
     results = test_script.main([*flags, "--all"])
