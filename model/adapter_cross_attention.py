@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.adapter import AdaptedCLIP, compare_embeddings
+from model.adapter_modules import match_norm
 from model.attention import scaled_dot_product
 from model.blocks import run_blocks
 from model.self_reference import SelfReference
@@ -230,20 +231,20 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         return attend_then_adapt
 
     def _attend(self, module: CrossAttentionModule, x: Tensor, contexts: Contexts, weight: float) -> Tensor:
-        """x + w * module(x, context) for every group of rows, norm-matched per token."""
-        rows, parts, scale = [], [], weight if module.gate is None else module.gate
-        for own, context in contexts:
-            own = (
-                torch.arange(x.shape[0], device=x.device)
-                if own is None
-                else torch.as_tensor(own, device=x.device)
+        """x + w * y * |x| / |y| with y = module(x, context), for every group of rows; other rows stay as they are."""
+        scale = weight if module.gate is None else module.gate
+        attending, residuals = [], []
+        for rows, context in contexts:
+            every = rows is None
+            rows = (
+                torch.arange(x.shape[0], device=x.device) if every else torch.as_tensor(rows, device=x.device)
             )
-            y = module(x[own], context)
+            y = module(x[rows], context)
             if not self.attention.no_norm_match:
-                y = y * x[own].norm(dim=-1, keepdim=True) / (y.norm(dim=-1, keepdim=True) + NORM_FLOOR)
-            rows.append(own)
-            parts.append(scale * y)
-        return x.index_add(0, torch.cat(rows), torch.cat(parts).to(x.dtype))
+                y = match_norm(y, x[rows], NORM_FLOOR)
+            attending.append(rows)
+            residuals.append(scale * y)
+        return x.index_add(0, torch.cat(attending), torch.cat(residuals).to(x.dtype))
 
     def text_context(self, text: Tensor) -> Tensor:
         """What images attend to: prompt tokens after text block 0 and text_adapter[0].

@@ -29,6 +29,6 @@ class SimpleProj(nn.Module):
         return self.fc(x)
 
 
-def match_norm(y: Tensor, x: Tensor) -> Tensor:
-    """y rescaled per token to the norm of x: y * |x| / |y|. Both [..., width]."""
-    return y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+def match_norm(y: Tensor, x: Tensor, floor: float = 0.0) -> Tensor:
+    """y rescaled per token to the norm of x: y * |x| / (|y| + floor). Both [..., width]."""
+    return y * x.norm(dim=-1, keepdim=True) / (y.norm(dim=-1, keepdim=True) + floor)
