@@ -41,9 +41,8 @@ __all__ = [
 
 BLUR = {"Industrial": (7, 1.0), "Medical": (9, 1.5)}  # kernel side and sigma in patches, test maps only
 Batch = dict  # {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]}
-ImageFeatures = Callable[
-    [Batch], tuple[dict[int, Tensor], Tensor]
-]  # ({level: patches [B, L, E]}, cls [B, E])
+# batch -> ({level: patches [B, L, E]}, cls [B, E])
+ImageFeatures = Callable[[Batch], tuple[dict[int, Tensor], Tensor]]
 SMOOTH = 1e-5  # keeps the focal loss's one-hot target and logarithm away from 0 and 1
 
 

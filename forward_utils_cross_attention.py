@@ -16,9 +16,8 @@ from dataset.constants import CLASS_NAMES
 from forward_utils import Batch, ImageFeatures, class_tokens, encode_anchors, fixed_anchors
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, Contexts
 
-Scope = Callable[
-    [Tensor, Sequence[str]], dict[str, Tensor | None]
-]  # (patches, class names) -> {class: [S, E]}
+# (patches [B, L, E], class names) -> {class: [S, E], or None for nothing}
+Scope = Callable[[Tensor, Sequence[str]], dict[str, Tensor | None]]
 
 
 class TextContext(NamedTuple):

@@ -35,9 +35,7 @@ from training.history import draw_curves, training_warnings, write_history
 from training.loaders import training_loaders, unaugmented
 from training.stages import Stage, continue_stage, image_stage_loss, loss_levels, text_stage_loss
 
-EXTENDABLE = frozenset(
-    {"num_feedback_loops"}
-)  # a run may go on with more loops; nothing depends on their number
+EXTENDABLE = frozenset({"num_feedback_loops"})  # nothing depends on their number: a run may go on with more
 
 
 class Run(NamedTuple):
@@ -166,9 +164,8 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
         "rng": rng_state(),
         "history": {"text": text.history, "image": image.history},
     }
-    if (
-        run.test_sets
-    ):  # before the loop counts as finished, so that a killed run does not leave an evaluation out
+    # Before the loop counts as finished, so that a killed run does not leave an evaluation out.
+    if run.test_sets:
         evaluate_loop(run.session, model, content, run.test_sets)
     save_checkpoint(run.file(loop, "final"), content)
     return content

@@ -191,9 +191,8 @@ def latex(found: dict[str, dict], metrics: Sequence[str]) -> str:
     for dataset, result in found.items():
         seeds = None
         for arm, compared in result["arms"].items():
-            if (
-                compared["seeds"] != seeds
-            ):  # an arm with other seeds is paired with another mean of the baseline
+            # An arm with other seeds is paired with another mean of the baseline.
+            if compared["seeds"] != seeds:
                 seeds = compared["seeds"]
                 own = [
                     latex_number(percent(compared["metrics"][metric]["baseline"])) + " &"

@@ -107,7 +107,10 @@ def draw_attention(
     """
     contexts, model, dataset = scorer.contexts, run.model, settings.data.dataset
     if not contexts:
-        raise ValueError("--attention_of with --no_cross_attention: nothing to draw; leave one out")
+        raise ValueError(
+            "--attention_of: nothing to draw, cross-attention is off; leave --no_cross_attention away, or choose a "
+            "loop that was trained with it"
+        )
     first_patches = run.first_patches(contexts)
     folder = Path(settings.run.save_path) / "attention" / safe_name(dataset)
     for name in settings.own.attention_of:

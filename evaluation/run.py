@@ -96,14 +96,15 @@ def evaluate_raw_clip(session: Session, test_sets: dict[str, Dataset]) -> dict[s
 
 def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
     """Evaluate checkpoints of one run, one after the other in one model."""
-    settings, own, results = session.settings, session.settings.own, []
+    settings, own, results, scorer = session.settings, session.settings.own, [], None
     run = load_run(
         settings.run.save_path, files[-1], device=session.device, flags=settings, logger=session.logger
     )
     for file in files:
         run = run if len(files) == 1 else run.at(file, session.logger)
         tested = run.without_cross_attention() if own.no_cross_attention else run
-        scorer = scorer_of(tested, settings.data.dataset)
+        if scorer is None or run.kind is FEEDBACK:  # other runs have one text side, whose anchors stay
+            scorer = scorer_of(tested, settings.data.dataset)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
         results.append(report(session, scorer, test_sets, name, run.kind.name, run.stored, run.files))
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:

@@ -1,8 +1,7 @@
 """From an image and a class to an anomaly map and an image score.
 
-run = load_run("ckpt/visa")
-scorer = scorer_of(run, "MVTec")
-maps, scores = scorer(images, scorer.class_anchors("bottle"))     # [B, S, S], [B]
+>>> scorer = scorer_of(load_run("ckpt/visa"), "MVTec")
+>>> maps, scores = scorer.score(images, "bottle")  # [B, S, S], [B]
 """
 
 from collections.abc import Callable

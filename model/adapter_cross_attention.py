@@ -59,9 +59,8 @@ class CrossAttentionModule(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from x [n, T, query width] to one context [S, dim] that all n share -> [n, T, query width]."""
-        query = self._heads(self.q_proj(x.flatten(0, 1)))[
-            None
-        ]  # [1, heads, n * T, head width]: one context, one call
+        # One context, one call: [1, heads, n * T, head width]
+        query = self._heads(self.q_proj(x.flatten(0, 1)))[None]
         key, value = self._heads(self.k_proj(context))[None], self._heads(self.v_proj(context))[None]
         y = scaled_dot_product(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(y[0].transpose(0, 1).flatten(1)).unflatten(0, x.shape[:2])

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from model.settings import SelfReferenceSettings
 
-TYPICAL, TYPICAL_PEAK = (
-    0.25,
-    0.5,
-)  # rarity of a patch, of an image's rarest: where "neither way" starts to be learned
+TYPICAL = 0.25  # rarity of a patch where "neither way" starts to be learned
+TYPICAL_PEAK = 0.5  # the same of an image's rarest patches
 PEAK = 0.02  # share of an image's patches whose mean rarity speaks for the image
 
 

@@ -60,9 +60,8 @@ def replace_attention(blocks: nn.ModuleList, last: int, across_batch: bool = Tru
     replaced = []
     for block in blocks[kept:]:
         block = copy.copy(block)
-        block._modules = dict(
-            block._modules
-        )  # own children, shared weights: the plain block keeps its attention
+        # Own children, shared weights: the plain block keeps its attention.
+        block._modules = dict(block._modules)
         block.attn = ValueValueAttention(block.attn, across_batch)
         replaced.append(block)
     return nn.ModuleList([*blocks[:kept], *replaced])

@@ -1,8 +1,7 @@
 """`load_run`: the only way a trained run comes back from its folder.
 
-from run_folder.loaded_run import load_run
-run = load_run("ckpt/visa")
-anchors_of = run.anchors("MVTec")          # batch -> [B, E, 2]
+>>> run = load_run("ckpt/visa")
+>>> anchors_of = run.anchors("MVTec")  # batch -> [B, E, 2]
 """
 
 import logging

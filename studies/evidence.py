@@ -21,12 +21,8 @@ from files.atomic import write_text
 from studies.paired_report import report
 from studies.study import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
-STEPS = [
-    "--text_epoch",
-    "5",
-    "--image_epoch",
-    "10",
-]  # of every arm; the feedback arms share them out over their loops
+# Steps of every arm; the feedback arms share them out over their loops.
+STEPS = ["--text_epoch", "5", "--image_epoch", "10"]
 IDEA = {  # arm: (script, flags)
     "baseline": ("train.py", STEPS),
     "cross_attention": (CROSS, STEPS),

@@ -247,12 +247,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
     arms = {arm: every[arm] for arm in args.arms or every}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    tasks = [
+    tasks = [  # the unadapted backbone has no seed
         (arm, seed)
         for seed in args.seeds
         for arm, (script, _) in arms.items()
         if script or seed == args.seeds[0]
-    ]  # the unadapted backbone has no seed
+    ]
     run_missing(tasks, arms, args.train, args.test, data, data.parent / f"{args.study}_{args.train}", out)
     results = read_results(out, every, args.train)
     report = table(args.study, results, args.test)

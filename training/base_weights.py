@@ -12,9 +12,8 @@ from run_folder.checkpoints import load_modules
 from run_folder.settings import BaseWeights
 
 CRITICAL = 2.225  # of sqrt(n) * D at 0.01 %: Kolmogorov-Smirnov, sqrt(-ln(alpha / 2) / 2)
-Origins = dict[
-    str, tuple[str, int] | str | None
-]  # {module's key: (file, epochs), words, or None to say nothing}
+# {module's key: (file, epochs), words, or None to say nothing}
+Origins = dict[str, tuple[str, int] | str | None]
 
 
 def load_base(model: AdaptedCLIP, base: BaseWeights) -> Origins:

@@ -46,10 +46,8 @@ RECIPES = {
         "image_epoch": 15,
     },
 }
-LATER_PART = {
-    "text": (3 / 5, 2 / 5),
-    "image": (1 / 2, 1 / 4),
-}  # recipe v1: of the first loop's epochs; loop 2, later
+# Recipe v1: parts of the first loop's epochs, in loop 2 and in later ones.
+LATER_PART = {"text": (3 / 5, 2 / 5), "image": (1 / 2, 1 / 4)}
 OWN_LOOPS = (1, 2, 3)  # loops with epoch flags of their own; the last one's also count for every later loop
 
 
