@@ -15,10 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from demo_world import render_sets
 from files.atomic import write_text
 from files.pictures import safe_name, sheet, write_png
-from scripts.commands import run_command
+from scripts.commands import Command, SideBySide
 
 MODEL = "ViT-Tiny-8-demo"
 TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
@@ -38,30 +37,19 @@ CONTINUED = {  # run: (script, flags); short, because each starts from the basel
         ],
     ),
 }
+RUNS = {"raw CLIP": "raw_clip", "baseline": "baseline"} | {
+    title: title.replace("-", "_") for title in CONTINUED
+}
 NOTE = (
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
     "runs, not which method is better; they took more steps than the baseline. Paired studies are in results/."
 )
 
 
-def evaluate(run: Path, data: Path, flags: Sequence[str]) -> None:
-    """Evaluate a run on every test set."""
-    for name in TEST_SETS:
-        run_command(
-            "test.py",
-            [
-                *flags,
-                "--model_name",
-                MODEL,
-                "--dataset",
-                name,
-                "--data_root",
-                str(data),
-                "--save_path",
-                str(run),
-                "--visualize",
-            ],
-        )
+def evaluations(run: Path, data: Path, flags: Sequence[str] = ()) -> list[Command]:
+    """The commands that evaluate a run on every test set."""
+    common = ["--model_name", MODEL, "--data_root", str(data), "--save_path", str(run), "--visualize"]
+    return [("test.py", [*flags, *common, "--dataset", name]) for name in TEST_SETS]
 
 
 def bind_folder_to_seeds(out: Path, seeds: dict[str, int]) -> None:
@@ -118,63 +106,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the rendered images")
     args = parser.parse_args(argv)
     out, begin = Path(args.out), time.perf_counter()
-    data, runs = out / "data", {"raw CLIP": out / "raw_clip", "baseline": out / "baseline"}
-    common = [
-        "--model_name",
-        MODEL,
-        "--dataset",
-        TRAIN_SET,
-        "--data_root",
-        str(data),
-        "--seed",
-        str(args.seed),
-    ]
-
+    data, runs = out / "data", {title: out / folder for title, folder in RUNS.items()}
     bind_folder_to_seeds(out, {"seed": args.seed, "data_seed": args.data_seed})
-    print(f"[1/6] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
-    render_sets.main(["--out", str(data), "--seed", str(args.data_seed)])
-    print("[2/6] unadapted CLIP")
-    evaluate(runs["raw CLIP"], data, ["--raw_clip"])
-    print(f"[3/6] train the baseline on {TRAIN_SET}, evaluate it on classes and defects it has not seen")
-    run_command("train.py", [*common, "--save_path", str(runs["baseline"])])
-    evaluate(runs["baseline"], data, [])
-    base = [
-        "--load_base_text_adapter",
-        str(runs["baseline"] / "text_adapter.pth"),
-        "--load_base_image_adapter",
-        str(runs["baseline"] / "image_adapter.pth"),
-    ]
-    for number, (title, (script, flags)) in enumerate(CONTINUED.items(), start=4):
-        print(f"[{number}/6] {title} from the baseline's checkpoints")
-        runs[title] = out / title.replace("-", "_")
-        run_command(script, [*common, *base, *flags, "--save_path", str(runs[title])])
-        evaluate(runs[title], data, [])
-
-    print("[6/6] compare")
+    print(f"[1/4] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
+    with SideBySide() as jobs:
+        rendering = ["--out", str(data), "--seed", str(args.data_seed)]
+        for name in (TRAIN_SET, *TEST_SETS):
+            jobs.start(name, [("demo_world/render_sets.py", ["--name", name, *rendering])])
+    train_and_evaluate(runs, data, args.seed)
+    print("[4/4] compare")
     report = compare_runs(runs, data, out, args.seed)
     print(
         f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}"
     )
 
 
+def train_and_evaluate(runs: dict[str, Path], data: Path, seed: int) -> None:
+    """Train and evaluate every run, side by side where none waits for another's adapters.
+
+    Raises:
+        RuntimeError: one of them failed; the others are stopped.
+    """
+    common = ["--model_name", MODEL, "--dataset", TRAIN_SET, "--data_root", str(data), "--seed", str(seed)]
+    base = []
+    for side in ("text", "image"):
+        base += [f"--load_base_{side}_adapter", str(runs["baseline"] / f"{side}_adapter.pth")]
+    with SideBySide() as jobs:
+        print(
+            f"[2/4] train the baseline on {TRAIN_SET}; unadapted CLIP on classes and defects it has not seen"
+        )
+        trained = jobs.start("baseline", [("train.py", [*common, "--save_path", str(runs["baseline"])])])
+        jobs.start("raw CLIP", evaluations(runs["raw CLIP"], data, ["--raw_clip"]))
+        trained()
+        print(f"[3/4] {' and '.join(CONTINUED)} from the baseline's adapters; evaluate all")
+        for title, (script, flags) in CONTINUED.items():
+            training = (script, [*common, *base, *flags, "--save_path", str(runs[title])])
+            jobs.start(title, [training, *evaluations(runs[title], data)])
+        jobs.start("baseline", evaluations(runs["baseline"], data))
+
+
 def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int) -> str:
     """Write report.html, report.md and the contact sheets of all runs; the table of report.md."""
     arms = [f"{title}={runs[title]}" for title in CONTINUED]
-    run_command(
-        "compare.py",
-        [
-            "--baseline",
-            f"baseline={runs['baseline']}",
-            "--runs",
-            *arms,
-            "--datasets",
-            *TEST_SETS,
-            "--data_root",
-            str(data),
-            "--out",
-            str(out),
-        ],
-    )
+    compared = ["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets", *TEST_SETS]
+    with SideBySide() as jobs:
+        jobs.start("compare", [("compare.py", [*compared, "--data_root", str(data), "--out", str(out)])])
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))

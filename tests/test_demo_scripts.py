@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -108,6 +109,39 @@ def test_names_from_before_still_run(name, flag):
 def test_a_command_runs_in_this_process_and_its_error_is_raised_here(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image_adapter\.pth"):
         commands.run_command("test.py", ["--save_path", str(tmp_path), "--device", "cpu"])
+
+
+def write_command(path, body):
+    path.write_text(f"import os, sys, time\n\n\ndef main(argv):\n    {body}\n")
+    return str(path)
+
+
+def test_chains_side_by_side_run_in_order_on_one_thread_and_their_lines_carry_the_title(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # the user's own choice stays
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    say = write_command(tmp_path / "say.py", f"print(*argv, *(os.environ[name] for name in {names}))")
+    with commands.SideBySide(2) as jobs:
+        jobs.start("first", [(say, ["a"]), (say, ["b"])])
+        jobs.start("second", [(say, ["c"])])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "first" in line] == ["[first] a 1 ACTIVE", "[first] b 1 ACTIVE"]
+    assert [line for line in lines if "second" in line] == ["[second] c 1 ACTIVE"]
+
+
+def test_a_chain_that_fails_stops_the_others_and_names_itself(tmp_path):
+    wait = write_command(tmp_path / "wait.py", "time.sleep(60); open(argv[0], 'w').close()")
+    fail = write_command(tmp_path / "fail.py", "time.sleep(1); sys.exit(3)")
+    begin = time.monotonic()
+    with (
+        pytest.raises(RuntimeError, match="broken: stopped with exit status 3"),
+        commands.SideBySide(2) as jobs,
+    ):
+        jobs.start("waiting", [(wait, [str(tmp_path / "written")])])
+        jobs.start("broken", [(fail, [])])
+    assert time.monotonic() - begin < 50 and not (tmp_path / "written").exists()
 
 
 def test_neither_scripts_nor_studies_nor_benchmarks_import_a_command():
