@@ -13,6 +13,7 @@ from files.pictures import visualize
 from metrics import metrics_eval
 from model.adapter import SIMILARITY_SCALE, patch_logits
 from model.blocks import run_blocks
+from model.focal_loss import FocalLoss
 from model.tokenizer import tokenize
 
 __all__ = [
@@ -35,6 +36,11 @@ __all__ = [
     "get_adapted_text_embedding",
     "metrics_eval",
     "probability_map",
+    "prompt",
+    "prompt_abnormal",
+    "prompt_normal",
+    "prompt_state",
+    "prompt_templates",
     "score_map",
     "visualize",
 ]
@@ -43,7 +49,11 @@ BLUR = {"Industrial": (7, 1.0), "Medical": (9, 1.5)}  # kernel side and sigma in
 Batch = dict  # {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]}
 # batch -> ({level: patches [B, L, E]}, cls [B, E])
 ImageFeatures = Callable[[Batch], tuple[dict[int, Tensor], Tensor]]
-SMOOTH = 1e-5  # keeps the focal loss's one-hot target and logarithm away from 0 and 1
+FREE_CLASS = "object"  # AA-CLIP's class name for prompts that name no product
+# AA-CLIP's names for what prompts are made of: the very lists of PROMPTS, so that an edit in place reaches both.
+prompt = PROMPTS
+prompt_normal, prompt_abnormal = PROMPTS["prompt_normal"], PROMPTS["prompt_abnormal"]
+prompt_state, prompt_templates = [prompt_normal, prompt_abnormal], PROMPTS["prompt_templates"]
 
 
 def class_prompts(real_name: str) -> tuple[list[str], list[str]]:
@@ -59,24 +69,28 @@ def class_prompts(real_name: str) -> tuple[list[str], list[str]]:
 
 
 @cache
-def _tokens(real_name):
-    normal, abnormal = class_prompts(real_name)
-    return tokenize(normal + abnormal), len(normal)
+def _tokens(sentences):
+    return tokenize(sentences)
 
 
 def class_tokens(dataset_name: str, class_name: str) -> tuple[Tensor, int]:
     """Token ids [P, T] of a class's prompts and the number of normal ones, which come first.
 
+    "object" is a class of every dataset, known or not: prompts that name no product.
+
     Raises:
         ValueError: the dataset or the class is unknown.
     """
     known = REAL_NAMES.get(dataset_name)
+    if class_name == FREE_CLASS and class_name not in (known or ()):
+        known = {class_name: class_name}
     if known is None or class_name not in known:
         raise ValueError(
             f"class {class_name!r} of dataset {dataset_name!r} is unknown: "
             f"expected one of {sorted(known) if known else sorted(REAL_NAMES)}; add it with --dataset_config"
         )
-    return _tokens(known[class_name])
+    normal, abnormal = class_prompts(known[class_name])
+    return _tokens((*normal, *abnormal)), len(normal)
 
 
 def get_adapted_single_sentence_text_embedding(
@@ -277,18 +291,6 @@ def calculate_similarity_map(
     """
     logits = patch_logits(patch_features, epoch_text_feature)
     return score_map(logits, img_size, domain) if test else probability_map(logits, img_size)
-
-
-class FocalLoss(nn.Module):
-    """Mean of -(1 - pt)^2 log pt with pt the probability of the true class (arXiv 1708.02002)."""
-
-    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
-        """prob [B, 2, H, W] in [0, 1], mask [B, 1, H, W] or [B, H, W] of 0/1 -> scalar."""
-        mask = mask.reshape(prob.shape[0], *prob.shape[2:])
-        target = mask.clamp(SMOOTH, 1 - SMOOTH)
-        normal = (1 - mask).clamp(SMOOTH, 1 - SMOOTH)
-        pt = normal * prob[:, 0] + target * prob[:, 1] + SMOOTH
-        return (-((1 - pt) ** 2) * torch.log(pt)).mean()
 
 
 class BinaryDiceLoss(nn.Module):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
 LOGGER = "aaclip"
@@ -89,6 +91,15 @@ def lock_run(save_path: Path | str) -> FileLock:
             f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
         ) from error
     return lock
+
+
+def cos_sim(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
+    """Cosine of every row of one tensor with every row of another: [..., n, E] and [..., m, E] -> [..., n, m].
+
+    Args:
+        eps: the least norm that is divided by; a row of zeros has cosine 0 with everything.
+    """
+    return F.normalize(a, dim=-1, eps=eps) @ F.normalize(b, dim=-1, eps=eps).mT
 
 
 def on_terminal() -> bool:

@@ -37,21 +37,23 @@ METADATA_FOLDER = Path(__file__).parent / "metadata"
 def get_dataset(
     dataset_name: str,
     img_size: int,
-    training_mode: str,
+    training_mode: str | None,
     shot: int,
-    split: str,
+    split: str | None = None,
     logger: logging.Logger | None = None,
     *,
+    stage: str | None = None,
     data_root: str | os.PathLike | None = None,
     meta_path: str | os.PathLike | None = None,
     seed: int = 111,
     extra_meta: str | os.PathLike | None = None,
     extra_ratio: float | None = None,
 ) -> tuple[BaseDataset, BaseDataset] | dict[str, BaseSingleClassDataset]:
-    """Datasets for training or testing; every row of their metadata is checked here.
+    """Datasets for training or testing; every row of their metadata is checked here. The call forms are AA-CLIP's.
 
     split "train": (text set, image set), the same samples; the text set varies geometry, the image set colour too.
-    split "test": {class: its samples}, in the order of CLASS_NAMES, all of them whatever `shot` is.
+    split "test": {class: its samples}, in the order of CLASS_NAMES, all of them whatever `training_mode` (None will
+    do) and `shot` are. `stage` is another name of `split`.
     `training_mode` "few_shot" takes `shot` images per class (0 = all) from <shot>-shot.jsonl, or chosen by `seed`;
     "full_shot" takes all. `data_root` defaults to $AACLIP_DATA, else ./data; `meta_path` names a full-shot file to
     read instead of the registered one. `seed` also keys the augmentation. `extra_meta` and `extra_ratio` add rows of
@@ -60,12 +62,18 @@ def get_dataset(
     Raises ValueError for an unknown name, mode, split or bad metadata, and FileNotFoundError for a missing root,
     dataset folder or file; messages say what to do.
     """
+    if stage is not None and split is not None:
+        raise ValueError(
+            f"split {split!r} and stage {stage!r} are two names of one argument: give one of them"
+        )
+    split = stage if split is None else split
+    modes = (None, "few_shot", "full_shot") if split == "test" else ("few_shot", "full_shot")
     for option, value, known in (
-        ("training_mode", training_mode, ("few_shot", "full_shot")),
+        ("training_mode", training_mode, modes),
         ("split", split, ("train", "test")),
     ):
         if value not in known:
-            raise ValueError(f"{option} is {value!r}: expected {' or '.join(known)}")
+            raise ValueError(f"{option} is {value!r}: expected {' or '.join(map(str, known))}")
     logger = logger or logging.getLogger(__name__)
     root = resolve_data_root(data_root)
     if split == "test":

@@ -1,9 +1,9 @@
 """What the datasets are called: classes, the words that describe them, domains and folders.
 
-Checkpoints depend on `REAL_NAMES` and `PROMPTS` (the text anchors are encoded from them), so the entries of
-MVTec, VisA and the medical sets stay as they are; `dataset.custom.load_real_names` overrides them for one run and
-`dataset.custom.register_dataset` adds entries to these same dictionaries. The names of the registries and their
-keys are AA-CLIP's public ones.
+Checkpoints and published numbers depend on `REAL_NAMES` and `PROMPTS` (the text anchors are encoded from them), so
+the entries of AA-CLIP's eleven sets are its own, to the letter; `dataset.custom.load_real_names` overrides them for
+one run and `dataset.custom.register_dataset` adds entries to these same dictionaries. The names of the registries and
+their keys are AA-CLIP's public ones.
 """
 
 from dataset.demo_names import DEMO_DOMAINS, DEMO_REAL_NAMES
@@ -45,17 +45,19 @@ REAL_NAMES: dict[str, dict[str, str]] = {
         "pcb1": "dual ultrasonic distance sensor pcb module",
     },
     "BTAD": {
-        "01": "round molded part with concentric rings",
-        "02": "panel with a fine wood-like grain",
-        "03": "dark ring-shaped part on a light background",
+        "01": "Bright concentric rings in neon yellow and blue tones against a dark blue background, "
+        "resembling a stylized wave or energy field radiating outward.",
+        "02": "vertical fabric lines in warm, dusty pink and beige tones",
+        "03": "oval concentric circular rings in gradient shades of blue and white",
     },
     "MPDD": {
-        "connector": "metal pipe connector",
-        "tubes": "row of metal tubes",
-        "metal_plate": "flat metal plate",
-        "bracket_white": "white painted metal bracket",
-        "bracket_brown": "brown painted metal bracket",
-        "bracket_black": "black painted metal bracket",
+        "connector": "metal clamps with black adjustment knobs",
+        "tubes": "scattered metal objects",
+        "metal_plate": "blue rectangular metal plate with a notch on one side",
+        "bracket_white": "white, elongated triangular metal bracket with a smooth, matte finish",
+        "bracket_brown": "brown L-shaped metal bracket with smooth, glossy finish and multiple mounting holes "
+        "along its arms",
+        "bracket_black": "black ornamental metal bracket with spiral design attached to a rectangular frame",
     },
     "Brain": {"Brain": "scan"},
     "Liver": {"Liver": "scan"},

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from logging import Logger
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -33,6 +34,7 @@ class EvaluationSettings:
     batch_size: int = option(32, "images scored together; changes rounding only")
     checkpoint: str | None = option(None, "image checkpoint file; default the run's last")
     all: bool = option(False, "evaluate every numbered image checkpoint, or every loop")
+    epoch: int | None = option(None, "the image checkpoint after this many epochs instead of the last")
     loop: int | None = option(None, "this loop of a feedback run instead of its final model")
     raw_clip: bool = option(False, "evaluate the unadapted backbone instead of a run")
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
@@ -45,6 +47,11 @@ class EvaluationSettings:
         metavar="IMAGE",
     )
     attention_word: str = option("damaged", "the prompt word whose attention is drawn")
+    text_norm_weight: float = option(
+        0.1,
+        "accepted for AA-CLIP's command lines: a weight of training, without effect here",
+        moves_numbers=False,
+    )
 
 
 GROUPS = {**RUN_GROUPS, "own": EvaluationSettings}
@@ -61,7 +68,9 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     setup_seed(settings.run.seed)
     kind, files = BASELINE, []
     if not own.raw_clip:
-        kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop)
+        kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop, own.epoch)
+    elif own.epoch is not None:
+        raise ValueError(f"--epoch {own.epoch}: raw CLIP has no epochs; leave --epoch or --raw_clip away")
     if own.attention_of and kind is BASELINE:
         raise ValueError(
             "--attention_of draws cross-attention, which raw CLIP and a baseline run do not have"
@@ -70,6 +79,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     try:
         if files:
             settings = describe_run(files[-1], kind, settings)  # load_run logs what it changes
+        logger.info(f"args: {settings.record()}")
         session = Session(settings, choose_device(settings.run.device), logger)
         declare_datasets(settings.data)
         test_sets = get_dataset(
@@ -100,6 +110,7 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
     run = load_run(
         settings.run.save_path, files[-1], device=session.device, flags=settings, logger=session.logger
     )
+    note_training_weight(settings, run.stored or {}, session.logger)
     for file in files:
         run = run if len(files) == 1 else run.at(file, session.logger)
         tested = run.without_cross_attention() if own.no_cross_attention else run
@@ -112,6 +123,19 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
     if own.attention_of:
         draw_attention(tested, scorer, test_sets, settings, session.logger)
     return results
+
+
+def note_training_weight(settings: Settings, stored: dict[str, Any], logger: Logger) -> None:
+    """Say that a typed `--text_norm_weight` which is not the training's does nothing here.
+
+    Args:
+        stored: the checkpoint's settings.
+    """
+    typed, trained = settings.own.text_norm_weight, stored.get("text_norm_weight")
+    if "text_norm_weight" in settings.explicit and trained not in (None, typed):
+        logger.warning(
+            f"--text_norm_weight {typed}: a weight of training, without effect here; this run has {trained}"
+        )
 
 
 def keep_class(
@@ -167,7 +191,8 @@ def report(
         workers=settings.run.workers,
         on_class=keep,
     )
-    logger.info(f"{dataset} with {name} @{img_size}px\n{format_table(result['upstream'])}")
+    logger.info(f"{dataset} with {name} @{img_size}px")
+    logger.info(f"final results:\n{format_table(result['upstream'])}")
     logger.info("mean over classes: " + shown_mean(result))
     evaluation_info = {
         "model_name": settings.model.model_name,

@@ -79,12 +79,12 @@ def visualize(
     pixel_label: ArrayLike,
     pixel_preds: ArrayLike,
     file_names: Iterable[str],
-    save_path: Path | str,
+    save_dir: Path | str,
     dataset_name: str,
     class_name: str,
     images: Sequence[Tensor] | None = None,
 ) -> Path:
-    """Write one PNG per image under `save_path`/visualization/<dataset>/<class>/: original, truth, heatmap.
+    """Write one PNG per image under `save_dir`/visualization/<dataset>/<class>/: original, truth, heatmap.
 
     Args:
         pixel_label: [n, S, S] or [n, 1, S, S] of 0/1.
@@ -95,7 +95,7 @@ def visualize(
     Returns:
         the folder.
     """
-    folder = Path(save_path) / "visualization" / safe_name(dataset_name) / safe_name(class_name)
+    folder = Path(save_dir) / "visualization" / safe_name(dataset_name) / safe_name(class_name)
     preds = np.asarray(pixel_preds)
     masks = np.asarray(pixel_label).reshape(preds.shape)
     low, high = float(preds.min()), float(preds.max())

@@ -12,6 +12,7 @@ from metrics.class_metrics import (
     with_old_names,
 )
 from metrics.ranking import ranking_metrics
+from metrics.reference import reference_ranking_metrics
 from metrics.regions import PRO_LIMIT, aupro, region_weights
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "metrics_eval",
     "min_max",
     "ranking_metrics",
+    "reference_ranking_metrics",
     "region_weights",
     "renamed",
     "unnormalised_image_score",

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metrics.ranking import ranking_metrics
+from metrics.reference import reference_ranking_metrics
 from metrics.regions import aupro
 
 METRICS_VERSION = (
@@ -58,7 +59,7 @@ def metrics_eval(
     """
     pixel_preds, image_preds = np.asarray(pixel_preds), np.asarray(image_preds)
     pixel = ranking_metrics(pixel_label, min_max(pixel_preds))
-    image = ranking_metrics(image_label, fused_image_score(pixel_preds, image_preds, domain))
+    image = reference_ranking_metrics(image_label, fused_image_score(pixel_preds, image_preds, domain))
     row = {
         "class name": class_names,
         "pixel AUC": pixel["auroc"],
@@ -80,9 +81,9 @@ def class_metrics(
     """
     pixel, fused = (
         ranking_metrics(masks, maps),
-        ranking_metrics(labels, fused_image_score(maps, head, domain)),
+        reference_ranking_metrics(labels, fused_image_score(maps, head, domain)),
     )
-    alone = ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
+    alone = reference_ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
     row = {f"pixel_{key}": value for key, value in pixel.items()}
     row["pixel_aupro"] = aupro(masks, maps)
     row |= {f"image_{key}": value for key, value in fused.items()}

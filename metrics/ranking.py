@@ -4,11 +4,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def _curve(truth, score):
-    """Cumulative true and false positives at every distinct threshold, highest first; None where one label only."""
+def flat_and_finite(truth: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(truth as booleans, score), both flat.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
     truth, score = np.asarray(truth).reshape(-1) > 0, np.asarray(score).reshape(-1)
     if not np.isfinite(score).all():
         raise ValueError("scores hold NaN or infinity: the model's output is broken, check its checkpoint")
+    return truth, score
+
+
+def _curve(truth, score):
+    """Cumulative true and false positives at every distinct threshold, highest first; None where one label only."""
+    truth, score = flat_and_finite(truth, score)
     if truth.all() or not truth.any():
         return None
     order = np.argsort(-score, kind="stable")

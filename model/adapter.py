@@ -1,6 +1,9 @@
 """AA-CLIP's adapted model: residual adapters in both towers of a frozen CLIP (arXiv 2503.06661)."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,21 @@ from model.blocks import run_blocks
 SIMILARITY_SCALE = 100.0  # CLIP's logit scale, applied to every cosine of a similarity map
 
 
+def warn_of_unread(unread: Iterable[str], read: Iterable[str]) -> None:
+    """Warn of arguments that nothing reads.
+
+    Args:
+        unread, read: names of arguments.
+
+    Raises:
+        TypeError: one of them is almost the name of an argument that is read.
+    """
+    for name in unread:
+        if meant := get_close_matches(name, list(read), 1, cutoff=0.85):
+            raise TypeError(f"no argument is called {name}: write {meant[0]}")
+        warnings.warn(f"AdaptedCLIP reads no argument {name}, as in AA-CLIP: leave it away", stacklevel=3)
+
+
 class AdaptedCLIP(nn.Module):
     """A frozen CLIP with trainable text and image adapters; the constructor is upstream's.
 
@@ -21,9 +39,11 @@ class AdaptedCLIP(nn.Module):
         text_adapt_until, image_adapt_until: number of first blocks that are followed by an adapter.
         levels: numbers of vision blocks whose patches are compared with text; the quarters of the depth when None.
         relu: LeakyReLU after the segmentation and detection projections.
+        unread: AA-CLIP takes any further argument by name, such as `image_encoder`, and reads none; a warning says so.
 
     Raises:
         ValueError: more adapters than blocks.
+        TypeError: a further argument is a slip of the pen for one that is read.
     """
 
     def __init__(
@@ -35,8 +55,10 @@ class AdaptedCLIP(nn.Module):
         image_adapt_until=6,
         levels=None,
         relu=False,
+        **unread,
     ):
         super().__init__()
+        warn_of_unread(unread, signature(AdaptedCLIP).parameters)
         self.clipmodel = clip_model
         self.text_adapt_weight, self.image_adapt_weight = text_adapt_weight, image_adapt_weight
         self.text_adapt_until, self.image_adapt_until = text_adapt_until, image_adapt_until

@@ -11,6 +11,7 @@ as a list of groups (rows, context [S, W]), where `rows` are the prompts or imag
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,8 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     def __init__(self, clip_model, *adapter_arguments, **settings):
         attention, settings = _taken(CrossAttentionSettings(), settings)
         reference, settings = _taken(SelfReferenceSettings(), settings)
+        if unknown := settings.keys() - signature(AdaptedCLIP).parameters.keys():
+            raise TypeError(f"no setting is called {', '.join(sorted(unknown))}")
         super().__init__(clip_model, *adapter_arguments, **settings)
         text_width, vision_width = clip_model.ln_final.weight.shape[0], clip_model.visual.proj.shape[0]
         if clip_model.embed_dim != text_width:

@@ -4,10 +4,11 @@ from torch import Tensor, nn
 
 
 class SimpleAdapter(nn.Module):
-    """Linear without bias, then LeakyReLU: [..., c_in] -> [..., c_out]."""
+    """Linear without bias, then LeakyReLU: [..., c_in] -> [..., c_out], of the same width where `c_out` is None."""
 
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in, c_out=None):
         super().__init__()
+        c_out = c_in if c_out is None else c_out
         self.fc = nn.Sequential(nn.Linear(c_in, c_out, bias=False), nn.LeakyReLU(0.01))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from files.tensors import load_tensors, save_tensors
 
+PARALLEL = "module."  # what DataParallel puts before every key
 save_checkpoint, load_checkpoint = save_tensors, load_tensors  # a checkpoint is a tensor file like any other
 
 
@@ -49,12 +50,14 @@ def settings_in(path: Path | str, keys: tuple | list = ()) -> dict[str, Any] | N
 
 
 def load_module(module: nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Load a state dict strictly into an adapter.
+    """Load a state dict strictly into an adapter; DataParallel's prefix, if all its keys have it, is taken off.
 
     Raises:
         RuntimeError: names the keys and shapes that differ, and the flags that usually explain them.
     """
     want = module.state_dict()
+    if state and all(key.startswith(PARALLEL) for key in state):
+        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
     problems = [f"{key} is missing" for key in want if key not in state]
     problems += [f"{key} is not expected" for key in state if key not in want]
     problems += [

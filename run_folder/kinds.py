@@ -37,7 +37,11 @@ FINAL_MODEL = "final_model.pth"  # of a feedback run, beside one loop_{n}_final.
 
 
 def find_run(
-    save_path: Path | str, checkpoint: Path | str | None = None, every: bool = False, loop: int | None = None
+    save_path: Path | str,
+    checkpoint: Path | str | None = None,
+    every: bool = False,
+    loop: int | None = None,
+    epoch: int | None = None,
 ) -> tuple[RunKind, list[Path]]:
     """The kind of a run and the checkpoints to evaluate.
 
@@ -47,20 +51,27 @@ def find_run(
             says the kind.
         every: all numbered checkpoints (all loops), by number, instead of the last.
         loop: this loop of a feedback run instead of its final model.
+        epoch: the numbered checkpoint after this many epochs instead of the last.
 
     Returns:
         (RunKind, [path])
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the folder holds several kinds, or the file's name says none, or `loop` without a feedback run.
+        ValueError: the folder holds several kinds, or the file's name says none, or `loop` without a feedback run,
+            or `epoch` beside another choice.
     """
+    if epoch is not None and (checkpoint or every or loop is not None):
+        raise ValueError(f"--epoch {epoch} chooses one checkpoint: leave --checkpoint, --all and --loop away")
     if checkpoint:
         return kind_of_file(checkpoint), [Path(checkpoint)]
     folder = Path(save_path)
     if loop is not None:
         return FEEDBACK, [one_loop(folder, loop)]
-    found = [(kind, files) for kind in KINDS if (files := image_checkpoints(folder, kind, every))]
+    if epoch is not None:
+        found = kinds_with_epoch(folder, epoch)
+    else:
+        found = [(kind, files) for kind in KINDS if (files := image_checkpoints(folder, kind, every))]
     if not found:
         raise FileNotFoundError(
             f"no image_adapter.pth, image_adapter_cross_attn.pth or {FINAL_MODEL} in {folder}: train with --save_path "
@@ -103,6 +114,30 @@ def image_checkpoints(folder: Path, kind: RunKind, every: bool) -> list[Path]:
     if every and numbered:
         return numbered
     return [last] if last.is_file() else numbered[-1:]
+
+
+def kinds_with_epoch(folder: Path, epoch: int) -> list[tuple[RunKind, list[Path]]]:
+    """[(kind, [its image checkpoint after `epoch` epochs])] of the kinds that have one.
+
+    Raises:
+        FileNotFoundError: none has; names the epochs there are.
+    """
+    numbered = {
+        kind: dict(numbered_checkpoints(folder, f"{kind.image_prefix}_"))
+        for kind in (CROSS_ATTENTION, BASELINE)
+    }
+    found = [(kind, [files[epoch]]) for kind, files in numbered.items() if epoch in files]
+    if found:
+        return found
+    there = [
+        f"{kind.image_prefix}_{{n}}.pth with n in {sorted(files)}"
+        for kind, files in numbered.items()
+        if files
+    ]
+    raise FileNotFoundError(
+        f"--epoch {epoch}: no {BASELINE.image_prefix}_{epoch}.pth or {CROSS_ATTENTION.image_prefix}_{epoch}.pth in "
+        f"{folder}; it has {' and '.join(there) or 'no numbered checkpoint (a feedback run takes --loop)'}"
+    )
 
 
 def text_checkpoint(kind: RunKind, image_checkpoint: Path) -> Path:

@@ -221,6 +221,7 @@ def load_weights(
         means = load_checkpoint(context_file, keys=["mean_anchors"])["mean_anchors"]
         files[context_file.name] = sha256(context_file)
     content = load_modules(file, model.image_modules)
+    logger.info(f"load model from epoch {content.get('epoch', 'unknown')}: {file.name}")
     return {
         "stored": content.get("settings"),
         "files": files,

@@ -34,6 +34,72 @@ def test_focal_loss_takes_masks_without_a_channel():
     assert torch.equal(focal_loss(PROB, MASK), focal_loss(PROB, MASK[:, 0]))
 
 
+def by_hand(prob, target, weights, gamma):
+    """Per pixel -alpha_k (1 - p_k)^gamma log p_k of probabilities [K, n] and class numbers [n]."""
+    return [-weights[k] * (1 - prob[k][i]) ** gamma * log(prob[k][i]) for i, k in enumerate(target)]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "balance_index", "weights"),
+    [
+        (None, 0, [1, 1, 1]),
+        (0.25, 0, [0.25, 0.75, 0.75]),
+        (0.25, 2, [0.75, 0.75, 0.25]),
+        ([1, 1, 2], 0, [0.25, 0.25, 0.5]),
+        (torch.tensor([3.0, 1.0, 0.0]), 0, [0.75, 0.25, 0.0]),
+    ],
+)
+@pytest.mark.parametrize("gamma", [0, 2, 0.5])
+def test_focal_loss_of_three_classes_weights_the_true_one(alpha, balance_index, weights, gamma):
+    prob, target = [[0.7, 0.2, 0.1, 0.3], [0.2, 0.5, 0.1, 0.3], [0.1, 0.3, 0.8, 0.4]], [0, 1, 2, 0]
+    pixels = by_hand(prob, target, weights, gamma)
+    prob, target = torch.tensor(prob).view(1, 3, 2, 2), torch.tensor(target).view(1, 2, 2)
+    options = {"alpha": alpha, "gamma": gamma, "balance_index": balance_index, "smooth": None}
+    mean, total = FocalLoss(**options), FocalLoss(**options, size_average=False)
+    assert float(mean(prob, target)) == pytest.approx(sum(pixels) / 4, rel=1e-5)
+    assert float(total(prob, target[:, None])) == pytest.approx(sum(pixels), rel=1e-5)
+
+
+@pytest.mark.bit_equality
+def test_focal_loss_makes_probabilities_of_logits_by_its_first_argument():
+    logits = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+    mask = (logits[:, :1] > 0.3).float()
+    found = FocalLoss(lambda x: x.softmax(dim=1))(logits, mask)
+    assert torch.equal(found, focal_loss(logits.softmax(dim=1), mask))
+    assert torch.equal(found, FocalLoss(lambda x: x.softmax(dim=1))(logits, mask.byte()))
+
+
+def test_focal_loss_smooths_the_target_over_the_other_classes():
+    prob = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1)
+    pt = 0.9 * 0.5 + 0.05 * 0.3 + 0.05 * 0.2 + 0.1
+    found = FocalLoss(smooth=0.1)(prob, torch.zeros(1, 1))
+    assert float(found) == pytest.approx(-((1 - pt) ** 2) * log(pt), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"smooth": 1.5}, ValueError, "smooth 1.5: expected a number from 0 to 1"),
+        ({"gamma": -1}, ValueError, "gamma -1: expected 0"),
+        ({"apply_nonlin": "softmax"}, TypeError, "apply_nonlin is 'softmax': expected a function"),
+        ({"alpha": "half"}, TypeError, "alpha is 'half': expected a number"),
+        ({"alpha": 25}, ValueError, "alpha 25: expected a weight from 0 to 1"),
+        ({"alpha": [1, -1]}, ValueError, "expected weights of the classes, none below 0"),
+        ({"alpha": []}, ValueError, "expected weights of the classes"),
+    ],
+)
+def test_focal_loss_refuses_arguments_out_of_range(options, error, message):
+    with pytest.raises(error, match=message):
+        FocalLoss(**options)
+
+
+def test_focal_loss_refuses_weights_that_do_not_fit_the_prediction():
+    with pytest.raises(ValueError, match="alpha has 3 weights, the prediction 2 classes"):
+        FocalLoss(alpha=[1, 1, 1])(PROB, MASK)
+    with pytest.raises(ValueError, match="balance_index 2: the prediction has 2 classes"):
+        FocalLoss(alpha=0.5, balance_index=2)(PROB, MASK)
+
+
 def test_dice_loss_is_averaged_over_the_images_of_a_batch():
     prob, mask = torch.tensor([[[0.5, 0.25]], [[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
     first = (2 * 0.5 + 1) / (0.75 + 1 + 1)

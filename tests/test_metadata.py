@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from dataset import constants, get_dataset
 from dataset.custom import load_dataset_config, load_real_names, register_dataset
 from dataset.few_shot import select
 from dataset.jsonl import read_rows, write_rows
+from forward_utils import class_prompts
+from model.tokenizer import tokenize
 
 NORMAL = {"image_path": "bottle/test/good/000.png", "label": 0, "class_name": "bottle"}
 BROKEN = {
@@ -320,6 +323,15 @@ def test_real_names_are_overridden_from_a_file(tmp_path, registries):
         names.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_real_names(names)
+
+
+def test_every_real_name_of_aa_clips_eleven_sets_is_its_own_to_the_letter():
+    names = json.loads((Path(__file__).parent / "real_names.json").read_text(encoding="utf-8"))
+    assert len(names) == 11
+    for dataset, classes in names.items():
+        assert constants.REAL_NAMES[dataset] == classes and constants.CLASS_NAMES[dataset] == list(classes)
+        for real_name in classes.values():  # the longest fit the text tower
+            assert tokenize([one for state in class_prompts(real_name) for one in state]).shape == (16, 77)
 
 
 def test_the_registries_agree_and_keep_the_orders_and_names_checkpoints_depend_on():

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, an independent AUPRO and upstream's rounding: metrics/."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from metrics import (
     metrics_eval,
     min_max,
     ranking_metrics,
+    reference_ranking_metrics,
     region_weights,
     renamed,
     unnormalised_image_score,
@@ -41,10 +44,40 @@ def test_ranking_metrics_equal_scikit_learn(kind, seed):
     truth, score = draws(kind, seed)
     precision, recall, _ = precision_recall_curve(truth, score)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-    got = ranking_metrics(truth, score)
-    assert got["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
-    assert got["ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
-    assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
+    for metrics in (ranking_metrics, reference_ranking_metrics):
+        got = metrics(truth, score)
+        assert got["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
+        assert got["ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
+        assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pixel_metrics_equal_the_exact_reference_on_whole_maps(seed):
+    masks, _, maps, _ = pixels(seed)
+    assert_same(reference_ranking_metrics(masks, maps), ranking_metrics(masks, maps))
+    assert_same(reference_ranking_metrics(masks, maps.astype(np.float32)), ranking_metrics(masks, maps))
+
+
+def test_image_metrics_are_scikit_learns(monkeypatch):
+    asked = []
+
+    def remember(truth, score):
+        asked.append(len(truth))
+        return {"auroc": 0.25, "ap": 0.5, "f1max": 0.75}
+
+    monkeypatch.setattr(sys.modules["metrics.class_metrics"], "reference_ranking_metrics", remember)
+    masks, labels, maps, head = pixels(0)
+    row = class_metrics(masks, labels, maps, head, "Industrial", 4)
+    assert row["image_auroc"] == row["image_auroc_unnormalised"] == 0.25 and row["pixel_auroc"] != 0.25
+    assert metrics_eval(masks, labels, maps, head, "bottle", "Industrial")["image AP"] == 50.0
+    assert asked == [4, 4, 4]
+
+
+def test_the_reference_has_no_number_for_one_label_and_none_for_broken_scores():
+    nothing = {"auroc": None, "ap": None, "f1max": None}
+    assert reference_ranking_metrics([0, 0], [0.1, 0.2]) == nothing == reference_ranking_metrics([1], [0.1])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        reference_ranking_metrics([0, 1], [0.1, np.nan])
 
 
 @pytest.mark.parametrize("kind", ["continuous", "tied", "two values"])
