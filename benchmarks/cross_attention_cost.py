@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = args.img_size or (128 if args.model_name == TINY else 518)
     clip = create_model(args.model_name, size, None if args.random_weights else "openai", device=device)
     surgery = surgery_copy(clip, 10 if args.model_name == TINY else 20)
-    plain, crossed = AdaptedCLIP(clip).to(device), AdaptedCLIPWithCrossAttention(clip).to(device)
-    referring = AdaptedCLIPWithCrossAttention(clip, self_reference=0.3).to(device)
+    plain, crossed = AdaptedCLIP(clip).to(device), AdaptedCLIPWithCrossAttention(clip, relu=False).to(device)
+    referring = AdaptedCLIPWithCrossAttention(clip, relu=False, self_reference=0.3).to(device)
     batch = random_batch(args.batch_size, size, device)
     result = {
         "model_name": args.model_name,

@@ -29,7 +29,9 @@ Contexts = Sequence[tuple[Sequence[int] | None, Tensor]]  # groups (rows, contex
 
 
 class CrossAttentionModule(nn.Module):
-    """Text -> image: multi-head attention from prompt tokens to a context of the same width.
+    """Text -> image: multi-head attention from prompt tokens to a context of the same width, before it is scaled.
+
+    out_proj(concat over heads of softmax(Q K^T / sqrt(head width)) V), arXiv 1706.03762.
 
     Args:
         dim: text width W; also the context's width.
@@ -38,7 +40,7 @@ class CrossAttentionModule(nn.Module):
         gate: start of a learned residual scale; None for the caller's fixed one.
     """
 
-    def __init__(self, dim: int, num_heads: int = 8, dropout: float = 0.1, gate: float | None = None):
+    def __init__(self, dim: int = 768, num_heads: int = 8, dropout: float = 0.1, gate: float | None = None):
         super().__init__()
         self._build(dim, dim, num_heads, dropout, gate)
 
@@ -58,12 +60,35 @@ class CrossAttentionModule(nn.Module):
     def _heads(self, x):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # [..., heads, tokens, head width]
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attend from x [n, T, query width] to one context [S, dim] that all n share -> [n, T, query width]."""
+    def forward(self, text_features: Tensor, image_context: Tensor) -> Tensor:
+        """Attend from prompt tokens to patches.
+
+        Args:
+            text_features: [n, T, W].
+            image_context: [S, W], one that all n share, or [n, S, W], each its own.
+
+        Returns:
+            [n, T, W].
+
+        Raises:
+            ValueError: the context has another number of axes, or not one entry for each of the n.
+        """
+        return self._attend(text_features, image_context)
+
+    def _attend(self, x, context):
+        if context.dim() not in (2, 3) or context.dim() == 3 and len(context) != len(x):
+            raise ValueError(
+                f"context of shape {[*context.shape]}: expected [S, W] for all {len(x)} sequences, or "
+                f"[{len(x)}, S, W]"
+            )
+        key, value = self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
+        dropout = self.dropout if self.training else 0.0
+        if context.dim() == 3:
+            y = scaled_dot_product(self._heads(self.q_proj(x)), key, value, dropout_p=dropout)
+            return self.out_proj(y.transpose(1, 2).flatten(2))
         # One context, one call: [1, heads, n * T, head width]
         query = self._heads(self.q_proj(x.flatten(0, 1)))[None]
-        key, value = self._heads(self.k_proj(context))[None], self._heads(self.v_proj(context))[None]
-        y = scaled_dot_product(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        y = scaled_dot_product(query, key[None], value[None], dropout_p=dropout)
         return self.out_proj(y[0].transpose(0, 1).flatten(1)).unflatten(0, x.shape[:2])
 
     def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
@@ -87,6 +112,10 @@ class ImageCrossAttentionModule(CrossAttentionModule):
         nn.Module.__init__(self)
         self._build(image_dim, text_dim, num_heads, dropout, gate)
 
+    def forward(self, image_features: Tensor, text_context: Tensor) -> Tensor:
+        """Attend from image tokens [n, N, C] to prompt tokens [S, W] or [n, S, W] -> [n, N, C]; raises as above."""
+        return self._attend(image_features, text_context)
+
 
 class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     """AdaptedCLIP whose towers may attend to each other; without contexts it is AdaptedCLIP.
@@ -95,9 +124,9 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         clip_model, adapter_arguments: AdaptedCLIP's.
         settings: fields of model.settings.CrossAttentionSettings and SelfReferenceSettings by name, as
             `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1, image_cross_attn_weight=0.1`, and
-            AdaptedCLIP's arguments by name. A weight of 0 switches its direction off exactly, whatever the gate.
-            `cross_attn_gate` "fixed": the residual scale is the weight; "learned": a parameter that starts at it;
-            "zero": a parameter that starts at 0.
+            AdaptedCLIP's arguments by name, of which `relu` is True here unless it is given. A weight of 0 switches
+            its direction off exactly, whatever the gate. `cross_attn_gate` "fixed": the residual scale is the weight;
+            "learned": a parameter that starts at it; "zero": a parameter that starts at 0.
 
     Raises:
         ValueError: a setting is out of range, or the joint width is not the text width.
@@ -107,9 +136,10 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     def __init__(self, clip_model, *adapter_arguments, **settings):
         attention, settings = _taken(CrossAttentionSettings(), settings)
         reference, settings = _taken(SelfReferenceSettings(), settings)
-        if unknown := settings.keys() - signature(AdaptedCLIP).parameters.keys():
+        given = signature(AdaptedCLIP).bind_partial(clip_model, *adapter_arguments, **settings).arguments
+        if unknown := given.get("unread"):
             raise TypeError(f"no setting is called {', '.join(sorted(unknown))}")
-        super().__init__(clip_model, *adapter_arguments, **settings)
+        super().__init__(**({"relu": True} | given))
         text_width, vision_width = clip_model.ln_final.weight.shape[0], clip_model.visual.proj.shape[0]
         if clip_model.embed_dim != text_width:
             raise ValueError(
@@ -131,6 +161,24 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             vision_width, text_width, heads, dropout, image_gate
         )
         self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
+
+    @property
+    def t_ca_w(self) -> float:
+        """The reference fork's name of `--text_cross_attn_weight`."""
+        return self.attention.text_cross_attn_weight
+
+    @property
+    def i_ca_w(self) -> float:
+        """The reference fork's name of `--image_cross_attn_weight`."""
+        return self.attention.image_cross_attn_weight
+
+    def _refuse_context(self, context):
+        raise AttributeError(
+            "current_image_context: a model keeps no context; hand it to the call, as encode_text(text, "
+            "image_contexts=[(None, patches)])"
+        )
+
+    current_image_context = property(fset=_refuse_context)
 
     @property
     def text_modules(self) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ def clip(tmp_path_factory):
 def build(clip, **settings):
     torch.manual_seed(3)
     adapters = dict(text_adapt_until=2, image_adapt_until=2)
-    return AdaptedCLIPWithCrossAttention(clip, **adapters, **{"cross_attn_heads": 4} | settings).eval()
+    return AdaptedCLIPWithCrossAttention(clip, **adapters, **{"cross_attn_heads": 4, "relu": False} | settings).eval()
 
 
 @pytest.fixture
@@ -245,6 +245,64 @@ def test_mean_anchors_average_each_classs_images(model, patches):
     anchors = fixed_anchors(model, "MVTec", means)({"class_name": ["screw", "carpet"]})
     assert torch.equal(anchors[0], means["screw"])
     torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"]))
+
+
+def textbook_attention(module, x, context):
+    """[T, width]: softmax(Q K^T / sqrt(d)) V of every head, joined and projected, for one sequence and its context."""
+    query, key, value = module.q_proj(x), module.k_proj(context), module.v_proj(context)
+    width = query.shape[-1] // module.num_heads
+    heads = []
+    for start in range(0, query.shape[-1], width):
+        q, k, v = (one[:, start : start + width] for one in (query, key, value))
+        heads.append((q @ k.T / width**0.5).softmax(dim=-1) @ v)
+    return module.out_proj(torch.cat(heads, dim=-1))
+
+
+@torch.no_grad()
+def test_both_modules_are_the_textbook_formula_for_shared_and_for_own_contexts():
+    torch.manual_seed(0)
+    text, image = (
+        CrossAttentionModule(dropout=0.1).eval(),
+        ImageCrossAttentionModule(32, 24, num_heads=4).eval(),
+    )
+    assert text.q_proj.weight.shape == (768, 768) and text.num_heads == 8
+    for attention, names, width, context_width in (
+        (text, ("text_features", "image_context"), 768, 768),
+        (image, ("image_features", "text_context"), 32, 24),
+    ):
+        x, own = torch.randn(3, 5, width), torch.randn(3, 7, context_width)
+        for context in (own, own[0]):
+            found = attention(**dict(zip(names, (x, context), strict=True)))
+            each = context if context.dim() == 3 else [context] * 3
+            expected = torch.stack(
+                [textbook_attention(attention, *pair) for pair in zip(x, each, strict=True)]
+            )
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_context_of_other_axes_or_another_number_of_sequences_is_refused():
+    attention = CrossAttentionModule(8, num_heads=2)
+    for shape in ((2, 7, 8), (7,), (1, 1, 7, 8)):
+        with pytest.raises(ValueError, match=r"expected \[S, W\] for all 3 sequences, or \[3, S, W\]"):
+            attention(torch.zeros(3, 5, 8), torch.zeros(shape))
+
+
+def test_the_constructor_and_its_names_are_as_the_fork_documents_them(clip):
+    documented = AdaptedCLIPWithCrossAttention(
+        clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4
+    )
+    assert (
+        len(documented.image_adapter["det_proj"].fc) == 2
+    )  # Linear and LeakyReLU: relu is True unless given
+    positional = AdaptedCLIPWithCrossAttention(clip, 0.1, 0.1, 2, 2, None, False, cross_attn_heads=4)
+    assert "image_adapter.det_proj.fc.weight" in positional.state_dict()
+    model = build(clip, text_cross_attn_weight=0.2, image_cross_attn_weight=0.3)
+    assert (model.t_ca_w, model.i_ca_w) == (0.2, 0.3)
+    for name in ("t_ca_w", "i_ca_w"):
+        with pytest.raises(AttributeError):
+            setattr(model, name, 0.5)
+    with pytest.raises(AttributeError, match="hand it to the call, as encode_text"):
+        model.current_image_context = torch.zeros(4, WIDTH)
 
 
 def test_a_backbone_of_unequal_joint_and_text_width_is_refused(new_clip):

@@ -38,7 +38,7 @@ def clip(world):
 def build(clip, **settings):
     torch.manual_seed(3)
     adapters = dict(text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4)
-    return AdaptedCLIPWithCrossAttention(clip, **adapters, **settings).eval()
+    return AdaptedCLIPWithCrossAttention(clip, relu=False, **adapters, **settings).eval()
 
 
 def test_rarity_is_one_minus_the_mean_cosine_with_the_most_similar_other_patches():
