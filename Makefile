@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 GOLDEN = tests/parity/golden_seed7.npz
 
-.PHONY: demo test test-slow test-bits parity lint clean
+.PHONY: demo quick test test-slow test-bits parity lint clean
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-
 
 demo: $(VENV)/demo.installed  ## install, render the demo world, train, evaluate, report under runs/demo/
 	$(BIN)/python -m scripts.demo --out runs/demo
+
+quick: $(VENV)/demo.installed  ## the same with 2 + 3 epochs: to see what there is, not how good it is
+	$(BIN)/python -m scripts.demo --quick --out runs/quick
 
 test: $(VENV)/dev.installed  ## install, run the quick tests
 	$(BIN)/python -m pytest

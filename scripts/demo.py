@@ -1,6 +1,7 @@
 """The main job end to end on the embedded default: render, score raw CLIP, train, evaluate, report.
 
     python -m scripts.demo --out runs/demo
+    python -m scripts.demo --quick --out runs/quick
 
 Leaves report.md, compare.py's report.html, a contact sheet per test set, and the runs with their logs, metrics and
 heatmaps. Rendering and training that are done are not repeated, evaluation is; delete the folder to start again.
@@ -24,18 +25,12 @@ TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 PICTURED = 2  # defective images per class on the contact sheet
 CONTINUED = {  # run: (script, flags); short, because each starts from the baseline's adapters
-    "cross-attention": ("train_cross_attention.py", ["--text_epoch", "1", "--image_epoch", "3"]),
-    "feedback": (
-        "train_cross_attention_feedback.py",
-        [
-            "--num_feedback_loops",
-            "2",
-            "--text_epoch",
-            "1",
-            "--image_epoch",
-            "2",
-        ],
-    ),
+    "cross-attention": ("train_cross_attention.py", []),
+    "feedback": ("train_cross_attention_feedback.py", ["--num_feedback_loops", "2"]),
+}
+EPOCHS = {  # run: (text, image) epochs, None for the backbone's defaults
+    "full": {"baseline": None, "cross-attention": (1, 3), "feedback": (1, 2)},
+    "quick": {"baseline": (2, 3), "cross-attention": (1, 1), "feedback": (1, 1)},
 }
 RUNS = {"raw CLIP": "raw_clip", "baseline": "baseline"} | {
     title: title.replace("-", "_") for title in CONTINUED
@@ -44,6 +39,7 @@ NOTE = (
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
     "runs, not which method is better; they took more steps than the baseline. Paired studies are in results/."
 )
+QUICK_NOTE = "This is the quick demo: the baseline trained 2 + 3 epochs and is far from done."
 
 
 def evaluations(run: Path, data: Path, flags: Sequence[str] = ()) -> list[Command]:
@@ -104,25 +100,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/demo", help="folder of the report, the data and the runs")
     parser.add_argument("--seed", type=int, default=111, help="seed of training")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the rendered images")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 + 3 epochs: to see what there is, not how good"
+    )
     args = parser.parse_args(argv)
+    pace = "quick" if args.quick else "full"
     out, begin = Path(args.out), time.perf_counter()
     data, runs = out / "data", {title: out / folder for title, folder in RUNS.items()}
-    bind_folder_to_seeds(out, {"seed": args.seed, "data_seed": args.data_seed})
+    seeds = {"seed": args.seed, "data_seed": args.data_seed}
+    bind_folder_to_seeds(out, seeds | ({"quick": True} if args.quick else {}))
     print(f"[1/4] render {TRAIN_SET}, {', '.join(TEST_SETS)}")
     with SideBySide() as jobs:
         rendering = ["--out", str(data), "--seed", str(args.data_seed)]
         for name in (TRAIN_SET, *TEST_SETS):
             jobs.start(name, [("demo_world/render_sets.py", ["--name", name, *rendering])])
-    train_and_evaluate(runs, data, args.seed)
+    train_and_evaluate(runs, data, args.seed, EPOCHS[pace])
     print("[4/4] compare")
-    report = compare_runs(runs, data, out, args.seed)
+    report = compare_runs(runs, data, out, args.seed, args.quick)
     print(
         f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}"
     )
 
 
-def train_and_evaluate(runs: dict[str, Path], data: Path, seed: int) -> None:
+def epoch_flags(epochs: tuple[int, int] | None) -> list[str]:
+    """The flags of (text, image) epochs."""
+    return [] if epochs is None else ["--text_epoch", str(epochs[0]), "--image_epoch", str(epochs[1])]
+
+
+def train_and_evaluate(runs: dict[str, Path], data: Path, seed: int, epochs: dict) -> None:
     """Train and evaluate every run, side by side where none waits for another's adapters.
+
+    Args:
+        epochs: one of EPOCHS.
 
     Raises:
         RuntimeError: one of them failed; the others are stopped.
@@ -135,17 +144,23 @@ def train_and_evaluate(runs: dict[str, Path], data: Path, seed: int) -> None:
         print(
             f"[2/4] train the baseline on {TRAIN_SET}; unadapted CLIP on classes and defects it has not seen"
         )
-        trained = jobs.start("baseline", [("train.py", [*common, "--save_path", str(runs["baseline"])])])
+        trained = jobs.start(
+            "baseline",
+            [("train.py", [*common, *epoch_flags(epochs["baseline"]), "--save_path", str(runs["baseline"])])],
+        )
         jobs.start("raw CLIP", evaluations(runs["raw CLIP"], data, ["--raw_clip"]))
         trained()
         print(f"[3/4] {' and '.join(CONTINUED)} from the baseline's adapters; evaluate all")
         for title, (script, flags) in CONTINUED.items():
-            training = (script, [*common, *base, *flags, "--save_path", str(runs[title])])
+            training = (
+                script,
+                [*common, *base, *flags, *epoch_flags(epochs[title]), "--save_path", str(runs[title])],
+            )
             jobs.start(title, [training, *evaluations(runs[title], data)])
         jobs.start("baseline", evaluations(runs["baseline"], data))
 
 
-def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int) -> str:
+def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int, quick: bool) -> str:
     """Write report.html, report.md and the contact sheets of all runs; the table of report.md."""
     arms = [f"{title}={runs[title]}" for title in CONTINUED]
     compared = ["--baseline", f"baseline={runs['baseline']}", "--runs", *arms, "--datasets", *TEST_SETS]
@@ -154,8 +169,9 @@ def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int) -> str
     report = table(runs)
     for name in TEST_SETS:
         write_png(out / f"contact_sheet_{name}.png", contact_sheet(runs, name))
+    note = f"{QUICK_NOTE} {NOTE}" if quick else NOTE
     write_text(
-        out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {seed}, percent\n\n{report}\n{NOTE}\n"
+        out / "report.md", f"# Demo: trained on {TRAIN_SET}, seed {seed}, percent\n\n{report}\n{note}\n"
     )
     return report
 
