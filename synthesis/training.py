@@ -64,6 +64,19 @@ def batch_indices(length: int, schedule: Schedule, first_step: int) -> list[list
     ]
 
 
+def make_loader(
+    dataset: Dataset, schedule: Schedule, first_step: int, workers: int, is_pinned: bool
+) -> DataLoader:
+    """The batches of every step from `first_step` on; pinned ones go to a GPU without waiting for it."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_indices(len(dataset), schedule, first_step),
+        num_workers=workers,
+        collate_fn=default_collate,
+        pin_memory=is_pinned,
+    )
+
+
 def make_lr_scheduler(
     optimizer: torch.optim.Optimizer, schedule: Schedule, first_step: int
 ) -> torch.optim.lr_scheduler.LambdaLR | None:
@@ -111,14 +124,8 @@ def train(
         FloatingPointError: the loss or a gradient is not finite; found when the losses are next read, at a log line or
             a checkpoint, and no parameter has moved from that step on.
     """
-    device = system.backbone.transformer.device
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batch_indices(len(dataset), schedule, first_step),
-        num_workers=workers,
-        collate_fn=default_collate,
-        pin_memory=device.type == "cuda",
-    )
+    is_pinned = system.backbone.transformer.device.type == "cuda"
+    loader = make_loader(dataset, schedule, first_step, workers, is_pinned)
     lr_scheduler = make_lr_scheduler(optimizer, schedule, first_step)
     parameters, started = system.trainable(), time.perf_counter()
     guard, steps = StepGuard(parameters), range(first_step, schedule.steps)
