@@ -16,8 +16,10 @@ def fitted(picture: np.ndarray, side: int) -> np.ndarray:
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     size = [max(1, round(scale * length)) for length in image.size]
+    # Neither invents what a map does not have, as smoother filters do beside its edges.
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
     square = Image.new("RGB", (side, side), "white")
-    square.paste(image.resize(size, Image.Resampling.LANCZOS), ((side - size[0]) // 2, (side - size[1]) // 2))
+    square.paste(image.resize(size, method), ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(square)
 
 

@@ -203,6 +203,12 @@ def test_a_sample_is_the_unmodified_pipelines_bit_for_bit(dtype, model, tmp_path
     assert torch.equal(ours, theirs[..., 32:].float() * 2 - 1)
 
 
+def test_a_map_in_a_sheet_stays_black_and_white():
+    mask = np.zeros((20, 20, 3), np.uint8)
+    mask[5:9, 5:9] = 255
+    assert set(np.unique(fitted(mask, 64))) == {0, 255}
+
+
 def test_a_sheet_has_its_words_and_shortens_what_is_too_long():
     cell = fitted(np.full((20, 40, 3), 7, np.uint8), 64)
     assert cell[32, 32].tolist() == [7, 7, 7] and cell[2, 2].tolist() == [255, 255, 255]
