@@ -64,16 +64,35 @@ class SemanticCrossAttention(nn.Module):
         """
         normed = self.norm_semantic(semantic.to(self.norm_semantic.weight.dtype))
         query = self._split(self.query(self.norm_tokens(tokens.to(normed.dtype))))
-        bias = None
-        if self.positions == "local":
-            bias = locality_bias(token_places, semantic_places, self.heads)[None].to(normed.dtype)
         seen = functional.scaled_dot_product_attention(
-            query, self._split(self.key(normed)), self._split(self.value(normed)), attn_mask=bias
+            query,
+            self._split(self.key(normed)),
+            self._split(self.value(normed)),
+            attn_mask=self._bias(token_places, semantic_places, normed.dtype),
         )
         change = self.scale * self.out(seen.transpose(1, 2).flatten(2))  # [B, N, width]
         if keep is not None:
             change = change * keep.to(change)[:, None, None]
         return (tokens + change).to(tokens.dtype)
+
+    def weights(
+        self, tokens: Tensor, semantic: Tensor, token_places: Tensor, semantic_places: Tensor
+    ) -> Tensor:
+        """How much each token takes from each token of the map, for pictures; arguments as in `forward`.
+
+        Returns:
+            [B, heads, N, M], rows sum to 1.
+        """
+        normed = self.norm_semantic(semantic.to(self.norm_semantic.weight.dtype))
+        query = self._split(self.query(self.norm_tokens(tokens.to(normed.dtype))))
+        logits = query @ self._split(self.key(normed)).transpose(-1, -2) / query.shape[-1] ** 0.5
+        bias = self._bias(token_places, semantic_places, normed.dtype)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def _bias(self, token_places, semantic_places, dtype):
+        if self.positions == "none":
+            return None
+        return locality_bias(token_places, semantic_places, self.heads)[None].to(dtype)
 
     def _split(self, x):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, inner / heads]
@@ -100,6 +119,11 @@ class SemanticLayers(nn.ModuleList):
             tokens = layer(tokens, semantic, token_places, semantic_places, keep)
         return tokens
 
+    def scales(self) -> Tensor:
+        """[layers] mean absolute scale of each layer."""
+        means = [layer.scale.detach().abs().mean() for layer in self]
+        return torch.stack(means) if means else torch.empty(0)
+
     def mean_scale(self) -> float:
         """Mean absolute scale over layers and channels, for the log; 0.0 without layers."""
         return (
@@ -109,19 +133,22 @@ class SemanticLayers(nn.ModuleList):
         )
 
 
-def places(rows: int, columns: int, panels: int = 1, unit: float = 1.0) -> Tensor:
+def places(
+    rows: int, columns: int, panels: int = 1, unit: float = 1.0, device: torch.device | None = None
+) -> Tensor:
     """Where tokens are inside their panel.
 
     Args:
         rows, columns: tokens of one panel.
         panels: panels side by side; both panels of a diptych have the same places, for both show the same scene.
         unit: size of a token of this grid in tokens of the diptych; other than 1 when the map has another resolution.
+        device: where they are made, without a copy.
 
     Returns:
         [rows * panels * columns, 2] centre of each token (row, column) in tokens of the diptych, in reading order.
     """
-    row = (torch.arange(rows) + 0.5) * unit
-    column = ((torch.arange(columns) + 0.5) * unit).repeat(panels)
+    row = (torch.arange(rows, device=device) + 0.5) * unit
+    column = ((torch.arange(columns, device=device) + 0.5) * unit).repeat(panels)
     return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
@@ -88,13 +88,13 @@ def load_prompts(
     Encode before loading the transformer where memory is short: T5 alone takes 9 GiB in bfloat16.
     """
     if model in TINY_MODELS:
-        return Prompts(tiny_text_pipeline, 32, device, dtype)
+        return Prompts(tiny_text_pipeline, prompt_length(model), device, dtype)
 
     def load_text():
         with licence_on_failure(model):
             return FluxFillPipeline.from_pretrained(model, transformer=None, vae=None, dtype=dtype)
 
-    return Prompts(load_text, 512, device, dtype)
+    return Prompts(load_text, prompt_length(model), device, dtype)
 
 
 def load_weights(
@@ -127,24 +127,34 @@ def licence_on_failure(model: Path | str) -> Iterator[None]:
         ) from error
 
 
-def tiny_transformer(name: str) -> FluxTransformer2DModel:
-    """FLUX.1-Fill's packed geometry with few narrow layers, random from a fixed seed."""
+def tiny_config(name: str) -> dict[str, Any]:
+    """FLUX.1-Fill's packed geometry with few narrow layers."""
     layers, heads = TINY_MODELS[name]
+    return {
+        "patch_size": 1,
+        "in_channels": 384,
+        "out_channels": 64,
+        "num_layers": layers,
+        "num_single_layers": layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": heads,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 4, 8),
+    }
+
+
+def tiny_transformer(name: str) -> FluxTransformer2DModel:
+    """The transformer of `tiny_config`, random from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY_SEED)
-        return FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=384,
-            out_channels=64,
-            num_layers=layers,
-            num_single_layers=layers,
-            attention_head_dim=16,
-            num_attention_heads=heads,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 4, 8),
-        )
+        return FluxTransformer2DModel(**tiny_config(name))
+
+
+def prompt_length(model: Path | str) -> int:
+    """Tokens of a model's T5 sequence; longer prompts are cut."""
+    return 32 if model in TINY_MODELS else 512
 
 
 def add_lora(

@@ -115,7 +115,7 @@ def find_triptychs(path: Path) -> list[Entry]:
         )
     if any((path / panel).is_dir() for panel in PANELS):
         return _from_folders(path)
-    strips = _pictures(path)
+    strips = pictures_in(path)
     if not strips:
         raise ValueError(
             f"{path}: no triptych found: expected strips (PNG), the folders {', '.join(PANELS)}, or {INDEX}"
@@ -126,7 +126,7 @@ def find_triptychs(path: Path) -> list[Entry]:
 
 
 def _from_folders(path: Path) -> list[Entry]:
-    found = {panel: _pictures(path / panel) for panel in PANELS}
+    found = {panel: pictures_in(path / panel) for panel in PANELS}
     names = sorted(set().union(*found.values()))
     lonely = [(name, panel) for name in names for panel in PANELS if name not in found[panel]]
     if lonely or not names:
@@ -161,7 +161,7 @@ def _from_index(file: Path) -> list[Entry]:
     return entries
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def pictures_in(folder: Path) -> dict[str, Path]:
     """{stem: file} of a folder's pictures; {} without the folder."""
     files = sorted(folder.glob("*")) if folder.is_dir() else []
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from synthesis.attention import SemanticLayers
 from synthesis.backbone import Backbone
+from synthesis.fusion import SemanticModule
 from synthesis.injection import semantic_injection
 from synthesis.latents import Encoded, filled_tokens
 from synthesis.text import Prompt
@@ -34,29 +34,31 @@ def interpolate(clean: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Te
 
 def predict_velocity(
     backbone: Backbone,
-    attention: SemanticLayers,
+    attention: SemanticModule,
     noisy: Tensor,
     encoded: Encoded,
     prompt: Prompt,
     times: Tensor,
     keep_semantic: Tensor | None = None,
+    guidance: float = TRAINING_GUIDANCE,
 ) -> Tensor:
     """The transformer's velocity at x_t, with the semantic map injected.
 
     Args:
         backbone: Backbone.
-        attention: SemanticLayers.
+        attention: SemanticLayers or SemanticFusion.
         noisy: [B, N, 64] x_t.
         encoded: Encoded, the rest of the condition.
         prompt: Prompt([B, L, D], [B, P]).
         times: [B] in [0, 1].
         keep_semantic: [B] booleans; False leaves the map out of that example.
+        guidance: of a guidance-distilled transformer.
 
     Returns:
         [B, N, 64] float32
     """
     transformer, dtype = backbone.transformer, backbone.dtype
-    guidance = torch.full_like(times, TRAINING_GUIDANCE) if transformer.config.guidance_embeds else None
+    guidances = torch.full_like(times, guidance) if transformer.config.guidance_embeds else None
     with semantic_injection(
         transformer, attention, encoded.semantic, encoded.token_places, encoded.semantic_places, keep_semantic
     ):
@@ -65,7 +67,7 @@ def predict_velocity(
             encoder_hidden_states=prompt.tokens,
             pooled_projections=prompt.pooled,
             timestep=times.to(dtype),
-            guidance=guidance,
+            guidance=guidances,
             img_ids=encoded.ids.to(dtype),
             txt_ids=torch.zeros(prompt.tokens.shape[1], 3, device=noisy.device, dtype=dtype),
             return_dict=False,
@@ -75,7 +77,7 @@ def predict_velocity(
 
 def flow_matching_loss(
     backbone: Backbone,
-    attention: SemanticLayers,
+    attention: SemanticModule,
     encoded: Encoded,
     prompt: Prompt,
     times: Tensor,
@@ -91,8 +93,16 @@ def flow_matching_loss(
     """
     noisy, target = interpolate(encoded.clean, noise, times)
     velocity = predict_velocity(backbone, attention, noisy, encoded, prompt, times, keep_semantic)
+    alike = functional.mse_loss(velocity, target)
+    if fill_share is None:
+        return alike
     filled = filled_tokens(encoded.condition)
-    if fill_share is None or not filled.any():  # a map may be empty
-        return functional.mse_loss(velocity, target)
-    inside, outside = (functional.mse_loss(velocity[where], target[where]) for where in (filled, ~filled))
-    return fill_share * inside + (1 - fill_share) * outside
+    errors = (velocity - target).square().mean(dim=-1)  # [B, N]
+    inside, outside = (mean_where(errors, where) for where in (filled, ~filled))
+    # A map may be empty. Both answers are computed: asking the device which it is would wait for it.
+    return torch.where(filled.any(), fill_share * inside + (1 - fill_share) * outside, alike)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of `values` where the booleans `where` of the same shape are True; 0 where none is."""
+    return (values * where).sum() / where.sum().clamp(min=1)

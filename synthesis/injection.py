@@ -7,26 +7,27 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from synthesis.attention import TOKEN_WIDTH, SemanticLayers
+from synthesis.attention import TOKEN_WIDTH
+from synthesis.fusion import SemanticModule
 
 
 @contextmanager
 def semantic_injection(
     transformer: FluxTransformer2DModel,
-    attention: SemanticLayers,
+    attention: SemanticModule,
     semantic: Tensor,
     token_places: Tensor,
     semantic_places: Tensor,
     keep: Tensor | None = None,
 ) -> Iterator[None]:
-    """While open, the noisy part of the transformer's input is changed by the semantic cross-attention.
+    """While open, the noisy part of the transformer's input is changed by the semantic cross-attention or fusion.
 
     The first 64 of `hidden_states`' 384 channels are the noisy tokens x_t; the condition after them stays as it is.
     The same hook serves training and the unmodified FluxFillPipeline.
 
     Args:
         transformer: FluxTransformer2DModel, called with `hidden_states` as a keyword.
-        attention: SemanticLayers.
+        attention: SemanticLayers or SemanticFusion.
         semantic, token_places, semantic_places, keep: see `SemanticCrossAttention.forward`.
     """
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.pipelines.flux.pipeline_flux_fill import retrieve_latents
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from synthesis.attention import places
 from synthesis.codec import DctCodec
@@ -15,13 +15,13 @@ FILL_MASKS = ("semantic", "panel")
 
 
 class Encoded(NamedTuple):
-    """A batch ready for the transformer; float32."""
+    """A batch ready for the transformer; float32 in training."""
 
-    clean: torch.Tensor  # [B, N, 64] x_0, the diptych [visible | target]
+    clean: torch.Tensor | None  # [B, N, 64] x_0, the diptych [visible | target]; None in sampling
     condition: torch.Tensor  # [B, N, 320] masked diptych (64) and mask (256)
-    semantic: torch.Tensor  # [B, M, 64]
+    semantic: torch.Tensor | None  # [B, M, 64]; None: sampling without a map
     token_places: torch.Tensor  # [N, 2]
-    semantic_places: torch.Tensor  # [M, 2]
+    semantic_places: torch.Tensor | None  # [M, 2]
     ids: torch.Tensor  # [N, 3] position ids of the diptych's tokens
 
 
@@ -53,9 +53,11 @@ def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     return pack(pixels.reshape(batch, 64, height // 8, width // 8))
 
 
-def image_ids(rows: int, columns: int) -> torch.Tensor:
+def image_ids(rows: int, columns: int, device: torch.device | None = None) -> torch.Tensor:
     """[rows * columns, 3] position ids of a packed grid: 0, row, column."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
     return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
 
 
@@ -89,11 +91,27 @@ def diptych_mask(fill_mask: torch.Tensor) -> torch.Tensor:
     return torch.cat((torch.zeros_like(fill_mask), fill_mask), dim=-1)
 
 
+def diptych_of(visible: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Two panels [B, 3, S, S] -> [B, 3, S, 2S]."""
+    return torch.cat((visible, target), dim=-1)
+
+
+def sample_of(
+    distribution: DiagonalGaussianDistribution, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """The codec's latents, its noise drawn as diffusers draws it but sent to the device without waiting for it."""
+    mean = distribution.mean
+    if generator is None:
+        return distribution.sample()
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    return mean + distribution.std * noise.to(mean.device, non_blocking=True)
+
+
 def encode_images(
     vae: AutoencoderKL | DctCodec, images: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """[B, 3, H, W] in [-1, 1] -> tokens [B, HW/256, 64], float32, shifted and scaled as the transformer expects."""
-    latents = retrieve_latents(vae.encode(images.to(vae.dtype)), generator=generator)
+    latents = sample_of(vae.encode(images.to(vae.dtype)).latent_dist, generator)
     return pack((latents.float() - vae.config.shift_factor) * vae.config.scaling_factor)
 
 
@@ -111,8 +129,9 @@ def semantic_tokens(
     """
     check_side(semantic.shape[-1], "semantic map of side")
     tokens_per_side = semantic.shape[-1] // TOKEN_PIXELS
-    where = places(tokens_per_side, tokens_per_side, unit=side / semantic.shape[-1])
-    return encode_images(vae, semantic, generator), where.to(semantic.device)
+    unit = side / semantic.shape[-1]
+    where = places(tokens_per_side, tokens_per_side, unit=unit, device=semantic.device)
+    return encode_images(vae, semantic, generator), where
 
 
 @torch.no_grad()
@@ -141,7 +160,7 @@ def encode_triptych(
     """
     side = visible.shape[-1]
     check_side(side)
-    diptych, mask = torch.cat((visible, target), dim=-1), diptych_mask(fill_mask)
+    diptych, mask = diptych_of(visible, target), diptych_mask(fill_mask)
     rows = side // TOKEN_PIXELS
     semantic, semantic_places = semantic_tokens(vae, semantic, side, generator)
     return Encoded(
@@ -150,7 +169,7 @@ def encode_triptych(
             (encode_images(vae, diptych * (1 - mask), generator), pack_mask(mask).float()), dim=-1
         ),
         semantic=semantic,
-        token_places=places(rows, rows, panels=2).to(visible.device),
+        token_places=places(rows, rows, panels=2, device=visible.device),
         semantic_places=semantic_places,
-        ids=image_ids(rows, 2 * rows).to(visible.device),
+        ids=image_ids(rows, 2 * rows, device=visible.device),
     )

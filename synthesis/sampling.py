@@ -1,15 +1,39 @@
-"""Sampling: diffusers' FluxFillPipeline as it is, with the semantic map injected by the hook."""
+"""Sampling: Euler steps from noise, bit for bit diffusers' FluxFillPipeline, with the semantic map brought in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import FluxFillPipeline
 from torch import Tensor
 
-from synthesis.injection import semantic_injection
-from synthesis.latents import TOKEN_PIXELS, check_side, diptych_mask, places, semantic_tokens
+from synthesis.attention import SemanticLayers
+from synthesis.euler import euler_step, sampling_times
+from synthesis.latents import (
+    TOKEN_PIXELS,
+    Encoded,
+    check_side,
+    diptych_mask,
+    diptych_of,
+    image_ids,
+    pack,
+    places,
+    semantic_tokens,
+    unpack,
+)
+from synthesis.text import Prompt
 from synthesis.weights import load_system
+
+LATENT_CHANNELS, LATENT_PIXELS = 16, 8
+
+
+class Start(NamedTuple):
+    """Where sampling begins, on the device."""
+
+    noisy: Tensor  # [B, N, 64] noise in the backbone's type
+    encoded: Encoded  # without `clean`, which is to be found
+    prompt: Prompt
 
 
 def load_filler(model: Path | str, checkpoint: Path | str, device: torch.device | str = "cpu") -> "Filler":
@@ -38,9 +62,7 @@ class Filler:
             text_encoder_2=None,
             tokenizer_2=None,
         )
-        self.pipeline.set_progress_bar_config(disable=True)
 
-    @torch.no_grad()
     def fill(
         self,
         visible: Tensor,
@@ -69,38 +91,103 @@ class Filler:
         Raises:
             ValueError: sizes that do not fit each other or the token grid, or a mask of other values.
         """
-        batch, _, side, _ = visible.shape
         check_inputs(visible, semantic, fill_mask, seeds, steps)
-        backbone, attention, prompts = self.system
-        device = backbone.transformer.device
-        visible, fill_mask = visible.to(device), fill_mask.to(device)
-        encoded = prompts.batch([self.prompt if prompt is None else prompt] * batch)
-        arguments = {
-            "image": (torch.cat((visible, visible), dim=-1) + 1) / 2,
-            "mask_image": diptych_mask(fill_mask.float()),
-            "height": side,
-            "width": 2 * side,
-            "num_inference_steps": steps,
-            "guidance_scale": backbone.sampling_guidance if guidance is None else guidance,
-            "prompt_embeds": encoded.tokens,
-            "pooled_prompt_embeds": encoded.pooled,
-            "generator": [torch.Generator().manual_seed(int(seed)) for seed in seeds],
-            "output_type": "pt",
-        }
+        return self.decode(
+            self.denoise(self.start(visible, semantic, fill_mask, prompt, seeds), steps, guidance)
+        )
+
+    @torch.no_grad()
+    def start(
+        self,
+        visible: Tensor,
+        semantic: Tensor | None,
+        fill_mask: Tensor,
+        prompt: str | None,
+        seeds: Sequence[int],
+    ) -> Start:
+        """Noise and condition; arguments as in `fill`."""
+        batch, _, side, _ = visible.shape
+        backbone, _, prompts = self.system
+        device, dtype, rows = backbone.transformer.device, backbone.dtype, side // TOKEN_PIXELS
+        visible, mask = visible.to(device), diptych_mask(fill_mask.to(device).float())
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        shape = (1, LATENT_CHANNELS, side // LATENT_PIXELS, 2 * side // LATENT_PIXELS)
+        for (
+            generator
+        ) in generators:  # the pipeline's noise of the unmasked diptych, which leaves no trace at t = 1
+            torch.randn(shape, generator=generator, dtype=dtype)
+        noise = torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in generators])
+        diptych = (
+            2 * ((diptych_of(visible, visible) + 1) / 2) - 1
+        )  # as the pipeline's preprocessing rounds it
+        packed_mask, masked = self.pipeline.prepare_mask_latents(
+            mask,
+            (diptych * (1 - mask)).to(dtype),
+            batch,
+            LATENT_CHANNELS,
+            1,
+            side,
+            2 * side,
+            dtype,
+            device,
+            generators,
+        )
+        tokens, semantic_places = self.encode_semantic(semantic, side, seeds)
+        encoded = Encoded(
+            clean=None,
+            condition=torch.cat((masked, packed_mask), dim=-1),
+            semantic=tokens,
+            token_places=places(rows, rows, panels=2, device=device),
+            semantic_places=semantic_places,
+            ids=image_ids(rows, 2 * rows, device=device),
+        )
+        prompt = prompts.batch([self.prompt if prompt is None else prompt] * batch)
+        return Start(pack(noise).to(device), encoded, prompt)
+
+    def encode_semantic(
+        self, semantic: Tensor | None, side: int, seeds: Sequence[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(tokens [B, M, 64], places [M, 2]) of maps, one by one: a codec's noise is of the image's own seed."""
         if semantic is None:
-            images = self.pipeline(**arguments).images
-        else:
-            own_seeds = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-            encoded = [  # one by one: a codec with noise draws it from the image's own seed
-                semantic_tokens(backbone.vae, one[None].to(device), side, generator)
-                for one, generator in zip(semantic, own_seeds, strict=True)
-            ]
-            tokens, semantic_places = torch.cat([own for own, _ in encoded]), encoded[0][1]
-            rows = side // TOKEN_PIXELS
-            token_places = places(rows, rows, panels=2).to(device)
-            with semantic_injection(backbone.transformer, attention, tokens, token_places, semantic_places):
-                images = self.pipeline(**arguments).images
-        return images[..., side:].float() * 2 - 1  # [B, 3, S, S]
+            return None, None
+        vae, device = self.system.backbone.vae, self.system.backbone.transformer.device
+        encoded = [
+            semantic_tokens(vae, one[None].to(device), side, torch.Generator().manual_seed(int(seed)))
+            for one, seed in zip(semantic, seeds, strict=True)
+        ]
+        return torch.cat([tokens for tokens, _ in encoded]), encoded[0][1]
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        start: Start,
+        steps: int,
+        guidance: float | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """[B, N, 64] the image's tokens after all steps.
+
+        Args:
+            watch: is called with what enters each step.
+        """
+        backbone, attention, _ = self.system
+        attention = SemanticLayers(0) if start.encoded.semantic is None else attention
+        guidance = backbone.sampling_guidance if guidance is None else guidance
+        noisy, encoded, prompt = start
+        times = sampling_times(backbone.scheduler, steps, noisy.shape[1], noisy.device)
+        for time, next_time in zip(times[:-1], times[1:], strict=True):
+            if watch:
+                watch(noisy)
+            noisy = euler_step(backbone, attention, noisy, encoded, prompt, time, next_time, guidance)
+        return noisy
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Right panels [B, 3, S, S] in [-1, 1] of a diptych's tokens."""
+        vae, rows = self.system.backbone.vae, round((tokens.shape[1] / 2) ** 0.5)
+        latents = unpack(tokens, rows, 2 * rows) / vae.config.scaling_factor + vae.config.shift_factor
+        images = (vae.decode(latents, return_dict=False)[0] * 0.5 + 0.5).clamp(0, 1)
+        return images[..., rows * TOKEN_PIXELS :].float() * 2 - 1
 
 
 def check_inputs(

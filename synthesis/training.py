@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -11,33 +10,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from dataset.randomness import keyed_generator
-from synthesis.flow import flow_matching_loss, sample_times
-from synthesis.latents import encode_triptych, fill_mask_of
+from synthesis.debug import loss_with_shapes
+from synthesis.guard import StepGuard
 from synthesis.system import FillSystem
+from synthesis.training_step import Schedule, training_loss
 from utils import on_terminal
 
+DEBUG_STEPS = 2  # whose shapes --debug logs
 OPTIMIZERS = {"adamw": 1e-4, "prodigy": 1.0}  # name: learning rate
 LR_SCHEDULES = (
     "constant",
     "cosine",
 )  # cosine rises over the first 20th of the steps and falls to 0 at the last
-
-
-class Schedule(NamedTuple):
-    """How long and on what a run trains."""
-
-    steps: int  # in all, those before a resume included
-    batch_size: int
-    seed: int
-    prompt: str
-    fill_mask: str  # "semantic" or "panel"
-    text_drop: float = 0.1  # share of examples that see the empty prompt
-    semantic_drop: float = 0.1  # share of examples without injection
-    fill_share: float | None = None  # see flow_matching_loss
-    lr_schedule: str = "constant"  # or "cosine", see LR_SCHEDULES
-    gradient_clip: float = 0.5  # largest norm of all gradients together
-    log_every: int = 10
-    save_every: int = 500
 
 
 def make_optimizer(
@@ -80,40 +64,16 @@ def batch_indices(length: int, schedule: Schedule, first_step: int) -> list[list
     ]
 
 
-def training_loss(
-    system: FillSystem, batch: dict[str, torch.Tensor | list[str]], schedule: Schedule, step: int
-) -> torch.Tensor:
-    """The loss of one step.
-
-    Args:
-        system: FillSystem.
-        batch: {"visible", "target", "semantic": [B, 3, S, S] in [-1, 1], ...}.
-        schedule: Schedule.
-        step: keys times, noise and drops.
-
-    Returns:
-        scalar
-    """
-    device = system.backbone.transformer.device
-    visible, target, semantic = (batch[name].to(device) for name in ("visible", "target", "semantic"))
-    generator = keyed_generator(schedule.seed, "step", step)
-    encoded = encode_triptych(
-        system.backbone.vae, visible, target, semantic, fill_mask_of(semantic, schedule.fill_mask), generator
-    )
-    times = sample_times(len(visible), generator).to(device)
-    noise = torch.randn(encoded.clean.shape, generator=generator).to(device)
-    drops = torch.rand(2, len(visible), generator=generator)
-    texts = ["" if drop < schedule.text_drop else schedule.prompt for drop in drops[0]]
-    keep_semantic = (drops[1] >= schedule.semantic_drop).to(device)
-    return flow_matching_loss(
-        system.backbone,
-        system.attention,
-        encoded,
-        system.prompts.batch(texts),
-        times,
-        noise,
-        keep_semantic,
-        schedule.fill_share,
+def make_loader(
+    dataset: Dataset, schedule: Schedule, first_step: int, workers: int, is_pinned: bool
+) -> DataLoader:
+    """The batches of every step from `first_step` on; pinned ones go to a GPU without waiting for it."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_indices(len(dataset), schedule, first_step),
+        num_workers=workers,
+        collate_fn=default_collate,
+        pin_memory=is_pinned,
     )
 
 
@@ -161,39 +121,59 @@ def train(
         save: save(step) is called every `save_every` steps and at the end.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite.
+        FloatingPointError: the loss or a gradient is not finite; found when the losses are next read, at a log line or
+            a checkpoint, and no parameter has moved from that step on.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batch_indices(len(dataset), schedule, first_step),
-        num_workers=workers,
-        collate_fn=default_collate,
-    )
+    is_pinned = system.backbone.transformer.device.type == "cuda"
+    loader = make_loader(dataset, schedule, first_step, workers, is_pinned)
     lr_scheduler = make_lr_scheduler(optimizer, schedule, first_step)
-    parameters, losses, started = system.trainable(), [], time.perf_counter()
-    steps = range(first_step, schedule.steps)
+    parameters, started = system.trainable(), time.perf_counter()
+    guard, steps = StepGuard(parameters), range(first_step, schedule.steps)
     for step, batch in zip(tqdm(steps, disable=not on_terminal(), unit="step"), loader, strict=True):
-        loss = training_loss(system, batch, schedule, step)
+        if schedule.debug and step < first_step + DEBUG_STEPS:
+            loss = loss_with_shapes(system, batch, schedule, step, logger)
+        else:
+            loss = training_loss(system, batch, schedule, step)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise FloatingPointError(
-                f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}; lower --lr, or train in float32"
-            )
         rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
+        guard.step(optimizer, loss, norm)
         if lr_scheduler:
             lr_scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         done = step + 1
-        if done % schedule.log_every == 0 or done == schedule.steps:
-            seconds = (time.perf_counter() - started) / len(losses)
-            logger.info(
-                f"step {done}/{schedule.steps} loss {sum(losses) / len(losses):.4f} gradient norm {norm.item():.3f} "
-                f"lr {rate:.2e} semantic scale {system.attention.mean_scale():.3e} "
-                f"{seconds:.2f} s/step"
-            )
-            losses, started = [], time.perf_counter()
-        if save and (done % schedule.save_every == 0 or done == schedule.steps):
+        is_logged = done % schedule.log_every == 0 or done == schedule.steps
+        is_saved = save and (done % schedule.save_every == 0 or done == schedule.steps)
+        seen = guard.read(done) if is_logged or is_saved else []
+        if is_logged:
+            seconds = (time.perf_counter() - started) / len(seen)
+            log_progress(system, schedule, logger, done, seen, f"lr {rate:.2e}", f"{seconds:.2f} s/step")
+            guard.clear()
+            started = time.perf_counter()
+        if is_saved:
             save(done)
+
+
+def log_progress(
+    system: FillSystem,
+    schedule: Schedule,
+    logger: logging.Logger,
+    done: int,
+    seen: list[list[float]],
+    rate: str,
+    speed: str,
+) -> None:
+    """The lines of a log interval: mean loss, last gradient norm, and how far each semantic layer has opened.
+
+    Args:
+        done: steps done.
+        seen: [[loss, gradient norm]] of the interval's steps.
+    """
+    loss = sum(step_loss for step_loss, _ in seen) / len(seen)
+    logger.info(
+        f"step {done}/{schedule.steps} loss {loss:.4f} gradient norm {seen[-1][1]:.3f} {rate} "
+        f"semantic scale {system.attention.mean_scale():.3e} {speed}"
+    )
+    logger.info(f"[Step {done}] Loss: {loss:.4f}")
+    for layer, scale in enumerate(system.attention.scales().tolist()):
+        logger.info(f"Layer {layer} scale: {scale:.3f}")

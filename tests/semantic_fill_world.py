@@ -3,10 +3,13 @@
 import argparse
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
+from synthesis.backbone import load_backbone
 from synthesis.data import to_pixels
 from synthesis.system import assemble
+from synthesis.text import tiny_text_pipeline
 
 SIZE = 32  # pixels; 2 x 2 tokens a panel
 CONFIG = {
@@ -91,6 +94,27 @@ def flags(data, run, steps, *more):
         "1e-3",
         *more,
     ]
+
+
+def write_model_folder(folder):
+    """A FLUX.1-Fill model in diffusers' layout with tiny parts: the way real weights come."""
+    pipeline = tiny_text_pipeline()
+    torch.manual_seed(10)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=16,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+    parts = load_backbone("tiny")
+    pipeline.register_modules(vae=vae, transformer=parts.transformer, scheduler=parts.scheduler)
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def parameters_of(system):

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("diffusers", reason="semantic fill needs requirements-synthesis.txt")
 
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from semantic_fill_world import parameters_of, tiny_system, triptychs
+from semantic_fill_world import parameters_of, tiny_system, triptychs, write_model_folder
 
 from synthesis import backbone, flow
 from synthesis.injection import semantic_injection
@@ -201,25 +201,7 @@ def test_prompts_are_the_pipelines_and_encoded_once():
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """A FLUX.1-Fill model in diffusers' layout with tiny parts: the way real weights come."""
-    folder = tmp_path_factory.mktemp("flux_fill")
-    pipeline = tiny_text_pipeline()
-    torch.manual_seed(10)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-    )
-    parts = backbone.load_backbone("tiny")
-    pipeline.register_modules(vae=vae, transformer=parts.transformer, scheduler=parts.scheduler)
-    pipeline.save_pretrained(folder)
-    return folder
+    return write_model_folder(tmp_path_factory.mktemp("flux_fill"))
 
 
 def test_a_folder_of_weights_loads_like_the_hub(model_folder):

@@ -55,7 +55,7 @@ def test_a_run_leaves_its_files_and_samples_from_them(run):
 def test_the_log_counts_what_is_trained_and_shows_the_scale(run):
     log = (run / "train.log").read_text()
     assert "Added 33088 semantic cross-attention parameters to optimizer" in log
-    assert "mode 33k, positions local, layers 1, heads 8" in log
+    assert "layout 33k, positions local" in log
     assert "LoRA (rank 4) parameters to optimizer" in log
     lines = [line for line in log.splitlines() if "semantic scale" in line]
     assert len(lines) == 3 and "step 3/3 loss" in lines[-1]

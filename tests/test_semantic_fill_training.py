@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", reason="semantic fill needs requirements-synthe
 
 from semantic_fill_world import items, parameters_of, tiny_system, triptychs
 
-from synthesis import training
+from synthesis import training, training_step
 from synthesis.training import Schedule, batch_indices, make_optimizer, training_loss
 from synthesis.weights import load_optimizer, load_weights_into, save_system
 
@@ -147,7 +147,7 @@ def test_a_dropped_prompt_cannot_be_seen():
 def test_drops_have_the_share_that_was_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        training,
+        training_step,
         "flow_matching_loss",
         lambda backbone, attention, encoded, prompt, times, noise, keep, _: seen.append(
             (prompt.pooled[:, 0], keep)
