@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evaluation.run import GROUPS, RAW_CLIP
+from evaluation.run import GROUPS, LOCAL_CONTRAST, UNTRAINED
 from model.settings import MAY_CHANGE
 from run_folder.flags import settings_of
 from run_folder.kinds import FEEDBACK
@@ -65,11 +65,14 @@ def reasons(
 def deviations(about: dict) -> dict:
     """The known deviations of AA-CLIP an evaluation depends on: {flag: value}.
 
-    Raw CLIP has none but the network's activation. A feedback run's milestones are its recipe's, not AA-CLIP's.
+    Raw CLIP has none but the network's activation, local contrast not even that. A feedback run's milestones are its
+    recipe's, not AA-CLIP's.
     Files of AA-CLIP carry no settings and have all of them.
     """
+    if about["checkpoint"] == LOCAL_CONTRAST:
+        return {}
     tested = {"quick_gelu (at test)": about["tested_with"]["quick_gelu"]}
-    if about["checkpoint"] == RAW_CLIP:
+    if about["checkpoint"] in UNTRAINED:
         return tested
     stored = about["settings"] or {}
     trained = {flag: stored.get(flag, kept) for flag, (kept, _) in DEVIATIONS.items()}
@@ -99,14 +102,15 @@ def differing_settings(abouts: dict[str, list[dict]]) -> dict[str, dict[str, lis
 
 def all_settings(about: dict) -> dict:
     """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
-    trained = {} if about["checkpoint"] == RAW_CLIP else about["settings"] or {}
+    untrained = about["checkpoint"] in UNTRAINED
+    trained = {} if untrained else about["settings"] or {}
     found = {flag: value for flag, value in trained.items() if flag not in NOT_METHOD}
     found |= {
         f"{flag} (at test)": about["tested_with"][flag]
         for flag in NETWORK_FLAGS
         if flag in about["tested_with"]
     }
-    return found | {"kind of run": RAW_CLIP if about["checkpoint"] == RAW_CLIP else about["kind"]}
+    return found | {"kind of run": about["checkpoint"] if untrained else about["kind"]}
 
 
 def distinct(values: Iterable) -> list:

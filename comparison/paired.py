@@ -92,7 +92,7 @@ def resample_run(
     """
     rows, errors = {}, {}
     for name, scores in classes.items():
-        weights = image_weights(scores.labels, replicates, generator(seed, dataset, name))
+        weights = image_weights(scores.labels, replicates, generator(seed, dataset, name), scores.mask_known)
         rows[name], own = resampled(scores, about["classes"][name], weights)
         for metric, error in own.items():
             errors[metric] = max(errors.get(metric, 0.0), abs(error))

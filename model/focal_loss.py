@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from model.known_masks import mean_over_known
+
 SMOOTH = 1e-5  # keeps the one-hot target and the logarithm away from 0 and 1
 
 
@@ -51,10 +53,11 @@ class FocalLoss(nn.Module):
         self.balance_index, self.size_average = balance_index, size_average
         self.alpha = _checked_alpha(alpha)
 
-    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, prob: Tensor, mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
         """prob [B, K, ...] in [0, 1], mask [B, ...] or [B, 1, ...] of class numbers 0 to K - 1 -> scalar.
 
-        With two classes the mask may hold the share of the second one, from 0 to 1.
+        With two classes the mask may hold the share of the second one, from 0 to 1. `mask_known` [B] of 0/1 names the
+        images that count, None for all.
         """
         prob = prob if self.apply_nonlin is None else self.apply_nonlin(prob)
         number = prob.shape[1]
@@ -67,7 +70,9 @@ class FocalLoss(nn.Module):
         if self.alpha is not None:
             weight = prob.new_tensor(self._weights(number)).view_as(classes)
             loss = (weight * share.clamp(min=0)).sum(1) * loss
-        return loss.mean() if self.size_average else loss.sum()
+        if self.size_average:
+            return mean_over_known(loss, mask_known)
+        return loss.sum() if mask_known is None else (loss.flatten(1).sum(1) * mask_known).sum()
 
     def _weights(self, number):
         """The weights of `number` classes."""

@@ -1,4 +1,4 @@
-"""The main job end to end on the embedded default: render, score raw CLIP, train, evaluate, report.
+"""The main job end to end on the embedded default: render, score without training, train, evaluate, report.
 
     python -m scripts.demo --out runs/demo
     python -m scripts.demo --quick --out runs/quick
@@ -32,10 +32,13 @@ EPOCHS = {  # run: (text, image) epochs, None for the backbone's defaults
     "full": {"baseline": None, "cross-attention": (1, 3), "feedback": (1, 2)},
     "quick": {"baseline": (2, 3), "cross-attention": (1, 1), "feedback": (1, 1)},
 }
-RUNS = {"raw CLIP": "raw_clip", "baseline": "baseline"} | {
-    title: title.replace("-", "_") for title in CONTINUED
+RUNS = {
+    title: title.replace(" ", "_").replace("-", "_")
+    for title in ("local contrast", "raw CLIP", "baseline", *CONTINUED)
 }
+UNTRAINED = {"local contrast": "--local_contrast", "raw CLIP": "--raw_clip"}  # what training has to beat
 NOTE = (
+    "Local contrast is a filter without any learning; what does not beat it has learnt nothing that shows here. "
     "Cross-attention and feedback go on from the baseline's adapters for a few epochs: the rows show that everything "
     "runs, not which method is better; they took more steps than the baseline. Paired studies are in results/."
 )
@@ -148,7 +151,8 @@ def train_and_evaluate(runs: dict[str, Path], data: Path, seed: int, epochs: dic
             "baseline",
             [("train.py", [*common, *epoch_flags(epochs["baseline"]), "--save_path", str(runs["baseline"])])],
         )
-        jobs.start("raw CLIP", evaluations(runs["raw CLIP"], data, ["--raw_clip"]))
+        for title, flag in UNTRAINED.items():
+            jobs.start(title, evaluations(runs[title], data, [flag]))
         trained()
         print(f"[3/4] {' and '.join(CONTINUED)} from the baseline's adapters; evaluate all")
         for title, (script, flags) in CONTINUED.items():

@@ -24,8 +24,12 @@ MODEL = "ViT-Tiny-8-demo"
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 CROSS = "train_cross_attention.py"
 FEEDBACK = "train_cross_attention_feedback.py"
-STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
-    "baseline": {"raw_clip": (None, []), "baseline": ("train.py", [])},
+STUDIES = {  # study: {arm: (training script, its flags), or (None, test.py's flags) for what is not trained}
+    "baseline": {
+        "local_contrast": (None, ["--local_contrast"]),
+        "raw_clip": (None, ["--raw_clip"]),
+        "baseline": ("train.py", []),
+    },
     "cross_attention": {
         "baseline": ("train.py", []),
         **{
@@ -39,7 +43,7 @@ STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
         "v2_5_loops": (FEEDBACK, ["--recipe", "v2", "--num_feedback_loops", "5", "--text_lr", "4e-3"]),
     },
 }
-TEST_FLAGS = {None: ["--raw_clip"], FEEDBACK: ["--all"]}
+TEST_FLAGS = {FEEDBACK: ["--all"]}
 
 
 def run_arm(
@@ -69,7 +73,7 @@ def run_arm(
                 "--dataset",
                 name,
                 *common_flags(seed, data, folder, config),
-                *TEST_FLAGS.get(script, []),
+                *(TEST_FLAGS.get(script, []) if script else flags),
             ]
         )
     begin = time.perf_counter()
@@ -244,10 +248,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, data = Path(args.out or ROOT / "results" / name), Path(args.data).resolve()
     subprocess.run([sys.executable, "-m", "demo_world.render_sets", "--out", str(data)], cwd=ROOT, check=True)
     precision = [] if args.precision == "fp32" else ["--precision", args.precision]
-    every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
+    every = {
+        arm: (script, [*flags, *(precision if script else [])])
+        for arm, (script, flags) in STUDIES[args.study].items()
+    }
     arms = {arm: every[arm] for arm in args.arms or every}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    tasks = [  # the unadapted backbone has no seed
+    tasks = [  # what is not trained has no seed
         (arm, seed)
         for seed in args.seeds
         for arm, (script, _) in arms.items()
@@ -258,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)
     report += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
-    if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and len(STUDIES[args.study]) > 2:
+    trained = sum(bool(script) for script, _ in every.values())
+    if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and trained > 1:
         told = (paired_report.report(results, list(STUDIES[args.study]), name) for name in args.test)
         report += "\n\n" + "\n".join(told)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))

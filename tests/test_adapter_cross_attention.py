@@ -34,7 +34,9 @@ def clip(tmp_path_factory):
 def build(clip, **settings):
     torch.manual_seed(3)
     adapters = dict(text_adapt_until=2, image_adapt_until=2)
-    return AdaptedCLIPWithCrossAttention(clip, **adapters, **{"cross_attn_heads": 4, "relu": False} | settings).eval()
+    return AdaptedCLIPWithCrossAttention(
+        clip, **adapters, **{"cross_attn_heads": 4, "relu": False} | settings
+    ).eval()
 
 
 @pytest.fixture

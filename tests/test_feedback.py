@@ -603,8 +603,8 @@ def test_the_loop_table_marks_the_best_loop_and_the_change_against_the_first():
 
     rows = loop_table({2: metrics(0.9, 0.9), 1: metrics(0.8), 10: metrics(0.85)}).splitlines()
     assert rows[0].startswith("| loop | pixel AUROC | pixel AP | pixel AUPRO |")
-    assert rows[2] == "| 1 | 80.00 | 80.00 | - | 80.00 | 80.00 |"
-    assert rows[4] == "| 10 | 85.00 (+5.00) | 85.00 (+5.00) | - | 85.00 (+5.00) | 85.00 (+5.00) |"
+    assert rows[2] == "| 1 | 80.00 | 80.00 | – | 80.00 | 80.00 |"
+    assert rows[4] == "| 10 | 85.00 (+5.00) | 85.00 (+5.00) | – | 85.00 (+5.00) | 85.00 (+5.00) |"
     assert rows[3].startswith("| **2 (best)** | **90.00 (+10.00)** |") and "**90.00**" in rows[3]
     assert "best" not in loop_table({1: metrics(0.8)})
 

@@ -164,6 +164,7 @@ TEST = (
         "epoch": None,
         "loop": None,
         "raw_clip": False,
+        "local_contrast": False,
         "no_cross_attention": False,
         "attention_of": [],
         "attention_word": "damaged",

@@ -309,7 +309,9 @@ def digest(module):
 
 def test_only_the_trained_modules_are_in_training_mode(world):
     clip = create_model(MODEL, 32, "openai", clip_weights=world)
-    model = AdaptedCLIPWithCrossAttention(clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, relu=False)
+    model = AdaptedCLIPWithCrossAttention(
+        clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, relu=False
+    )
     with only_training(model, {"text_cross_attn": model.text_cross_attn}):
         assert model.text_cross_attn.training and not model.image_cross_attn.training
         assert model.text_cross_attn.q_proj.weight.requires_grad

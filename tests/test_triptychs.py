@@ -133,7 +133,7 @@ def test_a_folder_that_holds_something_is_never_written_to(data_root, tmp_path):
 
 
 def test_shots_without_an_anomalous_image_are_refused(data_root, tmp_path):
-    with pytest.raises(ValueError, match="--shot 1 has no anomalous image: use --shot 2"):
+    with pytest.raises(ValueError, match="--shot 1 has no anomalous image with a mask: use --shot 2"):
         make(data_root, tmp_path / "out", "--shot", "1")
 
 
