@@ -90,7 +90,7 @@ def attention_shares(
         sums = {"inside": [], "outside": []}
         for item in images:
             x = model.attending_tokens(item["image"][None])[:, 1:]
-            weights = model.image_cross_attn.attention_map(x, contexts[name].tokens[contexts[name].real])[0]
+            weights = model.image_cross_attn.attention_map(x, contexts[name].seen)[0]
             side = int(weights.shape[0] ** 0.5)
             covered = F.adaptive_avg_pool2d(torch.as_tensor(item["mask"]).float(), side).flatten()
             shares = weights @ member.T
