@@ -58,7 +58,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         per checkpoint the result of `evaluate_dataset`.
     """
     own = settings.own
-    setup_seed(settings.run.seed)
+    setup_seed(settings.run.seed, settings.run.fast)
     kind, files = BASELINE, []
     if not own.raw_clip:
         kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop)
