@@ -118,6 +118,9 @@ class TrainingSettings:
         choices=["fp32", "bf16"],
     )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
+    log_every: int = option(
+        50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
+    )
     criterion: list = option(
         ["dice_loss", "focal_loss"],
         "accepted for AA-CLIP's command lines; never read, there or here",

@@ -91,6 +91,7 @@ TRAIN = (
         "extra_meta": None,
         "extra_ratio": None,
         "precision": "fp32",
+        "log_every": 50,
         "corrected": False,
         "device": None,
         "workers": 0,
@@ -450,6 +451,7 @@ NEVER_MOVES_A_NUMBER = {
     "device",
     "workers",
     "fast",
+    "log_every",
     "data_root",
     "clip_weights",
     "dataset_config",
@@ -461,6 +463,7 @@ NEVER_MOVES_A_NUMBER = {
 ADDED_LATER = {
     "precision": "fp32",
     "fast": False,
+    "log_every": 50,
     "context_control": "none",
     "extra_meta": None,
     "extra_ratio": None,
