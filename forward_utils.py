@@ -1,23 +1,27 @@
 """From prompts to anchors, from features to anomaly maps, and the losses on them; the names are AA-CLIP's."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from dataset.constants import CLASS_NAMES, PROMPTS, REAL_NAMES
 from files.pictures import visualize
 from metrics import metrics_eval
 from model.adapter import SIMILARITY_SCALE, patch_logits
-from model.blocks import run_blocks
 from model.focal_loss import FocalLoss
+from model.frozen_patches import frozen_patches
 from model.known_masks import mean_over_known
+from model.maps import BLUR, probability_map, score_map, upsample
 from model.tokenizer import tokenize
+from model.transfer import send
 
 __all__ = [
+    "BLUR",
     "BinaryDiceLoss",
     "FocalLoss",
     "SIMILARITY_SCALE",
@@ -42,11 +46,12 @@ __all__ = [
     "prompt_normal",
     "prompt_state",
     "prompt_templates",
+    "prompts_of",
     "score_map",
+    "upsample",
     "visualize",
 ]
 
-BLUR = {"Industrial": (7, 1.0), "Medical": (9, 1.5)}  # kernel side and sigma in patches, test maps only
 Batch = dict  # {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]}
 # batch -> ({level: patches [B, L, E]}, cls [B, E])
 ImageFeatures = Callable[[Batch], tuple[dict[int, Tensor], Tensor]]
@@ -69,15 +74,37 @@ def class_prompts(real_name: str) -> tuple[list[str], list[str]]:
     )
 
 
+class Prompts(NamedTuple):
+    """A class's prompts as token ids [P, T], on the CPU, where their lengths can be read without waiting for a device.
+
+    `normal`: how many of them are normal ones, which come first. `lengths`: tokens of each, start and end included.
+    """
+
+    ids: Tensor
+    normal: int
+    lengths: tuple[int, ...]
+
+
 @cache
-def _tokens(sentences):
-    return tokenize(sentences)
+def _prompts(normal, abnormal):
+    ids = tokenize([*normal, *abnormal])
+    # The end token has the largest id.
+    return Prompts(ids, len(normal), tuple((ids.argmax(dim=-1) + 1).tolist()))
 
 
 def class_tokens(dataset_name: str, class_name: str) -> tuple[Tensor, int]:
     """Token ids [P, T] of a class's prompts and the number of normal ones, which come first.
 
     "object" is a class of every dataset, known or not: prompts that name no product.
+
+    Raises:
+        ValueError: the dataset or the class is unknown.
+    """
+    return prompts_of(dataset_name, class_name)[:2]
+
+
+def prompts_of(dataset_name: str, class_name: str) -> Prompts:
+    """The Prompts of a class; they are made once.
 
     Raises:
         ValueError: the dataset or the class is unknown.
@@ -91,15 +118,15 @@ def class_tokens(dataset_name: str, class_name: str) -> tuple[Tensor, int]:
             f"expected one of {sorted(known) if known else sorted(REAL_NAMES)}; add it with --dataset_config"
         )
     normal, abnormal = class_prompts(known[class_name])
-    return _tokens((*normal, *abnormal)), len(normal)
+    return _prompts(tuple(normal), tuple(abnormal))
 
 
 def get_adapted_single_sentence_text_embedding(
     model: nn.Module, dataset_name: str, class_name: str, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Every prompt's unit-length embedding: (normal [P_n, E], abnormal [P_a, E])."""
-    tokens, normal = class_tokens(dataset_name, class_name)
-    features = F.normalize(model.encode_text(tokens.to(device)), dim=-1)
+    ids, normal, lengths = prompts_of(dataset_name, class_name)
+    features = F.normalize(model.encode_text(send(ids[:, : max(lengths)], device)), dim=-1)
     return features[:normal], features[normal:]
 
 
@@ -138,15 +165,15 @@ def encode_anchors(
         class_names: n names; the same one may come several times, with other contexts.
         contexts: per request the patches [S, E] its prompts attend to, or None for nothing; () for nothing at all.
     """
-    tokens, normal = zip(*(class_tokens(dataset_name, name) for name in class_names), strict=True)
-    counts = [len(own) for own in tokens]
-    ends = torch.tensor(counts).cumsum(0).tolist()
+    tokens, normal, lengths = zip(*(prompts_of(dataset_name, name) for name in class_names), strict=True)
+    counts, longest = [len(own) for own in tokens], max(map(max, lengths))
+    ends = list(accumulate(counts))
     groups = [
         (range(end - count, end), patches)
         for end, count, patches in zip(ends, counts, contexts or [None] * len(counts), strict=True)
         if patches is not None
     ]
-    ids = torch.cat(tokens).to(next(model.parameters()).device)
+    ids = send(torch.cat(tokens)[:, :longest], next(model.parameters()).device)
     features = F.normalize(
         model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1
     )
@@ -177,98 +204,10 @@ def fixed_anchors(
     return lambda batch: torch.stack([anchors[name] for name in batch["class_name"]])
 
 
-@torch.no_grad()
-def frozen_patches(
-    clip: nn.Module, surgery: nn.Module, image: Tensor, levels: Sequence[int]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Stage 1's image side: frozen patch features per level, with the image's CLS added to every patch.
-
-    Args:
-        clip: plain CLIP, whose pooled CLS is used.
-        surgery: the surgery model, whose patches are used. Leading blocks that are the very same modules in both
-            (`model.clip.surgery_copy`) run once.
-        image: [B, 3, H, W].
-        levels: ascending levels to return.
-
-    Returns:
-        (patches, cls): {level: [B, L, E] = normalize(ln_post(patch) @ proj) + cls}, and cls [B, E] of unit length.
-    """
-    last, tokens = _tokens_of_both(clip, surgery, image, levels)
-    visual, cls = surgery.visual, F.normalize(clip.pool(last), dim=-1)
-    patches = [F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1) + cls[:, None] for x in tokens]
-    return dict(zip(levels, patches, strict=True)), cls
-
-
-def _tokens_of_both(clip, surgery, image, levels):
-    """(plain CLIP's last tokens, surgery tokens per level); blocks that are the same modules in both run once."""
-    plain, local = list(clip.visual.transformer.resblocks), list(surgery.visual.transformer.resblocks)
-    same_input = clip.visual.conv1 is surgery.visual.conv1
-    shared = next((i for i, (a, b) in enumerate(zip(plain, local, strict=True)) if a is not b), len(plain))
-    shared = shared if same_input else 0
-    run = partial(run_blocks, autocast=clip.visual.autocast)
-    trunk, early = run(plain, clip.visual.embed(image), [k for k in levels if k <= shared], stop_after=shared)
-    last = run(plain[shared:], trunk)[0]
-    late = [k - shared for k in levels if k > shared]
-    start = trunk if same_input else surgery.visual.embed(image)
-    return last, early + (run(local[shared:], start, late, stop_after=max(late))[1] if late else [])
-
-
 def frozen_image_features(model: nn.Module, surgery: nn.Module, levels: Iterable[int]) -> ImageFeatures:
     """Stage 1's frozen image side at some levels: function batch -> forward_utils.frozen_patches's result."""
     wanted = sorted(set(levels))
     return lambda batch: frozen_patches(model.clipmodel, surgery, batch["image"], wanted)
-
-
-@lru_cache(maxsize=64)
-def _interpolation_matrix(size_in, size_out, device, dtype):
-    """[size_out, size_in] weights of linear interpolation with aligned corners."""
-    identity = torch.eye(size_in, dtype=torch.float64)[None]
-    weights = F.interpolate(identity, size=size_out, mode="linear", align_corners=True)[0]
-    return weights.T.to(device=device, dtype=dtype).contiguous()
-
-
-def upsample(maps: Tensor, img_size: int) -> Tensor:
-    """Bilinear upsampling with aligned corners as two matrix products: [..., G, G] -> [..., img_size, img_size].
-
-    Equal to torch's interpolate up to rounding; its backward is deterministic on CUDA, where interpolate's is not.
-    """
-    # What torch.export or torch.compile traces is no tensor to keep: the next call without them would get it.
-    weights = _interpolation_matrix.__wrapped__ if torch.compiler.is_compiling() else _interpolation_matrix
-    matrix = weights(maps.shape[-1], img_size, maps.device, maps.dtype)
-    return matrix @ maps @ matrix.T
-
-
-def probability_map(logits: Tensor, img_size: int) -> Tensor:
-    """Probabilities [B, 2, img_size, img_size] of (normal, abnormal) from patch logits [B, L, 2]."""
-    return torch.softmax(upsample(_grid(logits), img_size), dim=1)
-
-
-def score_map(logits: Tensor, img_size: int, domain: str) -> Tensor:
-    """Blurred anomaly scores [B, 1, img_size, img_size], (100 cos_abnormal + 1 - 100 cos_normal) / 2, for testing.
-
-    Args:
-        logits: [B, L, 2], of AdaptedCLIP.compare.
-        domain: "Industrial" or "Medical"; chooses the blur.
-
-    Raises:
-        ValueError: the domain is unknown, or there are too few patches for its blur.
-    """
-    if domain not in BLUR:
-        raise ValueError(f"domain {domain!r}: expected one of {sorted(BLUR)}")
-    kernel, sigma = BLUR[domain]
-    grid = _grid(logits)
-    side = grid.shape[-1]
-    if side <= kernel // 2:
-        raise ValueError(
-            f"{side} x {side} patches are too few for the {domain} blur of {kernel}: give a larger --img_size"
-        )
-    score = (grid[:, 1:] + 1 - grid[:, :1]) / 2
-    return upsample(gaussian_blur(score, kernel, sigma), img_size)
-
-
-def _grid(logits):
-    side = int(logits.shape[1] ** 0.5)
-    return logits.transpose(1, 2).unflatten(2, (side, side))  # [B, 2, G, G]
 
 
 def calculate_similarity_map(

@@ -1,34 +1,53 @@
-"""Contexts: what the text tower sees of images, and what the image tower sees of prompts.
+"""What the text tower sees of images and the image tower of prompts, and the anchors that come of it.
 
-Every function states which rows attend to which context; nothing is inferred from shapes. At the end stand the controls
-of a study of cross-attention, contexts without the information a tower should gain from the other.
+Which rows attend to which context: `model/contexts.py`; contexts without information: `model/context_controls.py`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.constants import CLASS_NAMES
-from forward_utils import Batch, ImageFeatures, class_tokens, encode_anchors, fixed_anchors
-from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, Contexts
+from forward_utils import (
+    Batch,
+    ImageFeatures,
+    encode_anchors,
+    fixed_anchors,
+    prompts_of,
+)
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.context_controls import constant_token, controlled_scope, controlled_text_contexts
+from model.contexts import Scope, TextContext, batch_scope, class_scope, no_scope, text_context_groups
+from model.transfer import send
 
-# (patches [B, L, E], class names) -> {class: [S, E], or None for nothing}
-Scope = Callable[[Tensor, Sequence[str]], dict[str, Tensor | None]]
+__all__ = [
+    "CONTEXT_SCOPES",
+    "TextContext",
+    "anchors_after_stage_1",
+    "anchors_and_means",
+    "anchors_of_each_image",
+    "anchors_seeing_images",
+    "batch_scope",
+    "class_scope",
+    "comparison_seeing_prompts",
+    "constant_token",
+    "controlled_scope",
+    "controlled_text_contexts",
+    "first_level",
+    "mean_anchors",
+    "no_scope",
+    "one_by_one",
+    "scope_named",
+    "text_context_dictionary",
+    "text_context_groups",
+    "text_context_of_class",
+    "trained_image_features",
+]
 
-
-class TextContext(NamedTuple):
-    """What images of one class attend to.
-
-    `tokens` [P * T, W]: every token of the class's prompts after text block 0 and its adapter; `real` [P * T] bool:
-    which of them are tokens of a prompt, and not the padding behind it, which nothing attends to.
-    """
-
-    tokens: Tensor
-    real: Tensor
+CONTEXT_SCOPES = {"class": class_scope, "batch": batch_scope}
 
 
 @torch.no_grad()
@@ -36,10 +55,12 @@ def text_context_of_class(
     model: AdaptedCLIPWithCrossAttention, dataset_name: str, class_name: str
 ) -> TextContext:
     """The TextContext of any class, seen in training or not."""
-    text = class_tokens(dataset_name, class_name)[0].to(model.device)
-    positions = torch.arange(text.shape[1], device=model.device)
-    real = positions <= text.argmax(dim=-1, keepdim=True)  # the end token has the largest id
-    return TextContext(model.text_context(text), real.flatten())
+    ids, _, lengths = prompts_of(dataset_name, class_name)
+    prompts, length = ids.shape
+    tokens = model.text_context(send(ids, model.device))
+    real = torch.arange(length) < torch.tensor(lengths)[:, None]
+    seen = [prompt[:own] for prompt, own in zip(tokens.unflatten(0, (prompts, length)), lengths, strict=True)]
+    return TextContext(tokens, send(real.flatten(), model.device), torch.cat(seen))
 
 
 def text_context_dictionary(
@@ -52,43 +73,6 @@ def text_context_dictionary(
     """
     contexts = {name: text_context_of_class(model, dataset_name, name) for name in CLASS_NAMES[dataset_name]}
     return controlled_text_contexts(contexts, control)
-
-
-def text_context_groups(contexts: dict[str, TextContext], class_names: Sequence[str]) -> Contexts:
-    """Groups (image rows, tokens [S, W]) of a batch: every image attends to its own class's prompts.
-
-    Args:
-        contexts: {class name: TextContext}. With none at all, nothing attends to anything.
-        class_names: of the batch's images, in order.
-    """
-    if not contexts:
-        return []
-    return [
-        (rows, contexts[name].tokens[contexts[name].real])
-        for name, rows in rows_by_class(class_names).items()
-    ]
-
-
-def rows_by_class(class_names: Sequence[str]) -> dict[str, list[int]]:
-    """{class name: [rows]} in order of first appearance."""
-    rows = {}
-    for row, name in enumerate(class_names):
-        rows.setdefault(name, []).append(row)
-    return rows
-
-
-def class_scope(patches: Tensor, class_names: Sequence[str]) -> dict[str, Tensor]:
-    """Image context per class: {class: patches [n * L, E]} of all the batch's images of that class."""
-    return {name: patches[rows].flatten(0, 1) for name, rows in rows_by_class(class_names).items()}
-
-
-def batch_scope(patches: Tensor, class_names: Sequence[str]) -> dict[str, Tensor]:
-    """Image context per class: {class: mean patches [L, E] of the whole batch}, the reference fork's behaviour."""
-    mean = patches.mean(dim=0)
-    return {name: mean for name in rows_by_class(class_names)}
-
-
-CONTEXT_SCOPES = {"class": class_scope, "batch": batch_scope}
 
 
 def scope_named(context_scope: str, control: str = "none") -> Scope:
@@ -113,11 +97,6 @@ def anchors_seeing_images(
         return torch.stack([anchors[name] for name in batch["class_name"]])
 
     return anchors_of
-
-
-def no_scope(patches: Tensor, class_names: Sequence[str]) -> dict[str, None]:
-    """Prompts that attend to nothing: a loop before `--cross_attn_start_loop`."""
-    return dict.fromkeys(rows_by_class(class_names))
 
 
 def comparison_seeing_prompts(
@@ -203,7 +182,7 @@ def mean_anchors(
     """
     sums = {}
     for batch in loader:
-        on_device = batch | {"image": batch["image"].to(model.device)}
+        on_device = batch | {"image": batch["image"].to(model.device, non_blocking=True)}
         pairs = anchors_of_each_image(on_device, model, dataset_name, first_patches)
         for name, pair in zip(batch["class_name"], pairs, strict=True):
             sums[name] = sums.get(name, 0.0) + pair
@@ -249,64 +228,3 @@ def anchors_and_means(
     if text_context == "train_mean":
         means = mean_anchors(model, dataset_name, loader, first_patches)
     return anchors_after_stage_1(model, dataset_name, text_context, first_patches, means), means
-
-
-# Controls. A run with `--context_control` has the same parameters and steps as one without. "constant" says nothing at
-# all. "other_class" keeps the statistics of real contexts and what all classes share (that something is damaged), but
-# belongs to another class; as its images see the prompts of one fixed other class, a class can still be told by it.
-# Where the surgery attends across the batch before the first level (ViT-L with AA-CLIP's defaults), patches of another
-# class already carry something of the own images: `--surgery_attention spatial` keeps them apart.
-
-
-def controlled_scope(scope: Scope, control: str) -> Scope:
-    """Stage 1's image context under a control.
-
-    Args:
-        scope: one of CONTEXT_SCOPES.
-        control: "none"; "other_class": a class sees the batch's images of the next class in the batch, and nothing
-            where the batch has one class; "constant": every prompt sees one token of equal entries and unit length.
-    """
-
-    def shifted(patches, class_names):
-        contexts = scope(patches, class_names)
-        names = list(contexts)
-        if len(names) == 1:
-            return {names[0]: None}
-        return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
-
-    def constant(patches, class_names):
-        return dict.fromkeys(scope(patches, class_names), constant_token(patches))
-
-    return {"none": scope, "other_class": shifted, "constant": constant}[control]
-
-
-def controlled_text_contexts(contexts: dict[str, TextContext], control: str) -> dict[str, TextContext]:
-    """Text contexts of a dataset under a control.
-
-    Args:
-        contexts: {class name: TextContext}.
-        control: "none"; "other_class": images of a class see the prompts of the dataset's next class; "constant": one
-            token of equal entries and unit length.
-
-    Raises:
-        ValueError: "other_class" with a dataset of one class.
-    """
-    if control == "none" or not contexts:
-        return contexts
-    names = list(contexts)
-    if control == "constant":
-        return {
-            name: context._replace(tokens=constant_token(context.tokens), real=context.real.new_ones(1))
-            for name, context in contexts.items()
-        }
-    if len(names) == 1:
-        raise ValueError(
-            f"--context_control other_class: the dataset has one class alone, {names[0]!r}; use constant"
-        )
-    return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
-
-
-def constant_token(like: Tensor) -> Tensor:
-    """[1, width] of equal entries and unit length, of the width, dtype and device of `like`."""
-    width = like.shape[-1]
-    return torch.full((1, width), width**-0.5, dtype=like.dtype, device=like.device)

@@ -135,7 +135,7 @@ def measure(
 def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(__doc__, GROUPS, argv, DEFAULTS)
     own = settings.own
-    setup_seed(settings.run.seed)
+    setup_seed(settings.run.seed, settings.run.fast)
     device = choose_device(settings.run.device)
     declare_datasets(settings.data)
     clip = create_backbone(settings, device, logging.getLogger(__name__))

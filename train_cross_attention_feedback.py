@@ -191,6 +191,7 @@ def train_one_stage(
         settings.feedback.clip_norm or None,
         log_gradient_norms_of=active,
         should_stop=recipes.plateau(settings.feedback, epochs),
+        log_every=settings.training.log_every,
     )
     origins = (
         run.origins if plan.loop == 1 else dict.fromkeys(modules, f"carried over from loop {plan.loop - 1}")

@@ -23,19 +23,29 @@ class ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
-def setup_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch and choose deterministic kernels; call it before CUDA is used."""
+def setup_seed(seed: int, fast: bool = False) -> None:
+    """Seed Python, NumPy and torch and choose kernels; call it before CUDA is used.
+
+    Args:
+        fast: any kernel. By default those that round alike in every run, and an operation without one is refused; only
+            when it is refused does torch run the backward of its fused attention so (`warn_only` would not).
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, when CUDA starts
     os.environ["PYTHONHASHSEED"] = str(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    seed_generators(seed)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = not fast, fast
+    torch.backends.cuda.enable_cudnn_sdp(fast)  # the one fused attention without a deterministic backward
+    torch.use_deterministic_algorithms(not fast)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a debugging aid that costs a pass per tensor
     )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python, NumPy and torch, and leave torch's kernels as they are."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -4,7 +4,7 @@
     python benchmarks/cross_attention_cost.py --model_name ViT-L-14-336 --random_weights
 
 The baseline's and the others' steps alternate in one process, so that a busy machine slows both; medians are compared.
-Prints one JSON object.
+Prints one JSON object. With --sync_debug each step is made once more, and one that waits for the GPU is an error.
 """
 
 import argparse
@@ -31,7 +31,9 @@ from forward_utils_cross_attention import (  # noqa: E402
 from model.adapter import AdaptedCLIP  # noqa: E402
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention  # noqa: E402
 from model.clip import CLIP, create_model, surgery_copy  # noqa: E402
-from training.engine import StepLoss  # noqa: E402
+from run_folder.state import TrainState  # noqa: E402
+from training.engine import StagePlan, StepLoss, steps_per_look, train_step  # noqa: E402
+from training.finite_steps import FiniteSteps  # noqa: E402
 from training.optimisation import adam, only_training  # noqa: E402
 from training.stages import image_stage_loss, text_stage_loss  # noqa: E402
 from utils import choose_device, setup_seed  # noqa: E402
@@ -43,17 +45,39 @@ Step = Callable[[], None]
 
 
 def step(model: nn.Module, modules: dict[str, nn.Module], loss_of: StepLoss, batch: dict, lr: float) -> Step:
-    """A function that makes one training step of some modules."""
-    with only_training(model, modules):
-        optimizer = adam(modules, lr)
+    """A function that makes one training step of some modules, as the engine makes it."""
+    plan = StagePlan(epochs=1, log_every=10**6)  # a look at the losses waits
+    steps = FiniteSteps(TrainState("timed", modules, adam(modules, lr)), steps_per_look(plan, model.device))
 
     def once():
         with only_training(model, modules):
-            optimizer.zero_grad(set_to_none=True)
-            sum(loss_of(batch).values()).backward()
-            optimizer.step()
+            train_step(steps, loss_of, batch, plan)
 
     return once
+
+
+def steps_without_a_wait(steps: Sequence[Step], device: torch.device) -> int:
+    """Make each step under CUDA's synchronisation debugging; the number of steps that were looked at.
+
+    Raises:
+        ValueError: the device is no CUDA device.
+        RuntimeError: a step waits for the GPU; the traceback shows where.
+    """
+    check_sync_debug(device)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for once in steps:
+            once()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return len(steps)
+
+
+def check_sync_debug(device: torch.device) -> None:
+    """Raises ValueError where there is no GPU to wait for."""
+    if device.type != "cuda":
+        raise ValueError(f"--sync_debug on {device}: only CUDA can tell who waits for it; give --device cuda")
 
 
 def alternate(steps: Sequence[Step], repeats: int, device: torch.device) -> list[float]:
@@ -150,9 +174,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device")
+    parser.add_argument("--sync_debug", action="store_true", help="fail if a step waits for the GPU")
     args = parser.parse_args(argv)
     setup_seed(0)
     device = choose_device(args.device)
+    if args.sync_debug:
+        check_sync_debug(device)
     size = args.img_size or (128 if args.model_name == TINY else 518)
     clip = create_model(args.model_name, size, None if args.random_weights else "openai", device=device)
     surgery = surgery_copy(clip, 10 if args.model_name == TINY else 20)
@@ -174,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("stage 2", image_steps(plain, crossed, referring, batch)),
     ):
         result[name] = shown_times(alternate(steps, args.repeats, device))
+        if args.sync_debug:
+            result[f"{name} steps without a wait"] = steps_without_a_wait(steps, device)
     print(json.dumps(result, indent=1))
 
 

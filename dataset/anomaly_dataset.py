@@ -38,8 +38,8 @@ class BaseDataset(Dataset):
     nobody knows the defect's place; `label` int 0/1, -1 for unlabelled; `class_name` str; `file_name` str, relative to
     the data root. Colour is varied on the decoded image, geometry on the normalised tensor stacked with the mask.
 
-    What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch and before
-    the loader's workers start (persistent workers keep the epoch they were started with).
+    What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch. Worker
+    processes see it, also those that live on from epoch to epoch.
     Reading raises ValueError for an image or mask that cannot be decoded or whose sizes differ.
     """
 
@@ -56,12 +56,19 @@ class BaseDataset(Dataset):
         self.img_size = img_size
         self.augmentation = augmentation
         self.logger = logger or logging.getLogger(__name__)
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        if augmentation:
+            self._epoch.share_memory_()
         self._warned_of: set[str] = set()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation is drawn; epochs count from 0."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose augmentation is drawn."""
+        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -67,7 +67,7 @@ def image_to_text(
         tokens: the class's token ids [P, T].  context: the class's TextContext.
     """
     x = model.attending_tokens(image[None])[:, patch + 1 : patch + 2]  # CLS stands first
-    weights = model.image_cross_attn.attention_map(x, context.tokens[context.real])[0, 0]
+    weights = model.image_cross_attn.attention_map(x, context.seen)[0, 0]
     decoder, shares = open_clip.get_tokenizer("ViT-L-14").decoder, {}
     for token, weight in zip(tokens.flatten()[context.real].tolist(), weights.tolist(), strict=True):
         text = decoder[token].replace("</w>", "")

@@ -36,9 +36,10 @@ def predict_class(
         0/1 and -1 for unlabelled, "files" [n]}
     """
     parts = {key: [] for key in ("maps", "head", "masks", "mask_known", "labels", "files")}
-    loader = DataLoader(images, batch_size=batch_size, num_workers=workers)
+    pinned = torch.device(device).type == "cuda"
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pinned)
     for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
-        maps, head = scorer.score(batch["image"].to(device), class_name)
+        maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name)
         parts["maps"].append(maps.float().cpu().numpy())
         parts["head"].append(head.float().cpu().numpy())
         parts["masks"].append(batch["mask"][:, 0].numpy().astype(np.uint8))

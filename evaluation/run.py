@@ -72,7 +72,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         per checkpoint the result of `evaluate_dataset`.
     """
     own = settings.own
-    setup_seed(settings.run.seed)
+    setup_seed(settings.run.seed, settings.run.fast)
     kind, files = BASELINE, []
     untrained = "raw_clip" if own.raw_clip else "local_contrast" if own.local_contrast else None
     if own.raw_clip and own.local_contrast:

@@ -69,7 +69,7 @@ class AnomalyScorer(nn.Module):
     def class_context(self, name: str) -> Tensor | None:
         """What images of a class attend to, [S, W], or None."""
         context = self.contexts.get(name)
-        return None if context is None else context.tokens[context.real]
+        return None if context is None else context.seen
 
     @torch.no_grad()
     def score(self, image: Tensor, class_name: str) -> tuple[Tensor, Tensor]:

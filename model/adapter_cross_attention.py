@@ -23,6 +23,7 @@ from model.attention import scaled_dot_product
 from model.blocks import run_blocks
 from model.self_reference import SelfReference
 from model.settings import CrossAttentionSettings, SelfReferenceSettings
+from model.transfer import send
 
 NORM_FLOOR = 1e-6  # added to the norm that is divided by
 Contexts = Sequence[tuple[Sequence[int] | None, Tensor]]  # groups (rows, context [S, W])
@@ -240,7 +241,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         if rarities is None:
             rarities = self.self_reference.rarities(self.clipmodel, image, self.levels)
         rare, peak = self.self_reference(rarities)
-        row = anchors.new_tensor([0.0, 1.0]).expand(*anchors.shape[:-2], 1, 2)
+        row = F.pad(anchors.new_ones(*anchors.shape[:-2], 1, 1), (1, 0))  # 0 for normal, 1 for abnormal
         return compare_embeddings(
             [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)],
             torch.cat([det, peak], dim=-1),
@@ -287,7 +288,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         for rows, context in contexts:
             every = rows is None
             rows = (
-                torch.arange(x.shape[0], device=x.device) if every else torch.as_tensor(rows, device=x.device)
+                torch.arange(x.shape[0], device=x.device) if every else send(torch.as_tensor(rows), x.device)
             )
             y = module(x[rows], context)
             if not self.attention.no_norm_match:

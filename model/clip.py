@@ -133,10 +133,12 @@ class CLIP(nn.Module):
     ) -> Tensor:
         """`ln_final` features at the end-of-text token: ids [P, T] -> [P, W].
 
-        Attention is causal, so the columns behind the longest prompt cannot change the result and are cut.
+        Attention is causal, so the columns behind the longest prompt cannot change the result and are cut. Of ids on a
+        device all columns are used: to read how many are needed would wait for it, so cut them before they go there.
         """
         end = text.argmax(dim=-1)
-        text = text[:, : int(end.max()) + 1]
+        if text.device.type == "cpu":
+            text = text[:, : int(end.max()) + 1]
         length = text.shape[1]
         x = self.token_embedding(text) + self.positional_embedding[:length]
         x, _ = run_blocks(

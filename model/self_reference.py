@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.settings import SelfReferenceSettings
+from model.transfer import send
 
 TYPICAL = 0.25  # rarity of a patch where "neither way" starts to be learned
 TYPICAL_PEAK = 0.5  # the same of an image's rarest patches
@@ -102,5 +103,5 @@ class SelfReference(nn.Module):
             return torch.full_like(rare, TYPICAL)
         if self.control == "shuffled":
             order = torch.randperm(rare.shape[1], generator=torch.Generator().manual_seed(0))
-            return rare[:, order.to(rare.device)]
+            return rare[:, send(order, rare.device)]
         return rare

@@ -12,7 +12,7 @@ from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
 from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
-from utils import choose_device, close_logger, get_logger, lock_run, setup_seed
+from utils import choose_device, close_logger, get_logger, lock_run, seed_generators, setup_seed
 
 
 class Session(NamedTuple):
@@ -30,7 +30,7 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     Yields:
         (device, logger)
     """
-    setup_seed(run.seed)  # before CUDA starts
+    setup_seed(run.seed, run.fast)  # before CUDA starts
     lock = lock_run(run.save_path)
     logger = get_logger(run.save_path, log_name)
     try:
@@ -93,7 +93,7 @@ def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -
 
     Its first values depend on the seed alone, not on the backbone; the adapters' are the same in every script.
     """
-    setup_seed(settings.run.seed)
+    seed_generators(settings.run.seed)
     model = settings.model
     adapters = (
         model.text_adapt_weight,

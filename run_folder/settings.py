@@ -4,6 +4,7 @@ To add a flag, add a field with `option` to the group it belongs to: parser, che
 is the same one, and what testing takes from a checkpoint all follow from it.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
@@ -27,6 +28,24 @@ DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
     "milestones": ([16000.0, 32000.0], [0.5, 0.8]),
     "text_cls_weight": (0.0, 1.0),
 }
+
+
+def worker_count(text: str) -> int:
+    """The number of data loader processes that --workers names.
+
+    Raises:
+        ValueError: neither a whole number from 0 nor auto.
+    """
+    if text == "auto":
+        return min(8, cores() - 1)
+    if not text.isdecimal():
+        raise ValueError(f"--workers {text}: expected 0 or more processes, or auto")
+    return int(text)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,9 @@ class TrainingSettings:
         choices=["fp32", "bf16"],
     )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
+    log_every: int = option(
+        50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
+    )
     criterion: list = option(
         ["dice_loss", "focal_loss"],
         "accepted for AA-CLIP's command lines; never read, there or here",
@@ -139,7 +161,18 @@ class RunSettings:
     seed: int = option(111, "seed of weights, order, augmentation and k-shot choice")
     save_path: str | None = option("ckpt/baseline", "the run's folder", moves_numbers=False)
     device: str | None = option(None, "torch device; default CUDA if there, else CPU", moves_numbers=False)
-    workers: int = option(0, "data loader processes; never changes a number", moves_numbers=False)
+    workers: int = option(
+        0,
+        "data loader processes; never changes a number; auto: one less than the cores, at most 8",
+        moves_numbers=False,
+        type=worker_count,
+    )
+    fast: bool = option(
+        False,
+        "kernels that a GPU may round otherwise in the next run",
+        moves_numbers=False,
+        added_later=True,
+    )
 
 
 BASELINE_GROUPS = {

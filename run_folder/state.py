@@ -63,5 +63,5 @@ class TrainState:
 
 def save_contexts(path: Path | str, contexts: dict[str, TextContext], means: dict[str, torch.Tensor]) -> None:
     """Write a text_context_dict.pth: what images attend to, and the anchors of `--text_context train_mean` or {}."""
-    tokens = {name: context._asdict() for name, context in contexts.items()}
+    tokens = {name: {"tokens": one.tokens, "real": one.real} for name, one in contexts.items()}
     save_checkpoint(path, {"text_context": tokens, "mean_anchors": means})

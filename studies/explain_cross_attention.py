@@ -92,7 +92,7 @@ def attention_shares(
             if not item["mask_known"]:
                 continue
             x = model.attending_tokens(item["image"][None])[:, 1:]
-            weights = model.image_cross_attn.attention_map(x, contexts[name].tokens[contexts[name].real])[0]
+            weights = model.image_cross_attn.attention_map(x, contexts[name].seen)[0]
             side = int(weights.shape[0] ** 0.5)
             covered = F.adaptive_avg_pool2d(torch.as_tensor(item["mask"]).float(), side).flatten()
             shares = weights @ member.T

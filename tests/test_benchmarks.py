@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+import torch
+
 from benchmarks import cross_attention_cost
 
 
@@ -11,3 +14,16 @@ def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
     assert (told["text_cross_attn parameters"], told["image_cross_attn parameters"]) == (66048, 82496)
     assert told["stage 1"]["ratio"] > 0 and told["stage 2"]["ratio"] > 0
     assert told["stage 2"]["and self-reference ratio"] > 0
+
+
+def test_waits_can_only_be_looked_for_on_a_gpu():
+    with pytest.raises(ValueError, match="--sync_debug on cpu: only CUDA can tell who waits for it"):
+        cross_attention_cost.main(["--random_weights", "--img_size", "64", "--device", "cpu", "--sync_debug"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_training_step_waits_for_the_gpu(capsys):
+    flags = ["--random_weights", "--img_size", "64", "--repeats", "1", "--device", "cuda", "--sync_debug"]
+    cross_attention_cost.main(flags)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["stage 1 steps without a wait"], told["stage 2 steps without a wait"]) == (2, 3)

@@ -107,6 +107,17 @@ def test_the_test_split_is_not_augmented(root):
 
 
 @pytest.mark.bit_equality
+def test_workers_that_live_on_see_the_next_epoch(root):
+    _, images = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root, seed=3)
+    loader = DataLoader(images, batch_size=4, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1, 5):
+        images.set_epoch(epoch)
+        lived_on = [item for batch in loader for item in batch["image"]]
+        assert images.epoch == epoch
+        assert all(torch.equal(one, images[index]["image"]) for index, one in enumerate(lived_on))
+
+
+@pytest.mark.bit_equality
 def test_augmentation_depends_on_seed_stage_epoch_and_index_only(root):
     _, image_set = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root, seed=3)
     _, again = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root, seed=3)

@@ -20,7 +20,8 @@ from model.clip import surgery_copy
 from run_folder.flags import settings_of
 from run_folder.settings import BASELINE_GROUPS
 from run_folder.state import TrainState
-from training.engine import StagePlan, gradient_norm, to_device, train_stage
+from training.engine import StagePlan, gradient_norm, steps_per_look, to_device, train_stage
+from training.finite_steps import FiniteSteps
 from training.stages import image_stage, orthogonality_loss, segmentation, text_stage, train_and_save
 
 
@@ -255,12 +256,101 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_terms_and_fil
     assert not list(tmp_path.glob("*.pth"))
 
 
+@pytest.mark.bit_equality
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_stepped_on(loop, batch):
+    def terms(weight, batch):
+        return {"root": (weight - 1.0).sqrt()}  # 0 at the weight's start, with an infinite slope
+
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient is not finite \(root = 0.0, gradient norm = inf\)"
+    ):
+        loop(terms, [batch])
+    assert loop.weight.item() == 1
+
+
+@pytest.fixture
+def far_device(monkeypatch):
+    """The engine looks at the losses as on a device that has to be waited for: after every third step."""
+    monkeypatch.setattr("training.engine.steps_per_look", lambda plan, device: 3)
+
+
+@pytest.mark.bit_equality
+def test_a_guarded_step_gives_the_numbers_of_a_plain_one(
+    batch, train_image, adapted, far_device, monkeypatch
+):
+    start = {name: value.clone() for name, value in adapted.state_dict().items()}
+    losses = train_image([batch] * 4, epochs=2)
+    guarded = {name: value.clone() for name, value in adapted.state_dict().items()}
+    adapted.load_state_dict(start)
+    monkeypatch.setattr("training.engine.steps_per_look", lambda plan, device: 1)
+    assert train_image([batch] * 4, epochs=2)[2:] == losses
+    assert all(torch.equal(guarded[name], value) for name, value in adapted.state_dict().items())
+    assert not torch.equal(
+        guarded["image_adapter.det_proj.fc.weight"], start["image_adapter.det_proj.fc.weight"]
+    )
+
+
+@pytest.mark.bit_equality
+@pytest.mark.parametrize("broken_at", [0, 1, 4])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_device_that_is_looked_at_later_has_not_stepped_either_and_the_right_batch_is_named(
+    batch, lines, far_device, kind, broken_at
+):
+    def train_on(numbers):
+        weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = kind([weight], lr=0.1, weight_decay=0.1)
+        state, seen = TrainState("text", {}, optimizer), []
+
+        def step_loss(batch):
+            seen.append(batch["file_name"])
+            return {"line": (weight * batch["factor"]).sum()}
+
+        batches = [
+            batch | {"file_name": [f"{number}.png"], "factor": float("nan") if number == broken_at else 1.0}
+            for number in numbers
+        ]
+        try:
+            train_stage(state, step_loss, batches, StagePlan(1), "cpu", lines[0], lambda state: None)
+        except FloatingPointError as error:
+            return weight, optimizer, seen, str(error)
+        return weight, optimizer, seen, ""
+
+    weight, optimizer, seen, error = train_on(range(7))
+    assert f"line = nan) for {broken_at}.png. Nothing was updated" in error
+    assert len(seen) == (3 if broken_at < 3 else 6)  # the look's own steps are made, and no more
+    whole, wanted, *_ = train_on(range(broken_at)) if broken_at else (torch.tensor([1.0, 2.0]), None)
+    assert torch.equal(weight, whole)
+    for name, value in (wanted.state[whole] if wanted else {}).items():
+        if value is not None:  # SGD's momentum, which it does not have here
+            assert torch.equal(optimizer.state[weight][name], value)
+    if not wanted:
+        assert all(not value.any() for value in optimizer.state[weight].values() if value is not None)
+
+
+def test_a_broken_step_at_an_epochs_end_is_found_before_anything_is_saved(loop, batch, far_device):
+    def terms(weight, batch):
+        return {"line": weight * batch["factor"]}
+
+    good, bad = batch | {"factor": 1.0}, batch | {"factor": float("inf"), "file_name": ["bad.png"]}
+    with pytest.raises(FloatingPointError, match=r"line = inf\) for bad.png"):
+        loop(terms, [good, bad])
+    assert loop.saved == [] and loop.weight.item() == pytest.approx(0.9)
+
+
+def test_losses_on_a_cpu_are_looked_at_every_step_and_on_a_gpu_every_log_every():
+    plan = StagePlan(1, log_every=20)
+    assert (steps_per_look(plan, "cpu"), steps_per_look(plan, torch.device("cuda", 0))) == (1, 20)
+    with pytest.raises(ValueError, match="--log_every 0: expected 1 step or more"):
+        FiniteSteps(None, 0)
+
+
 @pytest.fixture
 def loop(lines):
     """Function (step_loss, loader, **plan) that trains one weight; returns (weight, epochs saved)."""
 
     def run(step_loss, loader, start_epoch=0, epochs=1, history=(), **plan):
         weight, saved = torch.nn.Parameter(torch.tensor(1.0)), []
+        run.weight, run.saved = weight, saved
         state = TrainState(
             "text", {}, torch.optim.SGD([weight], lr=0.1), epoch=start_epoch, history=list(history)
         )

@@ -92,9 +92,11 @@ TRAIN = (
         "extra_meta": None,
         "extra_ratio": None,
         "precision": "fp32",
+        "log_every": 50,
         "corrected": False,
         "device": None,
         "workers": 0,
+        "fast": False,
     }
 )
 CROSS_ATTENTION_MODEL = {
@@ -159,6 +161,7 @@ TEST = (
         "real_names": None,
         "device": None,
         "workers": 0,
+        "fast": False,
         "checkpoint": None,
         "all": False,
         "epoch": None,
@@ -431,11 +434,27 @@ def test_a_flag_is_declared_with_one_field(capsys):
     assert "how sharp (default: None)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (6, 5), (64, 8)])
+def test_auto_workers_leave_a_core_to_training_and_are_eight_at_most(monkeypatch, cores, workers):
+    monkeypatch.setattr("run_folder.settings.cores", lambda: cores)
+    assert parse_train("--workers", "auto").run.workers == workers
+    assert parse_train("--workers", "3").run.workers == 3 and parse_train().run.workers == 0
+
+
+@pytest.mark.parametrize("word", ["-1", "many", "1.5"])
+def test_workers_that_are_no_number_are_refused(word, capsys):
+    with pytest.raises(SystemExit):
+        parse_train("--workers", word)
+    assert f"--workers: invalid worker_count value: '{word}'" in capsys.readouterr().err
+
+
 # What the flags' metadata say, pinned as the tables they replace said it (runs.py of 5ca275b).
 NEVER_MOVES_A_NUMBER = {
     "save_path",
     "device",
     "workers",
+    "fast",
+    "log_every",
     "data_root",
     "clip_weights",
     "dataset_config",
@@ -446,6 +465,8 @@ NEVER_MOVES_A_NUMBER = {
 }
 ADDED_LATER = {
     "precision": "fp32",
+    "fast": False,
+    "log_every": 50,
     "context_control": "none",
     "extra_meta": None,
     "extra_ratio": None,

@@ -298,7 +298,17 @@ def test_the_same_seed_draws_the_same_numbers_and_asks_for_deterministic_kernels
 
     assert draw() == draw()
     assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_fast_run_may_use_any_kernel():
+    setup_seed(7, fast=True)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    assert torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cudnn.benchmark
+    setup_seed(7)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 
 
 def test_an_unknown_device_is_refused_with_a_remedy():

@@ -522,9 +522,10 @@ def test_a_second_process_in_the_same_folder_is_refused(train_flags, run):
 
 
 @pytest.mark.bit_equality
-def test_workers_change_no_number(train_flags, run, tmp_path):
+def test_workers_that_live_from_epoch_to_epoch_change_no_number(train_flags, run, tmp_path):
+    train_flags = [*train_flags, "--image_epoch", "2", "--image_batch_size", "3"]
     train_script.main(train_flags)
-    train_script.main([*train_flags, "--workers", "1", "--save_path", str(tmp_path / "other")])
+    train_script.main([*train_flags, "--workers", "2", "--save_path", str(tmp_path / "other")])
     files = ("text_adapter.pth", "image_adapter.pth")
     assert_equal(states(run, *files), states(tmp_path / "other", *files))
 

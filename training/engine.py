@@ -1,6 +1,5 @@
 """The one training loop: a step, an epoch, a stage. The only backward pass that trains the detector is `train_step`."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from run_folder.state import TrainState
+from training.finite_steps import FiniteSteps
 from utils import on_terminal
 
 StepLoss = Callable[[dict], dict[str, Tensor]]  # batch on the device -> {term: scalar}
@@ -24,7 +24,8 @@ class StagePlan:
     `epochs`: in total. `epoch_offset`: epochs the data has been through before this stage; order and augmentation go on
     from there. `clip_norm`: largest norm of the gradient over all trained parameters, or None. `log_gradient_norms_of`:
     {key: module} whose mean gradient norm (before clipping) is logged every epoch. `should_stop`: function (history) ->
-    bool, asked before every epoch; True ends the stage.
+    bool, asked before every epoch; True ends the stage. `log_every`: steps between two reads of the loss on a device
+    that has to be waited for; on a CPU every step is looked at.
     """
 
     epochs: int
@@ -32,6 +33,7 @@ class StagePlan:
     clip_norm: float | None = None
     log_gradient_norms_of: dict[str, nn.Module] = field(default_factory=dict)
     should_stop: Callable[[list], bool] | None = None
+    log_every: int = 50
 
 
 def train_stage(
@@ -51,7 +53,7 @@ def train_stage(
 
     Raises:
         ValueError: the loader is empty, or more epochs are done than wanted.
-        FloatingPointError: a loss term is not finite; nothing was stepped, the batch's files are named.
+        FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it, the error names the files.
     """
     name = state.name
     if state.epoch > plan.epochs:
@@ -86,14 +88,18 @@ def train_one_epoch(
     """
     begin, losses, sums = time.perf_counter(), [], {}
     norms = {key: [] for key in plan.log_gradient_norms_of}
+    steps = FiniteSteps(state, steps_per_look(plan, device))
     progress = tqdm(loader, desc=f"{state.name} epoch {state.epoch}", leave=False, disable=not on_terminal())
     for batch in progress:
-        terms, step_norms = train_step(state, step_loss, to_device(batch, device), plan)
+        terms, step_norms = train_step(steps, step_loss, to_device(batch, device), plan)
         losses.append(sum(terms.values()))
         for term, value in terms.items():
             sums[term] = sums.get(term, 0.0) + value
         for key, norm in step_norms.items():
             norms[key].append(norm)
+        if not progress.disable and len(losses) % plan.log_every == 0:
+            progress.set_postfix(loss=float(torch.stack(losses[-plan.log_every :]).mean()))
+    steps.look()
     if not losses:
         raise ValueError(
             f"stage {state.name!r}: the loader gave no batch; the dataset is empty or smaller than a batch"
@@ -109,30 +115,34 @@ def train_one_epoch(
 
 
 def train_step(
-    state: TrainState, step_loss: StepLoss, batch: dict, plan: StagePlan
+    steps: FiniteSteps, step_loss: StepLoss, batch: dict, plan: StagePlan
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One optimiser step on a batch that is on the device.
+    """One optimiser step on a batch that is on the device; only a look that is due waits for a CUDA device.
 
     Returns:
         ({term: detached loss}, {key: gradient norm of a watched module}).
 
     Raises:
-        FloatingPointError: a loss term is not finite; nothing was stepped.
+        FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it.
     """
-    terms = step_loss(batch)
-    loss = sum(terms.values())
-    if not math.isfinite(float(loss.detach())):
-        raise FloatingPointError(non_finite_message(state, terms, batch))
+    state, terms = steps.state, step_loss(batch)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    sum(terms.values()).backward()
     norms = {key: gradient_norm(module) for key, module in plan.log_gradient_norms_of.items()}
+    trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
     if plan.clip_norm is not None:
-        trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, plan.clip_norm)
-    state.optimizer.step()
+        torch.nn.utils.clip_grads_with_norm_(trained, plan.clip_norm, norm)
+    terms = {term: value.detach() for term, value in terms.items()}
+    steps.take(terms, norm, batch)
     if state.scheduler is not None:
         state.scheduler.step()
-    return {term: value.detach() for term, value in terms.items()}, norms
+    return terms, norms
+
+
+def steps_per_look(plan: StagePlan, device: torch.device | str) -> int:
+    """Steps between two looks at the losses: to look at a CPU's costs nothing."""
+    return 1 if torch.device(device).type == "cpu" else plan.log_every
 
 
 def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger: Logger) -> None:
@@ -152,8 +162,9 @@ def to_device(batch: dict, device: torch.device) -> dict:
         batch = batch | {"mask_known": batch["mask_known"].to(device, non_blocking=True)}
     return batch | {
         "image": batch["image"].to(device, non_blocking=True),
-        "mask": batch["mask"].to(device, torch.float32, non_blocking=True),
-        "label": batch["label"].to(device, torch.int64, non_blocking=True),
+        # First there, then another type: a conversion here would leave pinned memory, and the copy would wait.
+        "mask": batch["mask"].to(device, non_blocking=True).to(torch.float32),
+        "label": batch["label"].to(device, non_blocking=True).to(torch.int64),
     }
 
 
@@ -168,13 +179,3 @@ def gradient_norm(module: nn.Module) -> Tensor:
     """Norm of the gradient over a module's parameters, as a scalar tensor; 0 where there is none."""
     norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
     return torch.stack(norms).norm() if norms else torch.zeros((), device=next(module.parameters()).device)
-
-
-def non_finite_message(state: TrainState, terms: dict[str, Tensor], batch: dict) -> str:
-    """What a user needs to find the cause of a loss that is NaN or infinite."""
-    values = ", ".join(f"{term} = {float(value.detach())}" for term, value in terms.items())
-    files = ", ".join(map(str, batch.get("file_name", ["(the batch names no files)"])))
-    return (
-        f"stage {state.name!r}, epoch {state.epoch}: the loss is not finite ({values}) for {files}. Nothing was "
-        "updated; look at these files, or lower the stage's learning rate"
-    )

@@ -6,10 +6,14 @@ from torch.utils.data import DataLoader
 
 from dataset import BaseDataset, EpochSampler, get_dataset
 from run_folder.settings import Settings
+from utils import choose_device
 
 
 def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, DataLoader]:
-    """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only."""
+    """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only.
+
+    Worker processes live as long as their loader; batches for a GPU lie in pinned memory: copies do not wait.
+    """
     data, training, seed = settings.data, settings.training, settings.run.seed
     sets = get_dataset(
         data.dataset,
@@ -24,8 +28,16 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
         extra_ratio=training.extra_ratio,
     )
     sizes = training.text_batch_size, training.image_batch_size
+    workers, pinned = settings.run.workers, choose_device(settings.run.device).type == "cuda"
     return tuple(
-        DataLoader(images, size, sampler=EpochSampler(len(images), seed), num_workers=settings.run.workers)
+        DataLoader(
+            images,
+            size,
+            sampler=EpochSampler(len(images), seed),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+        )
         for images, size in zip(sets, sizes, strict=True)
     )
 
@@ -33,4 +45,9 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
 def unaugmented(loader: DataLoader) -> DataLoader:
     """Batches of a training loader's images as they are, in order."""
     images = loader.dataset
-    return DataLoader(BaseDataset(images.samples, images.img_size), loader.batch_size)
+    return DataLoader(
+        BaseDataset(images.samples, images.img_size),
+        loader.batch_size,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )

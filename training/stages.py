@@ -165,9 +165,8 @@ def run_stage(
             f"--{name}_epoch 0 in {stage.file.parent}, which holds a {stage.file.name}: choose another --save_path"
         )
     state = TrainState(name, stage.modules, optimizer, scheduler)
-    return continue_stage(
-        session, stage, state, step_loss, loader, StagePlan(epochs), record=record, origins=origins
-    )
+    plan = StagePlan(epochs, log_every=training.log_every)
+    return continue_stage(session, stage, state, step_loss, loader, plan, record=record, origins=origins)
 
 
 def continue_stage(

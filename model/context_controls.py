@@ -1,0 +1,67 @@
+"""Controls of a study of cross-attention: contexts without the information a tower should gain from the other.
+
+A run with `--context_control` has the same parameters and steps as one without. "constant" says nothing at all.
+"other_class" keeps the statistics of real contexts and what all classes share (that something is damaged), but belongs
+to another class; as its images see the prompts of one fixed other class, a class can still be told by it. Where the
+surgery attends across the batch before the first level (ViT-L with AA-CLIP's defaults), patches of another class
+already carry something of the own images: `--surgery_attention spatial` keeps them apart.
+"""
+
+import torch
+from torch import Tensor
+
+from model.contexts import Scope, TextContext
+
+
+def controlled_scope(scope: Scope, control: str) -> Scope:
+    """Stage 1's image context under a control.
+
+    Args:
+        scope: of model.contexts, `class_scope` or `batch_scope`.
+        control: "none"; "other_class": a class sees the batch's images of the next class in the batch, and nothing
+            where the batch has one class; "constant": every prompt sees one token of equal entries and unit length.
+    """
+
+    def shifted(patches, class_names):
+        contexts = scope(patches, class_names)
+        names = list(contexts)
+        if len(names) == 1:
+            return {names[0]: None}
+        return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+    def constant(patches, class_names):
+        return dict.fromkeys(scope(patches, class_names), constant_token(patches))
+
+    return {"none": scope, "other_class": shifted, "constant": constant}[control]
+
+
+def controlled_text_contexts(contexts: dict[str, TextContext], control: str) -> dict[str, TextContext]:
+    """Text contexts of a dataset under a control.
+
+    Args:
+        contexts: {class name: TextContext}.
+        control: "none"; "other_class": images of a class see the prompts of the dataset's next class; "constant": one
+            token of equal entries and unit length.
+
+    Raises:
+        ValueError: "other_class" with a dataset of one class.
+    """
+    if control == "none" or not contexts:
+        return contexts
+    names = list(contexts)
+    if control == "constant":
+        tokens = {name: constant_token(context.tokens) for name, context in contexts.items()}
+        return {
+            name: TextContext(token, contexts[name].real.new_ones(1), token) for name, token in tokens.items()
+        }
+    if len(names) == 1:
+        raise ValueError(
+            f"--context_control other_class: the dataset has one class alone, {names[0]!r}; use constant"
+        )
+    return {name: contexts[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+
+def constant_token(like: Tensor) -> Tensor:
+    """[1, width] of equal entries and unit length, of the width, dtype and device of `like`."""
+    width = like.shape[-1]
+    return torch.full((1, width), width**-0.5, dtype=like.dtype, device=like.device)
