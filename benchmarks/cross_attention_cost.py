@@ -31,7 +31,8 @@ from forward_utils_cross_attention import (  # noqa: E402
 from model.adapter import AdaptedCLIP  # noqa: E402
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention  # noqa: E402
 from model.clip import CLIP, create_model, surgery_copy  # noqa: E402
-from training.engine import StepLoss  # noqa: E402
+from run_folder.state import TrainState  # noqa: E402
+from training.engine import StagePlan, StepLoss, train_one_epoch  # noqa: E402
 from training.optimisation import adam, only_training  # noqa: E402
 from training.stages import image_stage_loss, text_stage_loss  # noqa: E402
 from utils import choose_device, setup_seed  # noqa: E402
@@ -43,15 +44,12 @@ Step = Callable[[], None]
 
 
 def step(model: nn.Module, modules: dict[str, nn.Module], loss_of: StepLoss, batch: dict, lr: float) -> Step:
-    """A function that makes one training step of some modules."""
-    with only_training(model, modules):
-        optimizer = adam(modules, lr)
+    """A function that makes one training step of some modules: training's own epoch, of one batch."""
+    state, plan = TrainState("measured", modules, adam(modules, lr)), StagePlan(epochs=1)
 
     def once():
         with only_training(model, modules):
-            optimizer.zero_grad(set_to_none=True)
-            sum(loss_of(batch).values()).backward()
-            optimizer.step()
+            train_one_epoch(state, loss_of, [batch], plan, batch["image"].device)
 
     return once
 
@@ -60,13 +58,13 @@ def alternate(steps: Sequence[Step], repeats: int, device: torch.device) -> list
     """Median seconds of every function, run in turn."""
     times = [[] for _ in steps]
     for _ in range(repeats + 1):
-        for own, once in zip(times, steps, strict=True):
+        for seconds, once in zip(times, steps, strict=True):
             begin = time.perf_counter()
             once()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            own.append(time.perf_counter() - begin)
-    return [statistics.median(own[1:]) for own in times]  # the first one warms up
+            seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds[1:]) for seconds in times]  # the first one warms up
 
 
 def text_steps(
@@ -132,24 +130,24 @@ def random_batch(images: int, size: int, device: torch.device) -> dict:
 def shown_times(seconds: Sequence[float]) -> dict[str, float]:
     """What the JSON says of one stage's medians: the baseline's, cross-attention's, self-reference's if timed."""
     baseline, with_attention, *with_reference = seconds
-    found = {
+    times = {
         "baseline s": round(baseline, 4),
         "cross-attention s": round(with_attention, 4),
         "ratio": round(with_attention / baseline, 3),
     }
     for one in with_reference:
-        found |= {"and self-reference s": round(one, 4), "and self-reference ratio": round(one / baseline, 3)}
-    return found
+        times |= {"and self-reference s": round(one, 4), "and self-reference ratio": round(one / baseline, 3)}
+    return times
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_name", default=TINY)
+    parser.add_argument("--model_name", default=TINY, help="architecture; ViT-L-14-336 is AA-CLIP's")
     parser.add_argument("--img_size", type=int, help="default 128 for the tiny CLIP, 518 otherwise")
     parser.add_argument("--random_weights", action="store_true", help="time does not depend on the weights")
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device")
+    parser.add_argument("--batch_size", type=int, default=2, help="images per step")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each kind")
+    parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     args = parser.parse_args(argv)
     setup_seed(0)
     device = choose_device(args.device)

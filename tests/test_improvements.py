@@ -11,9 +11,9 @@ import train_cross_attention
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
-from studies import explain_cross_attention, improvements
+from studies import attention_shares, explain_cross_attention, improvements
+from studies.arm_runs import training_command
 from studies.paired_report import METRICS
-from studies.study import training_command
 
 
 def test_the_halves_share_no_class_and_leave_none_out(tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_commands_name_the_dataset_file_below_the_data():
 
 
 def test_tokens_are_told_apart_by_what_they_say():
-    kinds = explain_cross_attention.token_kinds("MVTec", "screw")
+    kinds = attention_shares.token_kinds("MVTec", "screw")
     assert kinds.count("damage") == 2 * 5  # five abnormal states in two templates, a word each
     assert kinds.count("class") == 2 * (3 + 5)
 
@@ -132,7 +132,7 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
                 weights[:, 1:, kinds.index("class")] = 1
                 return weights
 
-    kinds = explain_cross_attention.token_kinds("MVTec", "screw")
+    kinds = attention_shares.token_kinds("MVTec", "screw")
 
     class Context:
         tokens, real = torch.zeros(len(kinds), 3), torch.ones(len(kinds), dtype=torch.bool)
@@ -140,5 +140,5 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
     mask = torch.zeros(1, 4, 4)
     mask[:, :2, :2] = 1  # the first patch of four
     items = [{"image": torch.zeros(3, 4, 4), "mask": mask}]
-    shares = explain_cross_attention.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
+    shares = attention_shares.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
     assert shares["inside"]["damage"] == 1 and shares["outside"]["class"] == 1
