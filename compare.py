@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
     )
-    parser.add_argument("--resampling_seed", type=int, default=0)
+    parser.add_argument("--resampling_seed", type=int, default=0, help="of the resampled test sets")
     parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
     parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
     parser.add_argument(

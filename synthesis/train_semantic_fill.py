@@ -63,7 +63,7 @@ class SemanticSettings:
     """semantic cross-attention"""
 
     semantic_layers: int = option(1, "one after another; 0 = no semantics")
-    semantic_heads: int = option(8)
+    semantic_heads: int = option(8, "heads of each layer; they share its inner width")
     semantic_layout: str = option("33k", "33,088 or 16,897 parameters", choices=LAYOUTS)
     semantic_pos: str = option("local", "none cannot place anything", choices=POSITIONS)
 
@@ -89,7 +89,7 @@ class FillTrainingSettings:
 
     steps: int = option(1000, "in all, those before a resume included", moves_numbers=False)
     batch_size: int = option(1, "triptychs per step")
-    optimizer: str = option("adamw", choices=tuple(OPTIMIZERS))
+    optimizer: str = option("adamw", "prodigy finds its own step size", choices=tuple(OPTIMIZERS))
     lr: float | None = option(None, f"default by optimizer: {OPTIMIZERS}")
     lr_schedule: str = option(
         "constant",
@@ -100,8 +100,8 @@ class FillTrainingSettings:
         None, "share of the loss on tokens to be filled; default: all tokens count alike"
     )
     gradient_clip: float = option(0.5, "largest norm of all gradients together")
-    lora_rank: int = option(32)
-    lora_alpha: int = option(32)
+    lora_rank: int = option(32, "rank of the low-rank weights added to each linear layer")
+    lora_alpha: int = option(32, "their factor is alpha / rank")
     train_backbone: bool = option(
         False, "train the whole transformer too: for tiny and small, which know nothing"
     )
