@@ -50,7 +50,8 @@ def compare_arms(
             "arms": {arm.name: compare_arm(baseline, arm, evaluated, dataset, seed) for arm in arms},
             "histogram_error": errors,
             "abouts": {
-                arm.name: [evaluated[run.key]["evaluation_info"] for run in arm.runs] for arm in [baseline, *arms]
+                arm.name: [evaluated[run.key]["evaluation_info"] for run in arm.runs]
+                for arm in [baseline, *arms]
             },
         }
     correct(results, verdict_metrics)
@@ -91,7 +92,8 @@ def resample_run(
     """One run on one dataset; the resampled images are the same for every run, as they depend on labels and seed only.
 
     Returns:
-        {"evaluation_info", "classes": exact metrics, "resampled": {class: {metric: [R]}}, "errors": {pixel metric: largest}}
+        {"evaluation_info", "classes": exact metrics, "resampled": {class: {metric: [R]}}, "errors": {pixel metric:
+        largest}}
     """
     resampled_metrics, errors = {}, {}
     for name, scores in classes.items():
