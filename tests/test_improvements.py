@@ -11,7 +11,7 @@ import train_cross_attention
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
-from studies import attention_shares, explain_cross_attention, improvements
+from studies import attention_shares, explain_cross_attention, gradient_shares, improvements
 from studies.arm_runs import training_command
 from studies.paired_report import METRICS
 
@@ -142,3 +142,19 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
     items = [{"image": torch.zeros(3, 4, 4), "mask": mask}]
     shares = attention_shares.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
     assert shares["inside"]["damage"] == 1 and shares["outside"]["class"] == 1
+
+
+def test_squared_gradient_norms_are_those_a_backward_pass_leaves_module_by_module():
+    torch.manual_seed(0)
+    modules = {"first": torch.nn.Linear(3, 2), "idle": torch.nn.Linear(3, 3), "second": torch.nn.Linear(2, 1)}
+
+    def loss():
+        return modules["second"](modules["first"](torch.ones(4, 3))).square().sum()
+
+    squares = gradient_shares.squared_gradient_norms(loss(), modules)
+    assert all(parameter.grad is None for module in modules.values() for parameter in module.parameters())
+    loss().backward()
+    for key in ("first", "second"):
+        left = sum(float(parameter.grad.square().sum()) for parameter in modules[key].parameters())
+        assert squares[key] == pytest.approx(left, rel=1e-5)
+    assert squares["idle"] == 0
