@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 GOLDEN = tests/parity/golden_seed7.npz
 
-.PHONY: demo test test-slow test-bits parity lint clean
+.PHONY: demo datasets test test-slow test-bits parity lint clean
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,11 @@ $(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-
 
 demo: $(VENV)/demo.installed  ## install, render the demo world, train, evaluate, report under runs/demo/
 	$(BIN)/python -m scripts.demo --out runs/demo
+
+datasets: $(VENV)/demo.installed  ## install and unpack ELPV and Textile, real and simulated pictures with labels only, under data/
+	$(BIN)/python -m pip install -r requirements-datasets.txt
+	$(BIN)/python -m dataset.prepare --dataset ELPV --data_root data --overwrite
+	$(BIN)/python -m dataset.prepare --dataset Textile --data_root data --overwrite
 
 test: $(VENV)/dev.installed  ## install, run the quick tests
 	$(BIN)/python -m pytest

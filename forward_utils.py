@@ -13,6 +13,7 @@ from files.pictures import visualize
 from metrics import metrics_eval
 from model.adapter import SIMILARITY_SCALE, patch_logits
 from model.blocks import run_blocks
+from model.known_masks import mean_over_known
 from model.tokenizer import tokenize
 
 __all__ = [
@@ -282,34 +283,43 @@ def calculate_similarity_map(
 class FocalLoss(nn.Module):
     """Mean of -(1 - pt)^2 log pt with pt the probability of the true class (arXiv 1708.02002)."""
 
-    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
-        """prob [B, 2, H, W] in [0, 1], mask [B, 1, H, W] or [B, H, W] of 0/1 -> scalar."""
+    def forward(self, prob: Tensor, mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
+        """prob [B, 2, H, W] in [0, 1], mask [B, 1, H, W] or [B, H, W] of 0/1 -> scalar, over the images of known
+        mask ([B] of 0/1; None for all)."""
         mask = mask.reshape(prob.shape[0], *prob.shape[2:])
         target = mask.clamp(SMOOTH, 1 - SMOOTH)
         normal = (1 - mask).clamp(SMOOTH, 1 - SMOOTH)
         pt = normal * prob[:, 0] + target * prob[:, 1] + SMOOTH
-        return (-((1 - pt) ** 2) * torch.log(pt)).mean()
+        return mean_over_known(-((1 - pt) ** 2) * torch.log(pt), mask_known)
 
 
 class BinaryDiceLoss(nn.Module):
     """1 - mean over the batch of (2 sum p m + 1) / (sum p + sum m + 1) (soft Dice, arXiv 1606.04797)."""
 
-    def forward(self, prob: Tensor, mask: Tensor) -> Tensor:
-        """prob [B, H, W] in [0, 1], mask of as many elements -> scalar."""
+    def forward(self, prob: Tensor, mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
+        """prob [B, H, W] in [0, 1], mask of as many elements -> scalar, over the images of known mask ([B] of 0/1;
+        None for all)."""
         prob, mask = prob.flatten(1), mask.reshape(prob.shape[0], -1)
         overlap = (prob * mask).sum(1)
-        return 1 - ((2 * overlap + 1) / (prob.sum(1) + mask.sum(1) + 1)).mean()
+        found = mean_over_known((2 * overlap + 1) / (prob.sum(1) + mask.sum(1) + 1), mask_known)
+        return (1 if mask_known is None else mask_known.amax()) - found
 
 
 focal_loss = FocalLoss()
 dice_loss = BinaryDiceLoss()
 
 
-def calculate_seg_loss(prob: Tensor, mask: Tensor) -> Tensor:
+def calculate_seg_loss(prob: Tensor, mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
     """focal(p, m) + dice(p_normal, 1 - m) + dice(p_abnormal, m) (AA-CLIP, Eq. 3).
 
     Args:
         prob: [B, 2, H, W], probabilities of normal and abnormal.
         mask: [B, 1, H, W], 1 where abnormal.
+        mask_known: [B], 1 for the images the loss is over, 0 for those whose defect is in an unknown place; None for
+            all. With none known the loss and its gradient are 0.
     """
-    return focal_loss(prob, mask) + dice_loss(prob[:, 0], 1 - mask) + dice_loss(prob[:, 1], mask)
+    return (
+        focal_loss(prob, mask, mask_known)
+        + dice_loss(prob[:, 0], 1 - mask, mask_known)
+        + dice_loss(prob[:, 1], mask, mask_known)
+    )

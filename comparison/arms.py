@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.run import RAW_CLIP
+from evaluation.run import UNTRAINED
 from evaluation.scores import read_about
 from run_folder.checkpoints import settings_in
 from run_folder.kinds import find_run, kind_of_file
@@ -16,9 +16,9 @@ class Run(NamedTuple):
 
     folder: Path
     checkpoint: str  # its entry in metrics.json
-    file: Path | None  # None: only its evaluations are here (raw CLIP, or a folder kept without checkpoints)
+    file: Path | None  # None: only its evaluations are here (untrained, or a folder kept without checkpoints)
     kind: str
-    seed: int | None  # None: raw CLIP or a file without settings, which go with every seed
+    seed: int | None  # None: untrained or a file without settings, which go with every seed
     settings: dict | None
 
     @property
@@ -82,7 +82,12 @@ def read_run(path: Path) -> Run:
             kind, (file,) = find_run(path)
         except FileNotFoundError:
             evaluated = evaluated_checkpoints(path)
-            if len(evaluated) != 1:
+            if len(evaluated) > 1:
+                raise ValueError(
+                    f"{path} holds evaluations of {', '.join(sorted(evaluated))} and no checkpoint: an arm is one of "
+                    "them; evaluate each into a folder of its own (--save_path)"
+                ) from None
+            if not evaluated:
                 raise
             return evaluated_run(path, evaluated.pop())
     settings = settings_in(file, keys=kind.image_keys)
@@ -94,21 +99,21 @@ def evaluated_checkpoints(folder: Path) -> set[str]:
     names = {read_about(path)["checkpoint"] for path in folder.glob("scores/*/*.npz")}
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        names |= {name for entries in metrics.values() for name in entries if name == RAW_CLIP}
+        names |= {name for entries in metrics.values() for name in entries if name in UNTRAINED}
     return names
 
 
 def evaluated_run(folder: Path, checkpoint: str) -> Run:
-    """A run of which only evaluations are left, or raw CLIP, which has no checkpoint."""
+    """A run of which only evaluations are left, or one without training, which has no checkpoint."""
     files = sorted(folder.glob("scores/*/*.npz"))
     if files:
         evaluation_info = read_about(files[0])
     else:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         evaluation_info = next(by_file[checkpoint] for by_file in metrics.values() if checkpoint in by_file)
-    raw, settings = checkpoint == RAW_CLIP, evaluation_info["settings"]
-    seed = None if raw else (settings or {}).get("seed")
-    return Run(folder, checkpoint, None, RAW_CLIP if raw else evaluation_info["kind"], seed, settings)
+    untrained, settings = checkpoint in UNTRAINED, evaluation_info["settings"]
+    seed = None if untrained else (settings or {}).get("seed")
+    return Run(folder, checkpoint, None, checkpoint if untrained else evaluation_info["kind"], seed, settings)
 
 
 def pair(baseline: Arm, arm: Arm) -> tuple[list[tuple[int | None, Run, Run]], list[int | None]]:

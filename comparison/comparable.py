@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evaluation.run import GROUPS, RAW_CLIP
+from evaluation.run import GROUPS, LOCAL_CONTRAST, UNTRAINED
 from model.settings import MAY_CHANGE
 from run_folder.flags import settings_of
 from run_folder.kinds import FEEDBACK
@@ -65,11 +65,14 @@ def reasons(
 def deviations(evaluation_info: dict) -> dict:
     """The known deviations of AA-CLIP an evaluation depends on: {flag: value}.
 
-    Raw CLIP has none but the network's activation. A feedback run's milestones are its recipe's, not AA-CLIP's.
+    Raw CLIP has none but the network's activation, local contrast not even that. A feedback run's milestones are its
+    recipe's, not AA-CLIP's.
     Files of AA-CLIP carry no settings and have all of them.
     """
+    if evaluation_info["checkpoint"] == LOCAL_CONTRAST:
+        return {}
     at_test = {"quick_gelu (at test)": evaluation_info["tested_with"]["quick_gelu"]}
-    if evaluation_info["checkpoint"] == RAW_CLIP:
+    if evaluation_info["checkpoint"] in UNTRAINED:
         return at_test
     stored = evaluation_info["settings"] or {}
     in_training = {flag: stored.get(flag, kept) for flag, (kept, _) in DEVIATIONS.items()}
@@ -99,11 +102,11 @@ def differing_settings(evaluation_infos: dict[str, list[dict]]) -> dict[str, dic
 
 def all_settings(evaluation_info: dict) -> dict:
     """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
-    is_raw_clip, at_test = evaluation_info["checkpoint"] == RAW_CLIP, evaluation_info["tested_with"]
-    in_training = {} if is_raw_clip else evaluation_info["settings"] or {}
+    untrained, at_test = evaluation_info["checkpoint"] in UNTRAINED, evaluation_info["tested_with"]
+    in_training = {} if untrained else evaluation_info["settings"] or {}
     settings = {flag: value for flag, value in in_training.items() if flag not in NOT_METHOD}
     settings |= {f"{flag} (at test)": at_test[flag] for flag in NETWORK_FLAGS if flag in at_test}
-    return settings | {"kind of run": RAW_CLIP if is_raw_clip else evaluation_info["kind"]}
+    return settings | {"kind of run": evaluation_info["checkpoint" if untrained else "kind"]}
 
 
 def distinct(values: Iterable) -> list:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from comparison.arms import Run
 from comparison.comparable import NETWORK_FLAGS
-from evaluation.run import DEFAULTS, GROUPS, RAW_CLIP, evaluate_run
+from evaluation.run import DEFAULTS, GROUPS, UNTRAINED, evaluate_run
 from evaluation.scores import read_about, scores_file
 from files.atomic import sha256
 from metrics import METRICS_VERSION
@@ -50,7 +50,7 @@ def evaluate_missing(
             if reason is None:
                 continue
             say(f"evaluating {run.folder} ({run.checkpoint}) on {dataset}: {reason}")
-            if run.file is None and run.kind != RAW_CLIP:
+            if run.file is None and run.kind not in UNTRAINED:
                 raise FileNotFoundError(
                     f"{run.folder} holds evaluations but no checkpoint, and on {dataset} it is {reason}: "
                     "leave the dataset out, or put the checkpoint back"
@@ -61,9 +61,9 @@ def evaluate_missing(
 
 def how_to_load(run: Run) -> list[str]:
     """test.py's flags that choose a run's model."""
-    if run.kind == RAW_CLIP:
+    if run.kind in UNTRAINED:
         metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-        entry = next(entries[RAW_CLIP] for entries in metrics.values() if RAW_CLIP in entries)
-        return ["--raw_clip", "--model_name", entry["model_name"], "--img_size", str(entry["img_size"])]
+        entry = next(entries[run.kind] for entries in metrics.values() if run.kind in entries)
+        return [f"--{run.kind}", "--model_name", entry["model_name"], "--img_size", str(entry["img_size"])]
     model = ["--model_name", run.settings["model_name"]] if run.settings else []
     return ["--checkpoint", str(run.file), *model]

@@ -84,7 +84,8 @@ def draw_row(
     item = dataset[index]
     picture = cv2.resize(to_picture(item["image"]), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     mask = cv2.resize(item["mask"][0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-    tiles = [Tile("original", png_uri(picture)), Tile("truth", png_uri(outline(picture, mask)))]
+    truth = "truth" if item["mask_known"] else "truth: defective, place unknown"
+    tiles = [Tile("original", png_uri(picture)), Tile(truth, png_uri(outline(picture, mask)))]
     for name, one in maps.items():
         large = cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         tiles.append(Tile(name, png_uri(overlay(picture, large, 0.0, RAREST))))

@@ -97,7 +97,7 @@ def resample_run(
     """
     resampled_metrics, errors = {}, {}
     for name, scores in classes.items():
-        weights = image_weights(scores.labels, replicates, generator(seed, dataset, name))
+        weights = image_weights(scores.labels, replicates, generator(seed, dataset, name), scores.mask_known)
         resampled_metrics[name], class_errors = resampled(scores, evaluation_info["classes"][name], weights)
         for metric, error in class_errors.items():
             errors[metric] = max(errors.get(metric, 0.0), abs(error))

@@ -17,15 +17,22 @@ IMAGE_METRICS = (
 METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
 
 
-def image_weights(labels: np.ndarray, replicates: int, random: np.random.Generator) -> np.ndarray:
+def image_weights(
+    labels: np.ndarray,
+    replicates: int,
+    random: np.random.Generator,
+    mask_known: np.ndarray | None = None,
+) -> np.ndarray:
     """How often each image is in each resampled test set [replicates, n].
 
     Normal and abnormal images are drawn with replacement separately, each as many as there are, so that a resampled
-    set has the labels of the original one and no metric becomes undefined by chance.
+    set has the labels of the original one and no metric becomes undefined by chance. For the same reason abnormal
+    images of unknown mask (`mask_known` [n] bool; None for all known) are drawn among themselves.
     """
     weights = np.zeros((replicates, len(labels)))
-    for label in (0, 1):
-        images = np.flatnonzero(labels == label)
+    known = np.ones(len(labels), dtype=bool) if mask_known is None else mask_known
+    for drawn_together in (labels == 0, (labels == 1) & known, (labels == 1) & ~known):
+        images = np.flatnonzero(drawn_together)
         if len(images):
             weights[:, images] = random.multinomial(
                 len(images), np.full(len(images), 1 / len(images)), size=replicates

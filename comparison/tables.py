@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from comparison.significance import LEVEL
+from evaluation.results import UNDEFINED
 
 TITLES = {
     "pixel_auroc": "pixel AUROC",
@@ -59,25 +60,27 @@ LATEX = {
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction in percent with two decimals; a dash for undefined."""
     if value is None:
-        return "–"
+        return UNDEFINED
     return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
 
 
 def p_text(value: float | None) -> str:
     """A p-value with three decimals; a dash for undefined."""
     if value is None:
-        return "–"
+        return UNDEFINED
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(row: dict) -> str:
     """ "[low, high]" in percentage points."""
-    return "–" if row["value"] is None else f"[{percent(row['low'], True)}, {percent(row['high'], True)}]"
+    return (
+        UNDEFINED if row["value"] is None else f"[{percent(row['low'], True)}, {percent(row['high'], True)}]"
+    )
 
 
 def cells(metric: str, row: dict) -> list[str]:
     """One line of a table, as `HEADER`."""
-    counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
+    counts = UNDEFINED if row["value"] is None else f"{row['wins']}/{row['ties']}/{row['losses']}"
     return [
         TITLES[metric],
         percent(row["baseline"]),
@@ -112,7 +115,8 @@ def verdict_lines(
 def verdict_text(metric: str, row: dict) -> str:
     """The verdict in one metric with its interval, and why a clear difference may still be none."""
     if row["value"] is None:
-        return f"{TITLES[metric]}: undefined, no class has both labels"
+        kinds = "pixels of both kinds and masks" if metric.startswith("pixel") else "both labels"
+        return f"{TITLES[metric]}: undefined, no class has {kinds}"
     text = (
         f"{TITLES[metric]}: {row['verdict']}, {percent(row['value'], True)} points, 95 % interval {interval(row)}, "
         f"p {p_text(row['p_holm'])} after Holm"

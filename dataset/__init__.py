@@ -17,6 +17,7 @@ from dataset.jsonl import Sample, check_rows, read_rows
 from dataset.paths import DataFolder, resolve_data_root
 from dataset.prepare import scan
 from dataset.randomness import EpochSampler
+from dataset.unknown import for_training, labelled, say_what_is_unknown
 
 __all__ = [
     "CLASS_NAMES",
@@ -75,6 +76,7 @@ def get_dataset(
     shot = 0 if training_mode == "full_shot" else shot
     samples = _load_samples(dataset_name, root, shot, seed, meta_path, logger)
     samples = add_extra(samples, extra_meta, extra_ratio, dataset_name, root, seed, logger)
+    samples = for_training(samples, dataset_name, logger)
     return tuple(
         BaseDataset(samples, img_size, Augmentation(stage, colour, seed), logger)
         for stage, colour in (("text", False), ("image", True))
@@ -82,6 +84,7 @@ def get_dataset(
 
 
 def _test_sets(samples: list[Sample], dataset_name: str, img_size: int, logger: logging.Logger):
+    say_what_is_unknown(samples, dataset_name, logger)
     by_class = {
         class_name: [sample for sample in samples if sample.class_name == class_name]
         for class_name in CLASS_NAMES[dataset_name]
@@ -120,7 +123,7 @@ def _load_samples(
     if few_shot or shot == 0:
         return samples
     logger.info("%s: %d-shot rows chosen with seed %d", dataset_name, shot, seed)
-    return select(samples, shot, seed)
+    return select(labelled(samples), shot, seed)
 
 
 def _first_file(folders: list[Path], name: str) -> Path | None:

@@ -16,6 +16,8 @@ from dataset.image_files import read_image, read_mask
 from dataset.jsonl import Sample
 from dataset.randomness import keyed_generator
 
+UNLABELLED = -1  # stands for no label in batches
+
 
 class Augmentation(NamedTuple):
     """How a training set varies its images: always geometry, and colour for stage 2.
@@ -32,8 +34,9 @@ class BaseDataset(Dataset):
     """Samples as dictionaries, ready for a default DataLoader.
 
     `image` [3, S, S] float, resized bicubic, scaled to [0, 1], normalised with CLIP's mean and deviation;
-    `mask` [1, S, S] float 0/1, all zero for normal images; `label` int 0/1; `class_name` str; `file_name` str, relative
-    to the data root. Colour is varied on the decoded image, geometry on the normalised tensor stacked with the mask.
+    `mask` [1, S, S] float 0/1, all zero for normal images; `mask_known` float 0/1, 0 where the mask is all zero because
+    nobody knows the defect's place; `label` int 0/1, -1 for unlabelled; `class_name` str; `file_name` str, relative to
+    the data root. Colour is varied on the decoded image, geometry on the normalised tensor stacked with the mask.
 
     What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch and before
     the loader's workers start (persistent workers keep the epoch they were started with).
@@ -82,7 +85,8 @@ class BaseDataset(Dataset):
         return {
             "image": image,
             "mask": mask,
-            "label": sample.label,
+            "mask_known": torch.tensor(float(sample.mask_known)),
+            "label": UNLABELLED if sample.label is None else sample.label,
             "class_name": sample.class_name,
             "file_name": sample.file_name,
         }

@@ -64,6 +64,11 @@ REAL_NAMES: dict[str, dict[str, str]] = {
     "Colon_colonDB": {"Colon_colonDB": "colon endoscopy image"},
     "Colon_Kvasir": {"Kvasir": "colon endoscopy image"},
     "Colon_cvc300": {"CVC-300": "colon endoscopy image"},
+    "ELPV": {
+        "monocrystalline": "monocrystalline solar cell",
+        "polycrystalline": "polycrystalline solar cell",
+    },
+    "Textile": {"textile": "woven textile"},
     **{name: dict(classes) for name, classes in DEMO_REAL_NAMES.items()},
 }
 
@@ -73,6 +78,7 @@ CLASS_NAMES: dict[str, list[str]] = {name: list(classes) for name, classes in RE
 # {dataset: "Industrial" or "Medical"}: decides the test map's blur and upstream's fused image score.
 DOMAINS: dict[str, str] = {
     **dict.fromkeys(("MVTec", "VisA", "BTAD", "MPDD"), "Industrial"),
+    **dict.fromkeys(("ELPV", "Textile"), "Industrial"),
     **dict.fromkeys(
         ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300"),
         "Medical",
@@ -93,8 +99,13 @@ DATA_PATH: dict[str, str] = {
     "Colon_colonDB": "Colon/CVC-ColonDB",
     "Colon_Kvasir": "Colon/Kvasir",
     "Colon_cvc300": "Colon/CVC-300",
+    "ELPV": "ELPV",
+    "Textile": "Textile",
     **{name: name for name in DEMO_REAL_NAMES},
 }
+
+# Published with image labels and without masks; every other dataset named here has a mask for each defect.
+LABELS_ONLY = ("ELPV", "Textile")
 
 # {dataset: its full-shot jsonl}: only datasets registered by the user with a jsonl of their own.
 METADATA_FILES: dict[str, str] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from dataset.constants import CLASS_NAMES
 from dataset.jsonl import Sample, check_rows, read_rows
 from dataset.paths import DataFolder
+from dataset.unknown import labelled
 
 
 class ExtraFolder(DataFolder):
@@ -66,7 +67,8 @@ def add_extra(
             f"--extra_ratio is {extra_ratio}: expected the extra rows' share of the training set, between 0 and 1"
         )
     folder = ExtraFolder(dataset_name, data_root, Path(extra_meta).parent)
-    found = check_rows(read_rows(extra_meta), CLASS_NAMES[dataset_name], folder, str(extra_meta), logger)
+    rows = read_rows(extra_meta)
+    found = labelled(check_rows(rows, CLASS_NAMES[dataset_name], folder, str(extra_meta), logger))
     count = round(len(samples) * extra_ratio / (1 - extra_ratio))
     if not 0 < count <= len(found):
         largest = len(found) / (len(found) + len(samples))

@@ -1,6 +1,7 @@
 """Metadata files: one JSON object a line, read and checked before anything is trained on it.
 
-Keys: `image_path`, `label` (0 normal, 1 anomalous; int or float), `class_name`, and `mask_path` where the label is 1.
+Keys: `image_path`, `class_name`, `label` (0 normal, 1 anomalous; int or float) and, where the label is 1, `mask_path`.
+An anomalous image without `mask_path` has its defect in an unknown place; an image without `label` is only scored.
 """
 
 import json
@@ -19,11 +20,16 @@ class Sample(NamedTuple):
     """One checked row. Paths are absolute or relative to the working folder, as the data root is."""
 
     image_path: str
-    mask_path: str | None  # None for normal images
-    label: int  # 0 or 1
+    mask_path: str | None  # None for normal images, and where the defect's place is unknown
+    label: int | None  # 0 or 1; None: nobody knows
     class_name: str
     file_name: str  # relative to the data root
     source: str  # metadata file:line, for errors at reading time
+
+    @property
+    def mask_known(self) -> bool:
+        """Whether it is known for every pixel if it is normal: a normal image, or an anomalous one with a mask."""
+        return self.label == 0 or self.mask_path is not None
 
 
 class _Problem(Exception):
@@ -92,15 +98,16 @@ def _parse(line: bytes) -> dict:
 
 
 def _check_row(row: dict, source: str, classes: list[str], data: DataFolder) -> Sample:
-    missing = [key for key in ("image_path", "label", "class_name") if key not in row]
+    missing = [key for key in ("image_path", "class_name") if key not in row]
     if missing:
         raise _Problem(
-            f"key {missing[0]!r} is missing: every row needs image_path, label and class_name; add it"
+            f"key {missing[0]!r} is missing: every row needs image_path and class_name, and label where it is known; "
+            "add it"
         )
-    label, class_name = row["label"], row["class_name"]
-    if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 1):
+    label, class_name = row.get("label"), row["class_name"]
+    if isinstance(label, bool) or not isinstance(label, int | float | None) or label not in (0, 1, None):
         raise _Problem(
-            f"label is {_shown(label)}: expected the number 0 (normal) or 1 (anomalous); correct it"
+            f"label is {_shown(label)}: expected the number 0 (normal) or 1 (anomalous), or no label; correct it"
         )
     if class_name not in classes:
         raise _Problem(
@@ -109,13 +116,12 @@ def _check_row(row: dict, source: str, classes: list[str], data: DataFolder) -> 
         )
     image_path = _find(row, "image_path", data)
     mask_path = None  # a mask named for a normal image is not read: normal images have zero masks
-    if label == 1:
-        if not row.get("mask_path"):
-            raise _Problem(
-                "label is 1 but mask_path is missing: anomalous images need a mask; add it or set label 0"
-            )
+    if row.get("mask_path") and label != 0:
+        if label is None:
+            raise _Problem("mask_path is given but label is missing: add label 1, or take mask_path out")
         mask_path = _find(row, "mask_path", data)
-    return Sample(image_path, mask_path, int(label), class_name, data.relative(image_path), source)
+    label = None if label is None else int(label)
+    return Sample(image_path, mask_path, label, class_name, data.relative(image_path), source)
 
 
 def _find(row: dict, field: str, data: DataFolder) -> str:

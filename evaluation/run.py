@@ -6,9 +6,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from dataset import get_dataset
+from dataset import DOMAINS, get_dataset
 from evaluation.attention_pictures import draw_attention
+from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
+from evaluation.picture_scores import picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_mean
 from evaluation.results import format_table, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
@@ -24,6 +26,8 @@ from run_folder.settings import Settings
 from utils import choose_device, close_logger, get_logger, setup_seed
 
 RAW_CLIP = "raw_clip"  # what the evaluation of the unadapted backbone is called
+LOCAL_CONTRAST = "local_contrast"  # and that of the filter without learning
+UNTRAINED = (RAW_CLIP, LOCAL_CONTRAST)  # evaluations without a checkpoint, each a flag of this name
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class EvaluationSettings:
     all: bool = option(False, "evaluate every numbered image checkpoint, or every loop")
     loop: int | None = option(None, "this loop of a feedback run instead of its final model")
     raw_clip: bool = option(False, "evaluate the unadapted backbone instead of a run")
+    local_contrast: bool = option(
+        False, "evaluate a contrast filter, the reference without learning, instead"
+    )
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")
     attention_of: list = option(
@@ -60,7 +67,9 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     own = settings.own
     setup_seed(settings.run.seed)
     kind, files = BASELINE, []
-    if not own.raw_clip:
+    if own.raw_clip and own.local_contrast:
+        raise ValueError("--raw_clip and --local_contrast are two evaluations: give one of them")
+    if not (own.raw_clip or own.local_contrast):
         kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop)
     if own.attention_of and kind is BASELINE:
         raise ValueError(
@@ -81,17 +90,23 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
             logger,
             data_root=settings.data.data_root,
         )
-        return evaluate_files(session, files, test_sets) if files else [evaluate_raw_clip(session, test_sets)]
+        return (
+            evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]
+        )
     finally:
         close_logger(logger)
 
 
-def evaluate_raw_clip(session: Session, test_sets: dict[str, Dataset]) -> dict[str, Any]:
-    """Evaluate the unadapted backbone."""
+def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[str, Any]:
+    """Evaluate the unadapted backbone, or the contrast filter, which needs no weights."""
     settings = session.settings
-    clip = create_backbone(settings, session.device, session.logger)
-    scorer = raw_clip_scorer(clip, settings.data.dataset, settings.model.img_size)
-    return report(session, scorer, test_sets, RAW_CLIP, BASELINE.name, settings.record(), {})
+    dataset, img_size = settings.data.dataset, settings.model.img_size
+    if settings.own.local_contrast:
+        name, scorer = LOCAL_CONTRAST, LocalContrast(img_size, DOMAINS[dataset])
+    else:
+        clip = create_backbone(settings, session.device, session.logger)
+        name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size)
+    return report(session, scorer, test_sets, name, BASELINE.name, settings.record(), {})
 
 
 def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
@@ -116,17 +131,20 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
 
 def keep_class(
     scores: dict,
+    pictures: list,
     scorer: AnomalyScorer,
     test_sets: dict[str, Dataset],
     settings: Settings,
     class_name: str,
     predictions: dict[str, Any],
 ) -> None:
-    """Keep what a comparison needs of a class's predictions in `scores`, and draw them where that is asked for."""
+    """Keep what a comparison needs of a class's predictions in `scores`, every picture's scores in `pictures`, and
+    draw them where that is asked for."""
     images = test_sets[class_name]
-    scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
+    if (predictions["labels"] >= 0).any():
+        scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
+    pictures += picture_scores(predictions, class_name, scorer.domain, scorer.levels)
     if settings.own.visualize:
-        pictures = [item["image"] for item in images]
         visualize(
             predictions["masks"],
             predictions["maps"],
@@ -134,7 +152,8 @@ def keep_class(
             settings.run.save_path,
             settings.data.dataset,
             class_name,
-            pictures,
+            [item["image"] for item in images],
+            predictions["mask_known"],
         )
 
 
@@ -157,8 +176,8 @@ def report(
     """
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
-    scores = {}
-    keep = partial(keep_class, scores, scorer, test_sets, settings)
+    scores, pictures = {}, []
+    keep = partial(keep_class, scores, pictures, scorer, test_sets, settings)
     result = evaluate_dataset(
         scorer,
         test_sets,
@@ -177,6 +196,7 @@ def report(
         "settings": trained_with,
     }
     write_metrics(save_path, dataset, name, result, evaluation_info)
+    write_picture_scores(save_path, dataset, name, pictures)
     stored = evaluation_info | {
         "tested_with": settings.record(),
         "metrics_version": METRICS_VERSION,

@@ -16,7 +16,7 @@ import numpy as np
 from dataset.jsonl import Sample
 from files.atomic import replacing, sha256
 from files.names import safe_name
-from metrics import fused_image_score, region_weights, renamed, unnormalised_image_score
+from metrics import fused_image_score, only, region_weights, renamed, unnormalised_image_score
 
 BINS = (
     512  # half of the bins' borders are quantiles of the abnormal pixels' scores, half of the normal pixels'
@@ -26,7 +26,10 @@ RAREST = 3.0  # powers of ten, see rarity_maps
 
 
 class ClassScores(NamedTuple):
-    """One class of one evaluation; images are sorted by name, bins by falling score."""
+    """The labelled images of one class of one evaluation, sorted by name; bins sorted by falling score.
+
+    Of an image whose defect is in an unknown place no pixel is counted.
+    """
 
     files: np.ndarray  # [n] str, relative to the data root
     digests: np.ndarray  # [n] str: image, mask and label as a short SHA-256
@@ -39,6 +42,11 @@ class ClassScores(NamedTuple):
     regions: np.ndarray  # [n] 8-connected regions
     thumbnails: np.ndarray  # [n, s, s] uint8: rarity_maps, 255 for RAREST
 
+    @property
+    def mask_known(self) -> np.ndarray:
+        """[n] bool: images whose pixels count."""
+        return (self.positive.sum(axis=1) + self.negative.sum(axis=1)) > 0
+
 
 def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: int) -> ClassScores:
     """What is kept of one class.
@@ -48,33 +56,37 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
         samples: the class's dataset.jsonl.Sample rows, in the order of `found`.
         levels: number of levels the maps sum over.
     """
-    order = sorted(range(len(samples)), key=lambda i: found["files"][i])
-    maps, masks = found["maps"][order], found["masks"][order] > 0
-    fused = fused_image_score(found["maps"], found["head"], domain)[order]
+    labels = np.asarray(found["labels"])
+    order = sorted(np.flatnonzero(labels >= 0).tolist(), key=lambda i: found["files"][i])
+    maps, masks, known = found["maps"][order], found["masks"][order] > 0, found["mask_known"][order]
+    fused = fused_image_score(found["maps"], found["head"], domain, labels >= 0)[order]
     own = unnormalised_image_score(found["maps"], found["head"], levels)[order]
     weights, regions = region_weights(masks)
-    bins = bin_numbers(maps, masks)
+    bins = bin_numbers(maps, masks, known)
     positive = histograms(bins, masks.astype(np.float64)).astype(np.uint32)
-    negative = histograms(bins, (~masks).astype(np.float64)).astype(np.uint32)
+    negative = histograms(bins, (~masks & known[:, None, None]).astype(np.float64)).astype(np.uint32)
     return ClassScores(
         files=np.array([found["files"][i] for i in order]),
         digests=np.array([digest(samples[i]) for i in order]),
-        labels=np.asarray(found["labels"])[order].astype(np.uint8),
+        labels=labels[order].astype(np.uint8),
         fused=fused,
         own=own,
         positive=positive,
         negative=negative,
         overlap=histograms(bins, weights),
         regions=regions,
-        thumbnails=(rarity_maps(maps, masks) / RAREST * 255).round().astype(np.uint8),
+        thumbnails=(rarity_maps(maps, masks, known) / RAREST * 255).round().astype(np.uint8),
     )
 
 
-def bin_numbers(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def bin_numbers(maps: np.ndarray, masks: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Bin of every pixel [n, pixels], 0 for the highest scores. Borders fit the class's own scores, as their range and
-    crowding differ from run to run; equal scores share a bin."""
+    crowding differ from run to run; equal scores share a bin. With `known` [n] bool borders fit these images alone."""
     quantiles = np.linspace(0, 1, BINS // 2)
-    sides = [maps[side] for side in (masks, ~masks) if side.any()]
+    scores, defect = only(known, maps), only(known, masks)
+    sides = [scores[side] for side in (defect, ~defect) if side.any()]
+    if not sides:
+        return np.full((len(maps), maps[0].size), BINS)
     borders = np.unique(np.concatenate([np.quantile(side, quantiles, method="lower") for side in sides]))
     numbers = np.searchsorted(borders, maps.reshape(len(maps), -1), side="right")
     return BINS - numbers
@@ -88,12 +100,13 @@ def histograms(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     )
 
 
-def rarity_maps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def rarity_maps(maps: np.ndarray, masks: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Small maps [n, s, s] of how rare a score is among the class's normal pixels: -log10 of the share of them that
     score at least as high, at most RAREST. Like the metrics it knows ranks only, so maps of any two runs share it.
 
     Args:
         maps: [n, S, S] scores.  masks: [n, S, S] bool.
+        known: [n] bool, images whose pixels outside the mask are normal; None for all.
     """
     side = min(THUMBNAIL, maps.shape[-1])
     small, defect = (
@@ -102,7 +115,8 @@ def rarity_maps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
         )
         for stack in (maps, masks)
     )
-    normal = np.sort(small[defect == 0] if (defect == 0).any() else small.reshape(-1))
+    candidates = only(known, small)[only(known, defect) == 0]
+    normal = np.sort(candidates if candidates.size else small.reshape(-1))
     higher = len(normal) - np.searchsorted(normal, small, side="left")
     return np.clip(-np.log10(np.maximum(higher, 10**-RAREST) / len(normal)), 0, RAREST)
 

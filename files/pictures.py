@@ -11,6 +11,7 @@ from torch import Tensor
 
 from files.names import picture_names, safe_name
 
+UNKNOWN_GREY = 128  # stands for a truth that nobody knows
 GAP = 4  # white pixels between the pictures of a sheet
 
 
@@ -68,11 +69,13 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
 
 
 def example_row(
-    image: Tensor, mask: np.ndarray, scores: np.ndarray, low: float, high: float
+    image: Tensor, mask: np.ndarray | None, scores: np.ndarray, low: float, high: float
 ) -> list[np.ndarray]:
-    """Pictures of one image: original, truth, heatmap. Tensor [3, S, S], arrays [S, S]."""
+    """Pictures of one image: original, truth (grey where the mask is None, unknown), heatmap. Tensor [3, S, S], arrays
+    [S, S]."""
     picture = to_picture(image)
-    return [picture, outline(picture, mask), overlay(picture, scores, low, high)]
+    truth = np.full_like(picture, UNKNOWN_GREY) if mask is None else outline(picture, mask)
+    return [picture, truth, overlay(picture, scores, low, high)]
 
 
 def visualize(
@@ -83,6 +86,7 @@ def visualize(
     dataset_name: str,
     class_name: str,
     images: Sequence[Tensor] | None = None,
+    mask_known: Sequence[bool] | None = None,
 ) -> Path:
     """Write one PNG per image under `save_path`/visualization/<dataset>/<class>/: original, truth, heatmap.
 
@@ -91,6 +95,7 @@ def visualize(
         pixel_preds: [n, S, S] scores; one colour scale for all n.
         file_names: n names, used for the PNGs.
         images: n normalised tensors [3, S, S] drawn beside the map; the map alone stands there when None.
+        mask_known: n flags, False where the truth is unknown; None for all known.
 
     Returns:
         the folder.
@@ -103,6 +108,7 @@ def visualize(
         if images is None:
             row = [outline(heatmap(preds[i], low, high), masks[i])]
         else:
-            row = example_row(images[i], masks[i], preds[i], low, high)
+            mask = masks[i] if mask_known is None or mask_known[i] else None
+            row = example_row(images[i], mask, preds[i], low, high)
         write_png(folder / name, sheet([row]))
     return folder

@@ -7,7 +7,9 @@ from metrics.class_metrics import (
     mean_row,
     metrics_eval,
     min_max,
+    only,
     renamed,
+    table_row,
     unnormalised_image_score,
     with_old_names,
 )
@@ -23,9 +25,11 @@ __all__ = [
     "mean_row",
     "metrics_eval",
     "min_max",
+    "only",
     "ranking_metrics",
     "region_weights",
     "renamed",
+    "table_row",
     "unnormalised_image_score",
     "with_old_names",
 ]

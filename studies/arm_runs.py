@@ -1,7 +1,7 @@
 """The arms of a study: train and test one with a seed, keep its metrics as JSON, read what is finished.
 
-An arm is a training script (None: raw CLIP) with its flags. Every run has a process of its own; a run whose JSON is
-there is not repeated, so a study can be stopped, continued and extended.
+An arm is a training script with its flags, or None with those of test.py. Every run has a process of its own; a run
+whose JSON is there is not repeated, so a study can be stopped, continued and extended.
 """
 
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = "ViT-Tiny-8-demo"
 CROSS = "train_cross_attention.py"
 FEEDBACK = "train_cross_attention_feedback.py"
-TEST_FLAGS = {None: ["--raw_clip"], FEEDBACK: ["--all"]}
+TEST_FLAGS = {FEEDBACK: ["--all"]}
 
 
 def run_arm(
@@ -48,7 +48,7 @@ def run_arm(
                 "--dataset",
                 test_set,
                 *common_flags(seed, data, folder, config),
-                *TEST_FLAGS.get(script, []),
+                *(TEST_FLAGS.get(script, []) if script else flags),
             ]
         )
     begin = time.perf_counter()

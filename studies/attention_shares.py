@@ -58,6 +58,8 @@ def attention_shares(
         class_shares["tokens"].append(is_kind.mean(dim=1))
         image_shares = {"inside": [], "outside": []}
         for item in images:
+            if not item["mask_known"]:
+                continue
             x = model.attending_tokens(item["image"][None])[:, 1:]
             weights = model.image_cross_attn.attention_map(x, contexts[name].tokens[contexts[name].real])[0]
             side = int(weights.shape[0] ** 0.5)

@@ -18,8 +18,12 @@ from studies import paired_report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
-STUDIES = {  # study: {arm: (training script or None for raw CLIP, flags)}
-    "baseline": {"raw_clip": (None, []), "baseline": ("train.py", [])},
+STUDIES = {  # study: {arm: (training script, its flags), or (None, test.py's flags) for what is not trained}
+    "baseline": {
+        "local_contrast": (None, ["--local_contrast"]),
+        "raw_clip": (None, ["--raw_clip"]),
+        "baseline": ("train.py", []),
+    },
     "cross_attention": {
         "baseline": ("train.py", []),
         **{
@@ -98,10 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, data = Path(args.out or ROOT / "results" / name), Path(args.data).resolve()
     subprocess.run([sys.executable, "-m", "demo_world.render_sets", "--out", str(data)], cwd=ROOT, check=True)
     precision = [] if args.precision == "fp32" else ["--precision", args.precision]
-    every = {arm: (script, [*flags, *precision]) for arm, (script, flags) in STUDIES[args.study].items()}
+    every = {
+        arm: (script, [*flags, *(precision if script else [])])
+        for arm, (script, flags) in STUDIES[args.study].items()
+    }
     arms = {arm: every[arm] for arm in args.arms or every}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    tasks = [  # the unadapted backbone has no seed
+    tasks = [  # what is not trained has no seed
         (arm, seed)
         for seed in args.seeds
         for arm, (script, _) in arms.items()
@@ -112,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report_text = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)
     report_text += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
-    if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and len(STUDIES[args.study]) > 2:
+    trained = sum(bool(script) for script, _ in every.values())
+    if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and trained > 1:
         names = list(STUDIES[args.study])
         reports = (paired_report.report(results, names, test_set) for test_set in args.test)
         report_text += "\n\n" + "\n".join(reports)

@@ -52,11 +52,17 @@ DEFAULTS = {"dataset": "DemoA", "shot": 0}
 def training_samples(
     data: DataSettings, seed: int, logger: logging.Logger
 ) -> tuple[list[Sample], list[Sample]]:
-    """(normal, anomalous) samples that train.py would train on with the same flags."""
+    """(normal, anomalous) samples that train.py would train on with the same flags; of the anomalous ones those whose
+    defect has a mask."""
     samples = get_dataset(
         data.dataset, 1, "few_shot", data.shot, "train", logger, data_root=data.data_root, seed=seed
     )[0].samples
-    return tuple([sample for sample in samples if sample.label == label] for label in (0, 1))
+    masked = [sample for sample in samples if sample.mask_known]
+    if len(masked) < len(samples):
+        logger.warning(
+            f"{len(samples) - len(masked)} anomalous images have no mask: nothing is drawn from them"
+        )
+    return tuple([sample for sample in masked if sample.label == label] for label in (0, 1))
 
 
 def without_defect(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -121,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     normal, anomalous = training_samples(data, triptych.seed, logger)
     if not anomalous:
         raise ValueError(
-            f"--dataset {data.dataset} --shot {data.shot} has no anomalous image: use --shot 2 or more"
+            f"--dataset {data.dataset} --shot {data.shot} has no anomalous image with a mask: use --shot 2 or more"
         )
     names = picture_names([sample.file_name for sample in anomalous])
     rows = [

@@ -148,6 +148,8 @@ def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger:
 
 def to_device(batch: dict, device: torch.device) -> dict:
     """A batch with its tensors on the device, masks as float and labels as int64."""
+    if "mask_known" in batch:
+        batch = batch | {"mask_known": batch["mask_known"].to(device, non_blocking=True)}
     return batch | {
         "image": batch["image"].to(device, non_blocking=True),
         "mask": batch["mask"].to(device, torch.float32, non_blocking=True),

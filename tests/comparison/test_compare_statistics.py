@@ -41,7 +41,8 @@ def simulated(seed, images=12, side=10, signal=1.0, labels=None):
     samples = [
         Sample(file, None, int(label), "x", file, "here") for file, label in zip(files, labels, strict=True)
     ]
-    return {"maps": maps, "head": head, "masks": masks, "labels": labels, "files": files}, samples
+    found = {"maps": maps, "head": head, "masks": masks, "labels": labels, "files": files}
+    return found | {"mask_known": np.ones(images, bool)}, samples
 
 
 def kept(found, samples):

@@ -162,6 +162,7 @@ TEST = (
         "all": False,
         "loop": None,
         "raw_clip": False,
+        "local_contrast": False,
         "no_cross_attention": False,
         "attention_of": [],
         "attention_word": "damaged",

@@ -139,7 +139,7 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
 
     mask = torch.zeros(1, 4, 4)
     mask[:, :2, :2] = 1  # the first patch of four
-    items = [{"image": torch.zeros(3, 4, 4), "mask": mask}]
+    items = [{"image": torch.zeros(3, 4, 4), "mask": mask, "mask_known": True}]
     shares = attention_shares.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
     assert shares["inside"]["damage"] == 1 and shares["outside"]["class"] == 1
 
