@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
     )
-    parser.add_argument("--resampling_seed", type=int, default=0)
+    parser.add_argument("--resampling_seed", type=int, default=0, help="of the resampled test sets")
     parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
     parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
     parser.add_argument(
@@ -80,46 +80,46 @@ def read_arms(args: argparse.Namespace) -> tuple[Arm, list[Arm]]:
     return baseline, arms
 
 
-def notes_on(found: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[str]:
+def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[str]:
     """What a reader must know about the design, as sentences."""
     notes = []
-    for dataset, result in found.items():
-        for arm, abouts in result["abouts"].items():
+    for dataset, result in results.items():
+        for arm, evaluation_infos in result["abouts"].items():
             if any(
-                (about["settings"] or {}).get("dataset") == dataset and about["checkpoints"]
-                for about in abouts
+                (info["settings"] or {}).get("dataset") == dataset and info["checkpoints"]
+                for info in evaluation_infos
             ):
                 notes.append(f"{arm} was trained on {dataset}: this is no zero-shot result.")
-    first = next(iter(found.values()))["arms"]
-    for arm, abouts in next(iter(found.values()))["abouts"].items():
-        if any((about["settings"] or {}).get(flag) for about in abouts for flag in BASE_FLAGS):
+    first_result = next(iter(results.values()))["arms"]
+    for arm, evaluation_infos in next(iter(results.values()))["abouts"].items():
+        if any((info["settings"] or {}).get(flag) for info in evaluation_infos for flag in BASE_FLAGS):
             notes.append(
                 f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a "
                 "difference need not be its method's."
             )
     for arm in arms:
-        compared = first[arm.name]
+        compared = first_result[arm.name]
         if compared["unpaired_seeds"]:
             notes.append(
                 f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
                 "and are left out."
             )
-    if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first.values()):
+    if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
         notes.append(
             f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
             "one verdict in ten is false then. Treat these as preliminary."
         )
-    if any(len(compared["seeds"]) == 1 for compared in first.values()):
+    if any(len(compared["seeds"]) == 1 for compared in first_result.values()):
         notes.append("With one seed the intervals say nothing about other training seeds.")
     return notes
 
 
 def galleries_of(
-    found: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
+    results: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
 ) -> dict[str, list[dict]]:
     """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
     rows, quiet = {}, logging.getLogger("compare")
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         try:
             sets = get_dataset(
                 dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root
@@ -131,7 +131,7 @@ def galleries_of(
     return rows
 
 
-def as_json(found: dict[str, dict], baseline: Arm, arms: list[Arm], about: dict) -> str:
+def as_json(results: dict[str, dict], baseline: Arm, arms: list[Arm], report_info: dict) -> str:
     """Everything in full precision."""
     runs = {
         arm.name: [
@@ -141,16 +141,18 @@ def as_json(found: dict[str, dict], baseline: Arm, arms: list[Arm], about: dict)
         for arm in [baseline, *arms]
     }
     return json.dumps(
-        about | {"baseline": baseline.name, "runs": runs, "datasets": found}, indent=1, allow_nan=False
+        report_info | {"baseline": baseline.name, "runs": runs, "datasets": results},
+        indent=1,
+        allow_nan=False,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
-    given = list(sys.argv[1:] if argv is None else argv)
-    own, behind = (
-        (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    typed = list(sys.argv[1:] if argv is None else argv)
+    own_flags, test_flags = (
+        (typed[: typed.index("--")], typed[typed.index("--") + 1 :]) if "--" in typed else (typed, [])
     )
-    args = build_parser().parse_args(own)
+    args = build_parser().parse_args(own_flags)
     if args.replicates < 100:
         raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
@@ -162,9 +164,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         for text in (f"--{flag}", value)
     ]
     every = [run for arm in [baseline, *arms] for run in arm.runs]
-    evaluate_missing(every, args.datasets, [*flags, *behind], print)
+    evaluate_missing(every, args.datasets, [*flags, *test_flags], print)
 
-    found = compare_arms(
+    results = compare_arms(
         baseline,
         arms,
         args.datasets,
@@ -172,24 +174,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         replicates=args.replicates,
         seed=args.resampling_seed,
     )
-    about = {
-        "command": ["python", "compare.py", *given],
+    report_info = {
+        "command": ["python", "compare.py", *typed],
         "verdict_metrics": args.verdict_metrics,
         "replicates": args.replicates,
         "resampling_seed": args.resampling_seed,
         "versions": versions(),
-        "notes": notes_on(found, baseline, arms),
+        "notes": notes_on(results, baseline, arms),
     }
-    galleries = galleries_of(found, baseline, arms, args.data_root, about["notes"])
+    galleries = galleries_of(results, baseline, arms, args.data_root, report_info["notes"])
     out = Path(args.out)
-    write_text(out / "comparison.json", as_json(found, baseline, arms, about) + "\n")
-    write_text(out / "comparison.csv", csv_text(found))
-    write_text(out / "comparison.md", markdown(found, args.verdict_metrics))
-    write_text(out / "comparison.tex", latex(found, args.verdict_metrics))
-    write_text(out / "report.html", render(found, baseline, arms, about, galleries))
-    print(console(found, args.verdict_metrics))
+    write_text(out / "comparison.json", as_json(results, baseline, arms, report_info) + "\n")
+    write_text(out / "comparison.csv", csv_text(results))
+    write_text(out / "comparison.md", markdown(results, args.verdict_metrics))
+    write_text(out / "comparison.tex", latex(results, args.verdict_metrics))
+    write_text(out / "report.html", render(results, baseline, arms, report_info, galleries))
+    print(console(results, args.verdict_metrics))
     print(f"\nReport and tables are in {out}")
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from run_folder.flags import parse
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import load_parts
 from run_folder.session import create_adapted_model, create_backbone, declare_datasets
-from run_folder.settings import Settings
+from run_folder.settings import Settings, TrainingSettings
 from training.engine import StepLoss, gradient_norm, to_device
 from training.optimisation import adam
 from training.stages import image_stage_loss
@@ -48,7 +48,7 @@ class MeasurementSettings:
     )
     text_only: bool = option(False, "of --run: its text side alone, as stage 2 starts")
     steps: int = option(0, "measure over the second half of this many steps")
-    image_lr: float = option(5e-4, "learning rate of these steps")
+    image_lr: float = option(TrainingSettings.image_lr, "learning rate of these steps, by default training's")
     batch_size: int = option(8, "images per batch")
     batches: int = option(4, "batches measured")
 

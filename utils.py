@@ -11,16 +11,11 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
+
+from files.logs import close_logger as close_logger
+from files.logs import open_logger
 
 LOGGER = "aaclip"
-
-
-class ConsoleHandler(logging.Handler):
-    """Log lines on standard output that do not tear a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
 
 
 def setup_seed(seed: int, fast: bool = False) -> None:
@@ -65,25 +60,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def get_logger(save_path: Path | str, file_name: str) -> logging.Logger:
-    """The project's one logger, writing to the console and to `save_path`/`file_name` (appended)."""
-    logger = logging.getLogger(LOGGER)
-    close_logger(logger)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    Path(save_path).mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(Path(save_path) / file_name, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    console = ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [console, to_file]
-    return logger
-
-
-def close_logger(logger: logging.Logger) -> None:
-    """Close and detach a logger's handlers, so that a second run in one process does not write to the first's file."""
-    for handler in logger.handlers:
-        handler.close()
-    logger.handlers = []
+    """The logger of a run, writing to the console and to `save_path`/`file_name` (appended)."""
+    return open_logger(LOGGER, Path(save_path) / file_name)
 
 
 def lock_run(save_path: Path | str) -> FileLock:

@@ -84,13 +84,13 @@ def alternate(steps: Sequence[Step], repeats: int, device: torch.device) -> list
     """Median seconds of every function, run in turn."""
     times = [[] for _ in steps]
     for _ in range(repeats + 1):
-        for own, once in zip(times, steps, strict=True):
+        for seconds, once in zip(times, steps, strict=True):
             begin = time.perf_counter()
             once()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            own.append(time.perf_counter() - begin)
-    return [statistics.median(own[1:]) for own in times]  # the first one warms up
+            seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds[1:]) for seconds in times]  # the first one warms up
 
 
 def text_steps(
@@ -156,24 +156,24 @@ def random_batch(images: int, size: int, device: torch.device) -> dict:
 def shown_times(seconds: Sequence[float]) -> dict[str, float]:
     """What the JSON says of one stage's medians: the baseline's, cross-attention's, self-reference's if timed."""
     baseline, with_attention, *with_reference = seconds
-    found = {
+    times = {
         "baseline s": round(baseline, 4),
         "cross-attention s": round(with_attention, 4),
         "ratio": round(with_attention / baseline, 3),
     }
     for one in with_reference:
-        found |= {"and self-reference s": round(one, 4), "and self-reference ratio": round(one / baseline, 3)}
-    return found
+        times |= {"and self-reference s": round(one, 4), "and self-reference ratio": round(one / baseline, 3)}
+    return times
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_name", default=TINY)
+    parser.add_argument("--model_name", default=TINY, help="architecture; ViT-L-14-336 is AA-CLIP's")
     parser.add_argument("--img_size", type=int, help="default 128 for the tiny CLIP, 518 otherwise")
     parser.add_argument("--random_weights", action="store_true", help="time does not depend on the weights")
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device")
+    parser.add_argument("--batch_size", type=int, default=2, help="images per step")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each kind")
+    parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     parser.add_argument("--sync_debug", action="store_true", help="fail if a step waits for the GPU")
     args = parser.parse_args(argv)
     setup_seed(0)

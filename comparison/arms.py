@@ -49,24 +49,24 @@ def read_arm(text: str) -> Arm:
     if "=" in text and not Path(text).exists():
         name, _, paths = text.partition("=")
     patterns = [text] if Path(text).exists() else paths.split(",")
-    found = []
+    run_paths = []
     for pattern in patterns:
         matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
         if not matches:
             raise FileNotFoundError(
                 f"no run {pattern}: give a run folder, a checkpoint file or a pattern of them"
             )
-        found += matches
-    runs = [read_run(Path(path)) for path in found]
+        run_paths += matches
+    runs = [read_run(Path(path)) for path in run_paths]
     seeds = [run.seed for run in runs]
-    twice = {str(seed) for seed in seeds if seeds.count(seed) > 1}
-    if twice:
+    repeated_seeds = {str(seed) for seed in seeds if seeds.count(seed) > 1}
+    if repeated_seeds:
         listed = ", ".join(f"{run.folder} (seed {run.seed})" for run in runs)
         raise ValueError(
-            f"arm {text}: seed {', '.join(sorted(twice))} occurs twice, expected one run a seed: {listed}"
+            f"arm {text}: seed {', '.join(sorted(repeated_seeds))} occurs twice, expected one run a seed: {listed}"
         )
-    last = Path(patterns[0]).stem if patterns[0].endswith(".pth") else Path(patterns[0]).name
-    return Arm(name or last.replace("*", "").replace("?", "").strip("_-. ") or patterns[0], runs)
+    first_name = Path(patterns[0]).stem if patterns[0].endswith(".pth") else Path(patterns[0]).name
+    return Arm(name or first_name.replace("*", "").replace("?", "").strip("_-. ") or patterns[0], runs)
 
 
 def read_run(path: Path) -> Run:
@@ -96,24 +96,24 @@ def read_run(path: Path) -> Run:
 
 def evaluated_checkpoints(folder: Path) -> set[str]:
     """Names of the checkpoints that a folder holds evaluations of."""
-    found = {read_about(path)["checkpoint"] for path in folder.glob("scores/*/*.npz")}
+    names = {read_about(path)["checkpoint"] for path in folder.glob("scores/*/*.npz")}
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        found |= {name for entries in metrics.values() for name in entries if name in UNTRAINED}
-    return found
+        names |= {name for entries in metrics.values() for name in entries if name in UNTRAINED}
+    return names
 
 
 def evaluated_run(folder: Path, checkpoint: str) -> Run:
     """A run of which only evaluations are left, or one without training, which has no checkpoint."""
     files = sorted(folder.glob("scores/*/*.npz"))
     if files:
-        about = read_about(files[0])
+        evaluation_info = read_about(files[0])
     else:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        about = next(entries[checkpoint] for entries in metrics.values() if checkpoint in entries)
-    untrained, settings = checkpoint in UNTRAINED, about["settings"]
+        evaluation_info = next(by_file[checkpoint] for by_file in metrics.values() if checkpoint in by_file)
+    untrained, settings = checkpoint in UNTRAINED, evaluation_info["settings"]
     seed = None if untrained else (settings or {}).get("seed")
-    return Run(folder, checkpoint, None, checkpoint if untrained else about["kind"], seed, settings)
+    return Run(folder, checkpoint, None, checkpoint if untrained else evaluation_info["kind"], seed, settings)
 
 
 def pair(baseline: Arm, arm: Arm) -> tuple[list[tuple[int | None, Run, Run]], list[int | None]]:

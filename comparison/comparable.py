@@ -26,27 +26,27 @@ NOT_METHOD = set(settings_of(EVERY_GROUP, {}).flags(moves_numbers=False)) - {
 
 def reasons(
     classes: dict[str, tuple[list[str], list[str]]],
-    about: dict,
+    info: dict,
     other_classes: dict[str, tuple[list[str], list[str]]],
-    other_about: dict,
+    other_info: dict,
 ) -> list[str]:
     """Why two evaluations of a dataset must not be compared, as sentences; [] if they may.
 
     Args:
-        classes: {class: (files, digests)} of the first, `about` from its scores file; likewise of the other.
+        classes: {class: (files, digests)} of the first, `info` from its scores file; likewise of the other.
     """
-    found = []
+    sentences = []
     for key, remedy in MUST_AGREE.items():
-        if about[key] != other_about[key]:
-            found.append(f"{key} is {about[key]} there and {other_about[key]} here; {remedy}")
-    ours, theirs = deviations(about), deviations(other_about)
+        if info[key] != other_info[key]:
+            sentences.append(f"{key} is {info[key]} there and {other_info[key]} here; {remedy}")
+    ours, theirs = deviations(info), deviations(other_info)
     for flag in ours:
         if flag in theirs and ours[flag] != theirs[flag]:
-            found.append(
+            sentences.append(
                 f"known deviation --{flag} is {ours[flag]} there and {theirs[flag]} here; train both alike"
             )
     if set(classes) != set(other_classes):
-        found.append(f"other classes: {sorted(set(classes) ^ set(other_classes))} in one of them only")
+        sentences.append(f"other classes: {sorted(set(classes) ^ set(other_classes))} in one of them only")
     for name in sorted(set(classes) & set(other_classes)):
         ours, theirs = (dict(zip(*side[name], strict=True)) for side in (classes, other_classes))
         differing = sorted(file for file in ours.keys() | theirs.keys() if ours.get(file) != theirs.get(file))
@@ -56,67 +56,63 @@ def reasons(
                 for file in differing[:SHOWN]
             ]
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            found.append(
+            sentences.append(
                 f"other test files in class {name}: {', '.join(kinds)}{more}; test both on the same data"
             )
-    return found
+    return sentences
 
 
-def deviations(about: dict) -> dict:
+def deviations(evaluation_info: dict) -> dict:
     """The known deviations of AA-CLIP an evaluation depends on: {flag: value}.
 
     Raw CLIP has none but the network's activation, local contrast not even that. A feedback run's milestones are its
     recipe's, not AA-CLIP's.
     Files of AA-CLIP carry no settings and have all of them.
     """
-    if about["checkpoint"] == LOCAL_CONTRAST:
+    if evaluation_info["checkpoint"] == LOCAL_CONTRAST:
         return {}
-    tested = {"quick_gelu (at test)": about["tested_with"]["quick_gelu"]}
-    if about["checkpoint"] in UNTRAINED:
-        return tested
-    stored = about["settings"] or {}
-    trained = {flag: stored.get(flag, kept) for flag, (kept, _) in DEVIATIONS.items()}
-    if about["kind"] == FEEDBACK.name:
-        del trained["milestones"]
-    return trained | tested
+    at_test = {"quick_gelu (at test)": evaluation_info["tested_with"]["quick_gelu"]}
+    if evaluation_info["checkpoint"] in UNTRAINED:
+        return at_test
+    stored = evaluation_info["settings"] or {}
+    in_training = {flag: stored.get(flag, kept) for flag, (kept, _) in DEVIATIONS.items()}
+    if evaluation_info["kind"] == FEEDBACK.name:
+        del in_training["milestones"]
+    return in_training | at_test
 
 
-def differing_settings(abouts: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
+def differing_settings(evaluation_infos: dict[str, list[dict]]) -> dict[str, dict[str, list]]:
     """Settings that are not the same in all arms.
 
     Args:
-        abouts: {arm: [about of each run]}.
+        evaluation_infos: {arm: [what each run's scores file says of its evaluation]}.
 
     Returns:
         {flag: {arm: [distinct values]}}; training flags by their names, flags of testing with "(at test)".
     """
-    rows = {arm: [all_settings(about) for about in own] for arm, own in abouts.items()}
-    flags = sorted({flag for own in rows.values() for row in own for flag in row})
-    found = {}
+    settings_of_arm = {arm: [all_settings(info) for info in runs] for arm, runs in evaluation_infos.items()}
+    flags = sorted({flag for runs in settings_of_arm.values() for row in runs for flag in row})
+    differing = {}
     for flag in flags:
-        values = {arm: distinct([row.get(flag) for row in own]) for arm, own in rows.items()}
-        if len(distinct([value for own in values.values() for value in own])) > 1:
-            found[flag] = values
-    return found
+        values = {arm: distinct([row.get(flag) for row in runs]) for arm, runs in settings_of_arm.items()}
+        if len(distinct([value for runs in values.values() for value in runs])) > 1:
+            differing[flag] = values
+    return differing
 
 
-def all_settings(about: dict) -> dict:
+def all_settings(evaluation_info: dict) -> dict:
     """What an evaluation was trained and tested with, without what never changes a number; the seed pairs runs."""
-    untrained = about["checkpoint"] in UNTRAINED
-    trained = {} if untrained else about["settings"] or {}
-    found = {flag: value for flag, value in trained.items() if flag not in NOT_METHOD}
-    found |= {
-        f"{flag} (at test)": about["tested_with"][flag]
-        for flag in NETWORK_FLAGS
-        if flag in about["tested_with"]
-    }
-    return found | {"kind of run": about["checkpoint"] if untrained else about["kind"]}
+    untrained, at_test = evaluation_info["checkpoint"] in UNTRAINED, evaluation_info["tested_with"]
+    in_training = {} if untrained else evaluation_info["settings"] or {}
+    settings = {flag: value for flag, value in in_training.items() if flag not in NOT_METHOD}
+    settings |= {f"{flag} (at test)": at_test[flag] for flag in NETWORK_FLAGS if flag in at_test}
+    return settings | {"kind of run": evaluation_info["checkpoint" if untrained else "kind"]}
 
 
 def distinct(values: Iterable) -> list:
     """The values without repetitions, in order; lists count as values too."""
-    found = []
+    seen = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in seen:
+            seen.append(value)
+    return seen

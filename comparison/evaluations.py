@@ -17,15 +17,15 @@ def outdated(run: Run, dataset: str) -> str | None:
     path = scores_file(run.folder, dataset, run.checkpoint)
     if not path.is_file():
         return "not evaluated yet"
-    about = read_about(path)
-    if about["metrics_version"] != METRICS_VERSION:
-        return f"evaluated with version {about['metrics_version']} of the metrics, this is {METRICS_VERSION}"
-    trained, tested = about["settings"] or {}, about["tested_with"]
+    evaluation_info = read_about(path)
+    if evaluation_info["metrics_version"] != METRICS_VERSION:
+        return f"evaluated with version {evaluation_info['metrics_version']} of the metrics, this is {METRICS_VERSION}"
+    trained, tested = evaluation_info["settings"] or {}, evaluation_info["tested_with"]
     for flag in NETWORK_FLAGS if run.file is not None else ():
         if flag != "img_size" and flag in trained and tested.get(flag, trained[flag]) != trained[flag]:
             return f"an ablation: tested with --{flag} {tested[flag]}, trained with {trained[flag]}"
     if run.file is not None:
-        for name, stored in about["checkpoints"].items():
+        for name, stored in evaluation_info["checkpoints"].items():
             file = run.folder / name
             if not file.is_file() or sha256(file) != stored:
                 return f"{name} is another file than the evaluated one"
@@ -39,7 +39,7 @@ def evaluate_missing(
 
     Args:
         flags: further flags for test.py, for instance ["--data_root", ...].
-        say: function (line), told what is evaluated and why.
+        say: function (line), hears what is evaluated and why.
 
     Raises:
         FileNotFoundError: a run is kept without its checkpoint and was not evaluated on a dataset.

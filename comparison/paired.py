@@ -31,72 +31,82 @@ def compare_arms(
 
     Returns:
         {dataset: {"img_size", "rows_sha256", "arms": {arm: see `compare_arm`}, "histogram_error": {pixel metric:
-        largest |exact - histogram value| of a class}, "abouts": {arm: [about of each run's scores file]}}}
+        largest |exact - histogram value| of a class}, "abouts": {arm: [what each run's scores file says]}}}
 
     Raises:
         ValueError: runs that are not comparable, with every reason; an arm that shares no seed with the baseline.
     """
-    found = {}
+    results = {}
     for dataset in datasets:
         evaluated = read_all([baseline, *arms], dataset, replicates, seed)
         first = evaluated[baseline.runs[0].key]
         errors = {}
-        for one in evaluated.values():
-            for metric, error in one["errors"].items():
+        for run_metrics in evaluated.values():
+            for metric, error in run_metrics["errors"].items():
                 errors[metric] = max(errors.get(metric, 0.0), error)
-        found[dataset] = {
-            "img_size": first["about"]["img_size"],
-            "rows_sha256": first["about"]["rows_sha256"],
+        results[dataset] = {
+            "img_size": first["evaluation_info"]["img_size"],
+            "rows_sha256": first["evaluation_info"]["rows_sha256"],
             "arms": {arm.name: compare_arm(baseline, arm, evaluated, dataset, seed) for arm in arms},
             "histogram_error": errors,
             "abouts": {
-                arm.name: [evaluated[run.key]["about"] for run in arm.runs] for arm in [baseline, *arms]
+                arm.name: [evaluated[run.key]["evaluation_info"] for run in arm.runs]
+                for arm in [baseline, *arms]
             },
         }
-    correct(found, verdict_metrics)
-    return found
+    correct(results, verdict_metrics)
+    return results
 
 
 def read_all(arms: Sequence[Arm], dataset: str, replicates: int, seed: int) -> dict[str, dict]:
-    """Exact and resampled metrics of every run on a dataset: {run.key: {"about", "classes", "resampled", "errors"}}.
+    """Exact and resampled metrics of every run on a dataset: {run.key: see `resample_run`}.
 
     Raises:
         ValueError: not all of them are comparable with the first run of the first arm.
     """
-    found, first, refused = {}, None, []
+    evaluated, first, refused = {}, None, []
     for arm in arms:
         for run in arm.runs:
-            if run.key in found:
+            if run.key in evaluated:
                 continue
-            classes, about = read_scores(scores_file(run.folder, dataset, run.checkpoint))
-            files = {name: (one.files.tolist(), one.digests.tolist()) for name, one in classes.items()}
-            first = first or (run, files, about)
-            why = reasons(first[1], first[2], files, about)
+            classes, evaluation_info = read_scores(scores_file(run.folder, dataset, run.checkpoint))
+            files = {
+                name: (scores.files.tolist(), scores.digests.tolist()) for name, scores in classes.items()
+            }
+            first = first or (run, files, evaluation_info)
+            differences = reasons(first[1], first[2], files, evaluation_info)
             refused += [
-                f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}" for text in why
+                f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}"
+                for text in differences
             ]
-            if not why:
-                found[run.key] = resample_run(classes, about, replicates, seed, dataset)
+            if not differences:
+                evaluated[run.key] = resample_run(classes, evaluation_info, replicates, seed, dataset)
     if refused:
         raise ValueError("\n".join(refused))
-    return found
+    return evaluated
 
 
 def resample_run(
-    classes: dict[str, ClassScores], about: dict, replicates: int, seed: int, dataset: str
+    classes: dict[str, ClassScores], evaluation_info: dict, replicates: int, seed: int, dataset: str
 ) -> dict:
     """One run on one dataset; the resampled images are the same for every run, as they depend on labels and seed only.
 
     Returns:
-        {"about", "classes": exact metrics, "resampled": {class: {metric: [R]}}, "errors": {pixel metric: largest}}
+        {"evaluation_info", "classes": exact metrics, "resampled": {class: {metric: [R]}}, "errors": {pixel metric:
+        largest}}
     """
-    rows, errors = {}, {}
+    resampled_metrics, errors = {}, {}
     for name, scores in classes.items():
         weights = image_weights(scores.labels, replicates, generator(seed, dataset, name), scores.mask_known)
-        rows[name], own = resampled(scores, about["classes"][name], weights)
-        for metric, error in own.items():
+        resampled_metrics[name], class_errors = resampled(scores, evaluation_info["classes"][name], weights)
+        for metric, error in class_errors.items():
             errors[metric] = max(errors.get(metric, 0.0), abs(error))
-    return {"about": about, "classes": about["classes"], "resampled": rows, "errors": errors}
+    return {
+        "evaluation_info": evaluation_info,
+        "classes": evaluation_info["classes"],
+        "resampled": resampled_metrics,
+        "errors": errors,
+    }
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
@@ -118,12 +128,12 @@ def compare_arm(baseline: Arm, arm: Arm, evaluated: dict[str, dict], dataset: st
     metrics = {}
     for metric in METRICS:
         sides = [
-            np.array([[one[side]["classes"][name][metric] for one in runs] for name in names], dtype=float)
+            np.array([[both[side]["classes"][name][metric] for both in runs] for name in names], dtype=float)
             for side in (0, 1)
         ]  # [classes, seeds]; None becomes NaN
         defined = [i for i in range(len(names)) if not np.isnan(sides[0][i]).any()]
         resampled_sides = [
-            np.array([[one[side]["resampled"][names[i]][metric] for one in runs] for i in defined])
+            np.array([[both[side]["resampled"][names[i]][metric] for both in runs] for i in defined])
             for side in (0, 1)
         ]  # [classes, seeds, R]
         exact = sides[1] - sides[0]
@@ -137,10 +147,10 @@ def compare_arm(baseline: Arm, arm: Arm, evaluated: dict[str, dict], dataset: st
         ]
         row["classes"] = {}
         for i, name in enumerate(names):
-            own = [i] if i in defined else []
-            place = [defined.index(i)] if own else []
-            one = compare_pairs(exact[own], moved[place] if own else moved[:0], random, permutations=0)
-            row["classes"][name] = means(sides, own) | one._asdict()
+            class_rows = [i] if i in defined else []  # none: the class has no value, and no interval
+            replicate_rows = [defined.index(i)] if i in defined else []
+            difference = compare_pairs(exact[class_rows], moved[replicate_rows], random, permutations=0)
+            row["classes"][name] = means(sides, class_rows) | difference._asdict()
         metrics[metric] = row
     return {"seeds": [seed for seed, *_ in pairs], "unpaired_seeds": alone, "metrics": metrics}
 
@@ -151,14 +161,14 @@ def means(sides: Sequence[np.ndarray], rows: Sequence[int]) -> dict[str, float |
     return {"baseline": baseline, "arm": arm}
 
 
-def correct(found: dict[str, dict], verdict_metrics: Sequence[str]) -> None:
+def correct(results: dict[str, dict], verdict_metrics: Sequence[str]) -> None:
     """Add "p_holm" to every row, and "verdict" to the verdict metrics' rows.
 
     Holm's correction runs over all arms, datasets and verdict metrics together; each other metric is corrected over
     arms and datasets by itself, as a second look.
     """
     families = {}
-    for result in found.values():
+    for result in results.values():
         for arm in result["arms"].values():
             for metric, row in arm["metrics"].items():
                 families.setdefault("verdict" if metric in verdict_metrics else metric, []).append(

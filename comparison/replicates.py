@@ -31,10 +31,12 @@ def image_weights(
     """
     weights = np.zeros((replicates, len(labels)))
     known = np.ones(len(labels), dtype=bool) if mask_known is None else mask_known
-    for own in (labels == 0, (labels == 1) & known, (labels == 1) & ~known):
-        own = np.flatnonzero(own)
-        if len(own):
-            weights[:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=replicates)
+    for drawn_together in (labels == 0, (labels == 1) & known, (labels == 1) & ~known):
+        images = np.flatnonzero(drawn_together)
+        if len(images):
+            weights[:, images] = random.multinomial(
+                len(images), np.full(len(images), 1 / len(images)), size=replicates
+            )
     return weights
 
 
@@ -52,12 +54,12 @@ def ranking_rows(positive: np.ndarray, negative: np.ndarray) -> dict[str, np.nda
     defined = (positives > 0) & (negatives > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(true + false > 0, true / (true + false), 0.0)
-        found = {
+        metrics = {
             "auroc": (negative * (true - positive / 2)).sum(1, keepdims=True) / (positives * negatives),
             "ap": (positive * precision).sum(1, keepdims=True) / positives,
             "f1max": (2 * true / (true + false + positives)).max(1, keepdims=True),
         }
-    return {key: np.where(defined, value, np.nan)[:, 0] for key, value in found.items()}
+    return {key: np.where(defined, value, np.nan)[:, 0] for key, value in metrics.items()}
 
 
 def aupro_rows(
@@ -88,17 +90,17 @@ def weighted_metrics(scores: ClassScores, weights: np.ndarray) -> dict[str, np.n
         {metric: [R]}, NaN where undefined.
     """
     positive, negative = (weights @ side.astype(np.float64) for side in (scores.positive, scores.negative))
-    found = {f"pixel_{key}": value for key, value in ranking_rows(positive, negative).items()}
+    metrics = {f"pixel_{key}": value for key, value in ranking_rows(positive, negative).items()}
     regions = weights @ scores.regions.astype(np.float64)
-    found["pixel_aupro"] = aupro_rows(weights @ scores.overlap, regions, negative)
+    metrics["pixel_aupro"] = aupro_rows(weights @ scores.overlap, regions, negative)
     for image_score, ending in ((scores.fused, ""), (scores.own, "_unnormalised")):
         _, rank = np.unique(-image_score, return_inverse=True)  # equal scores share a bin
         member = np.zeros((len(rank), rank.max() + 1))
         member[np.arange(len(rank)), rank] = 1
         abnormal = scores.labels > 0
         rows = ranking_rows((weights * abnormal) @ member, (weights * ~abnormal) @ member)
-        found |= {f"image_{key}{ending}": value for key, value in rows.items()}
-    return found
+        metrics |= {f"image_{key}{ending}": value for key, value in rows.items()}
+    return metrics
 
 
 def resampled(

@@ -22,37 +22,41 @@ def environment() -> Environment:
 
 
 def render(
-    found: dict[str, dict], baseline: Arm, arms: Sequence[Arm], about: dict, galleries: dict[str, list[dict]]
+    results: dict[str, dict],
+    baseline: Arm,
+    arms: Sequence[Arm],
+    report_info: dict,
+    galleries: dict[str, list[dict]],
 ) -> str:
     """The page as text.
 
     Args:
-        found: from paired.compare_arms.
+        results: from paired.compare_arms.
         baseline, arms: comparison.arms.Arm.
-        about: {"command": [argv], "verdict_metrics", "notes": [sentences], "replicates", "versions"}.
+        report_info: {"command": [argv], "verdict_metrics", "notes": [sentences], "replicates", "versions"}.
         galleries: {dataset: rows from gallery.gallery}.
     """
-    abouts = {}
-    for result in found.values():
-        for arm, own in result["abouts"].items():
-            abouts.setdefault(arm, []).extend(own)
+    evaluation_infos = {}
+    for result in results.values():
+        for arm, infos in result["abouts"].items():
+            evaluation_infos.setdefault(arm, []).extend(infos)
     return (
         environment()
         .get_template("report.html")
         .render(
             header=HEADER,
             titles=TITLES,
-            command=shlex.join(about["command"]),
-            about=about,
-            verdicts=verdict_lines(found, about["verdict_metrics"]),
+            command=shlex.join(report_info["command"]),
+            report_info=report_info,
+            verdicts=verdict_lines(results, report_info["verdict_metrics"]),
             sections=[
-                section(dataset, result, baseline, about["verdict_metrics"], galleries.get(dataset, []))
-                for dataset, result in found.items()
+                section(dataset, result, baseline, report_info["verdict_metrics"], galleries.get(dataset, []))
+                for dataset, result in results.items()
             ],
             curves=learning_curves([baseline, *arms]),
-            arm_names=list(abouts),
-            settings=differing_settings(abouts),
-            runs=run_rows(abouts, [baseline, *arms]),
+            arm_names=list(evaluation_infos),
+            settings=differing_settings(evaluation_infos),
+            runs=run_rows(evaluation_infos, [baseline, *arms]),
         )
     )
 
@@ -65,7 +69,7 @@ def section(
     for arm, compared in result["arms"].items():
         lines = [(metric, cells(metric, row)) for metric, row in compared["metrics"].items()]
         by_class = [
-            (TITLES[metric], [class_cells(name, own) for name, own in row["classes"].items()])
+            (TITLES[metric], [class_cells(name, class_row) for name, class_row in row["classes"].items()])
             for metric, row in compared["metrics"].items()
         ]
         tables.append(
@@ -98,12 +102,14 @@ def class_cells(name: str, row: dict) -> list[str]:
 
 
 def run_rows(
-    abouts: dict[str, list[dict]], arms: Sequence[Arm]
+    evaluation_infos: dict[str, list[dict]], arms: Sequence[Arm]
 ) -> list[tuple[str, int | None, str, str, str]]:
     """Lines of the table of hashes: [(arm, seed, folder, checkpoint file, SHA-256)]."""
     rows = []
     for arm in arms:
-        for run, about in zip(arm.runs, abouts[arm.name], strict=False):  # the first dataset's come first
-            for file, content in about["checkpoints"].items() or [(run.checkpoint, "no file")]:
+        for run, info in zip(
+            arm.runs, evaluation_infos[arm.name], strict=False
+        ):  # the first dataset's come first
+            for file, content in info["checkpoints"].items() or [(run.checkpoint, "no file")]:
                 rows.append((arm.name, run.seed, str(run.folder), file, content))
     return rows

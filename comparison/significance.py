@@ -55,10 +55,10 @@ def compare_pairs(
     if differences.size == 0:
         return UNDEFINED
     classes, seeds, count = replicates.shape
-    own_class = random.integers(classes, size=(count, classes, 1))
-    own_images = random.integers(count, size=(count, classes, 1))
-    own_seeds = random.integers(seeds, size=(count, 1, seeds))
-    means = replicates[own_class, own_seeds, own_images].mean(axis=(1, 2))
+    drawn_classes = random.integers(classes, size=(count, classes, 1))
+    drawn_images = random.integers(count, size=(count, classes, 1))
+    drawn_seeds = random.integers(seeds, size=(count, 1, seeds))
+    means = replicates[drawn_classes, drawn_seeds, drawn_images].mean(axis=(1, 2))
     low, high = np.nanquantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     pairs = differences.reshape(-1)
     wins, losses = int((pairs >= TIE).sum()), int((pairs <= -TIE).sum())
@@ -79,7 +79,7 @@ def sign_flip_p(pairs: ArrayLike, random: np.random.Generator, permutations: int
     pairs = np.asarray(pairs, dtype=np.float64)
     if len(pairs) == 1:
         return 1.0  # both signs are equally extreme; scipy asks for two observations
-    found = permutation_test(
+    test = permutation_test(
         (pairs,),
         np.mean,
         permutation_type="samples",
@@ -88,7 +88,7 @@ def sign_flip_p(pairs: ArrayLike, random: np.random.Generator, permutations: int
         alternative="two-sided",
         rng=random,
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def smallest_p(pairs: int, permutations: int = 9999) -> float:

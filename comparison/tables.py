@@ -94,11 +94,11 @@ def cells(metric: str, row: dict) -> list[str]:
 
 
 def verdict_lines(
-    found: dict[str, dict], verdict_metrics: Sequence[str]
+    results: dict[str, dict], verdict_metrics: Sequence[str]
 ) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
     """One line per dataset and arm in plain words: [(dataset, arm, [(metric, word, text)])]."""
     lines = []
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         for arm, compared in result["arms"].items():
             words = [
                 (
@@ -138,10 +138,10 @@ def seeds_text(seeds: Sequence[int | None]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {known}"
 
 
-def console(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
+def console(results: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     """Aligned tables of every dataset and arm, verdicts last."""
     parts = []
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         for arm, compared in result["arms"].items():
             seeds = seeds_text(compared["seeds"])
             parts.append(f"\n{dataset} @{result['img_size']}px: {arm} against the baseline, {seeds}")
@@ -152,7 +152,7 @@ def console(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
                 for line in lines
             ]
     parts.append("")
-    for dataset, arm, words in verdict_lines(found, verdict_metrics):
+    for dataset, arm, words in verdict_lines(results, verdict_metrics):
         parts += [f"{dataset}, {arm}: {text}" for _, _, text in words]
     return "\n".join(parts)
 
@@ -168,15 +168,15 @@ def escape_latex(text: object) -> str:
     return "".join(LATEX.get(character, character) for character in str(text))
 
 
-def markdown(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
+def markdown(results: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     """The verdicts, then one table per dataset and arm."""
     lines = ["# Comparison with the baseline", ""]
-    for dataset, arm, words in verdict_lines(found, verdict_metrics):
+    for dataset, arm, words in verdict_lines(results, verdict_metrics):
         lines += [
             f"* **{escape_markdown(dataset)}, {escape_markdown(arm)}**: "
             + "; ".join(text for *_, text in words)
         ]
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         for arm, compared in result["arms"].items():
             title = f"{escape_markdown(dataset)} @{result['img_size']}px: {escape_markdown(arm)}"
             lines += ["", f"## {title}", "", f"Percent; {seeds_text(compared['seeds'])}.", ""]
@@ -187,23 +187,23 @@ def markdown(found: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(found: dict[str, dict], metrics: Sequence[str]) -> str:
+def latex(results: dict[str, dict], metrics: Sequence[str]) -> str:
     """One table of all datasets and arms: value and difference with its interval in some metrics (needs booktabs)."""
     lines = [r"\begin{tabular}{ll" + "r" * 2 * len(metrics) + "}", r"\toprule"]
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{escape_latex(TITLES[metric])}}}" for metric in metrics)
     lines += [rf"dataset & arm & {heads} \\", r"\midrule"]
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         seeds = None
         for arm, compared in result["arms"].items():
             # An arm with other seeds is paired with another mean of the baseline.
             if compared["seeds"] != seeds:
                 seeds = compared["seeds"]
-                own = [
+                baseline_cells = [
                     latex_number(percent(compared["metrics"][metric]["baseline"])) + " &"
                     for metric in metrics
                 ]
                 lines.append(
-                    rf"{escape_latex(dataset)} & baseline, {seeds_text(seeds)} & {' & '.join(own)} \\"
+                    rf"{escape_latex(dataset)} & baseline, {seeds_text(seeds)} & {' & '.join(baseline_cells)} \\"
                 )
             texts = []
             for metric in metrics:
@@ -219,16 +219,16 @@ def latex_number(text: str) -> str:
     return re.sub(r"-(?=\d)", "$-$", text).replace("–", "--")
 
 
-def csv_text(found: dict[str, dict]) -> str:
+def csv_text(results: dict[str, dict]) -> str:
     """One line per dataset, arm, class ("mean" for all) and metric, in full precision; undefined is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
     writer.writeheader()
-    for dataset, result in found.items():
+    for dataset, result in results.items():
         for arm, compared in result["arms"].items():
             seeds = " ".join(str(seed) for seed in compared["seeds"])
             for metric, row in compared["metrics"].items():
-                for name, own in [("mean", row), *row["classes"].items()]:
-                    about = {"dataset": dataset, "arm": arm, "class": name, "metric": metric, "seeds": seeds}
-                    writer.writerow(own | {"arm_value": own["arm"]} | about)
+                for name, class_row in [("mean", row), *row["classes"].items()]:
+                    place = {"dataset": dataset, "arm": arm, "class": name, "metric": metric, "seeds": seeds}
+                    writer.writerow(class_row | {"arm_value": class_row["arm"]} | place)
     return text.getvalue()

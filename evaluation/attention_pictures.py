@@ -30,16 +30,16 @@ def word_rows(tokens: Tensor, word: str) -> list[tuple[int, int]]:
         ValueError: no prompt has the word.
     """
     pieces = open_clip.get_tokenizer("ViT-L-14").encode(word)
-    found = []
+    rows_of_word = []
     for prompt, row in enumerate(tokens.tolist()):
         for start in range(len(row) - len(pieces) + 1):
             if row[start : start + len(pieces)] == pieces:
-                found += [(prompt, start + offset) for offset in range(len(pieces))]
-    if not found:
+                rows_of_word += [(prompt, start + offset) for offset in range(len(pieces))]
+    if not rows_of_word:
         raise ValueError(
             f"--attention_word {word!r} stands in no prompt: choose a word such as damaged, broken, flaw"
         )
-    return found
+    return rows_of_word
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Writing and reading files for all other rooms: whole or not at all, under safe names, without running code."""
+"""For every other room: files written whole or not at all under safe names, read without running code, and logs."""

@@ -152,10 +152,10 @@ def loop_file(folder: Path | str, loop: int, name: str) -> Path:
 
 def finished_loops(folder: Path | str) -> list[tuple[int, Path]]:
     """[(n, loop_{n}_final.pth)] of a feedback run, by number."""
-    found = [
+    matches = [
         (re.fullmatch(r"loop_(\d+)_final\.pth", path.name), path) for path in Path(folder).glob("loop_*.pth")
     ]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def one_loop(folder: Path, loop: int) -> Path:

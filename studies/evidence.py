@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from files.atomic import write_text
+from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 from studies.paired_report import report
-from studies.study import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
 # Steps of every arm; the feedback arms share them out over their loops.
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]
@@ -107,7 +107,9 @@ def tasks(arms: Iterable[str], seeds: Sequence[int], shard: str) -> list[tuple[s
 
 def add_study_flags(parser: argparse.ArgumentParser, name: str, seeds: list[int], data_seed: int) -> None:
     """The flags of a study that several processes may share; `name` is its folder under runs/ and results/."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=seeds, help="training seeds, a run of every arm each"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
     parser.add_argument("--data_seed", type=int, default=data_seed, help="seed of the rendered images")
     parser.add_argument(
@@ -141,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study"
     )
-    parser.add_argument("--train", default="DemoA")
-    parser.add_argument("--test", default="DemoB")
+    parser.add_argument("--train", default="DemoA", help="training set, rendered if missing")
+    parser.add_argument("--test", default="DemoB", help="test set, rendered if missing")
     parser.add_argument(
         "--corrected", action="store_true", help="AA-CLIP's known deviations corrected, in the baseline too"
     )
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name += "" if args.study == "idea" else f"_{args.study}"
     out, runs = Path(args.out) / name, Path(args.runs).resolve()
     data = runs / f"data_seed{args.data_seed}"
-    todo = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
+    missing_runs = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
     for rendered in (args.train, args.test):
         render = [
             "-m",
@@ -168,13 +170,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
     precision = ["--precision", args.precision]
-    plain = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
+    plain_arms = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
     every = {arm: (script, [*flags, "--corrected", *precision]) for arm, (script, flags) in arms.items()}
-    every = every if args.corrected else plain
+    every = every if args.corrected else plain_arms
     plain_out = out.with_name(name.replace("_corrected", ""))
-    uncorrected = read_results(plain_out, plain, args.train) if args.corrected else {}
+    uncorrected = read_results(plain_out, plain_arms, args.train) if args.corrected else {}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    run_missing(todo, every, args.train, [args.test], data, runs / name, out)
+    run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
     flags = (
         f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
@@ -184,14 +186,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         " --corrected" if args.corrected else ""
     )
     command += "" if args.study == "idea" else f" --study {args.study}"
-    told = report(results, list(arms), args.test)
+    table = report(results, list(arms), args.test)
     for control in CONTROLS:  # does what a tower sees matter, or its parameters?
         if any(arm == control for arm, _ in results):
-            told += "\n" + report(results, METHODS, args.test, control)
+            table += "\n" + report(results, METHODS, args.test, control)
     if uncorrected:
-        told += "\n" + corrections(uncorrected, results, args.test)
-    write_text(out / "table.md", f"    {command}\n\n{told}")
-    print(told)
+        table += "\n" + corrections(uncorrected, results, args.test)
+    write_text(out / "table.md", f"    {command}\n\n{table}")
+    print(table)
 
 
 if __name__ == "__main__":

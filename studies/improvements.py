@@ -17,9 +17,9 @@ from pathlib import Path
 from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
 from dataset.jsonl import write_rows
 from files.atomic import write_text
+from studies.arm_runs import CROSS, ROOT, read_results, run_missing
 from studies.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
 from studies.paired_report import report
-from studies.study import CROSS, ROOT, read_results, run_missing
 
 ARMS = {  # arm: (script, flags)
     "baseline": IDEA["baseline"],
@@ -103,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in merged}))
     command = f"python -m studies.improvements --seeds {seeds} --data_seed {args.data_seed}"
     command += f" --precision {args.precision}"
-    told = report(merged, list(ARMS), "DemoA")
-    write_text(out / "table.md", f"    {command}\n\n{told}")
-    print(told)
+    table = report(merged, list(ARMS), "DemoA")
+    write_text(out / "table.md", f"    {command}\n\n{table}")
+    print(table)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def paired_rows(
     """
     rows = {}
     for arm in arms:
-        seeds = [seed for own, seed in sorted(results) if own == arm and (baseline, seed) in results]
+        seeds = [seed for name, seed in sorted(results) if name == arm and (baseline, seed) in results]
         if arm == baseline or not seeds:
             continue
         sides = [
@@ -54,14 +54,14 @@ def paired_rows(
             continue
         difference = (sides[1] - sides[0])[defined]
         replicates = np.repeat(difference[..., None], 4000, axis=2)
-        found = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
-        found |= {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
-        percent = {key: 100 * found[key] for key in ("baseline", "mean", "value", "low", "high")}
+        difference_row = compare_pairs(difference, replicates, np.random.default_rng(0))._asdict()
+        difference_row |= {"baseline": sides[0][defined].mean(), "mean": sides[1][defined].mean()}
+        percent = {key: 100 * difference_row[key] for key in ("baseline", "mean", "value", "low", "high")}
         names = list(results[arm, seeds[0]]["metrics"][test_set]["classes"])
         by_class = {
             name: 100 * float(row.mean()) for name, row in zip(names, sides[1] - sides[0], strict=True)
         }
-        rows[arm] = found | percent | {"seeds": len(seeds), "by_class": by_class}
+        rows[arm] = difference_row | percent | {"seeds": len(seeds), "by_class": by_class}
     return rows
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from files.atomic import write_text
+from files.logs import open_logger
 from synthesis.data import to_pixels
 from synthesis.flow import interpolate, predict_velocity
 from synthesis.latents import encode_triptych, fill_mask_of
@@ -165,18 +166,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="default all")
+    parser.add_argument("--steps", type=int, default=500, help="updates of every arm")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures per update")
     parser.add_argument("--size", type=int, default=64, help="panel side in pixels")
-    parser.add_argument("--train_pictures", type=int, default=256)
-    parser.add_argument("--test_pictures", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/synthesis/toy"))
+    parser.add_argument("--train_pictures", type=int, default=256, help="pictures an arm learns from")
+    parser.add_argument("--test_pictures", type=int, default=64, help="unseen pictures an arm is measured on")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures, weights, noise and order")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/synthesis/toy"),
+        help="folder of JSON files, pictures and table",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the figures are those of one thread
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger = logging.getLogger("semantic_fill_toy")
+    logger = open_logger("semantic_fill_toy")
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("arms", "out")}
     results = {}

@@ -21,6 +21,7 @@ from PIL import Image
 from dataset import get_dataset
 from dataset.image_files import read_image, read_mask
 from dataset.jsonl import Sample, write_rows
+from files.logs import open_logger
 from files.pictures import picture_names, write_png
 from model.settings import option
 from run_folder.flags import parse
@@ -77,27 +78,27 @@ def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
     Raises:
         ValueError: the class has none.
     """
-    own = [other for other in normal if other.class_name == sample.class_name]
-    if not own:
+    of_class = [other for other in normal if other.class_name == sample.class_name]
+    if not of_class:
         raise ValueError(
             f"--visible normal: class {sample.class_name!r} has no normal image; use --visible inpaint"
         )
-    chosen = own[keyed_rng(seed, sample.file_name).integers(len(own))]
+    chosen = of_class[keyed_rng(seed, sample.file_name).integers(len(of_class))]
     return np.asarray(read_image(chosen.image_path, chosen.source))
 
 
-def panels_of(sample: Sample, normal: list[Sample], own: TriptychSettings) -> dict[str, np.ndarray]:
+def panels_of(sample: Sample, normal: list[Sample], triptych: TriptychSettings) -> dict[str, np.ndarray]:
     """{"visible", "target", "semantic"}: RGB bytes [S, S, 3] of one anomalous sample."""
     target = read_image(sample.image_path, sample.source)
     mask = read_mask(sample.mask_path, target.size, sample.source)  # bool [H, W]
     target = np.asarray(target)
-    is_inpainted = own.visible == "inpaint"
-    visible = without_defect(target, mask) if is_inpainted else normal_of(sample, normal, own.seed)
+    is_inpainted = triptych.visible == "inpaint"
+    visible = without_defect(target, mask) if is_inpainted else normal_of(sample, normal, triptych.seed)
     semantic = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
     panels = {}
     for panel, pixels in zip(PANELS, (visible, target, semantic), strict=True):
         method = Image.Resampling.NEAREST if panel == "semantic" else Image.Resampling.BICUBIC
-        panels[panel] = np.asarray(Image.fromarray(pixels).resize((own.size, own.size), method))
+        panels[panel] = np.asarray(Image.fromarray(pixels).resize((triptych.size, triptych.size), method))
     return panels
 
 
@@ -113,31 +114,32 @@ def write_triptych(panels: dict[str, np.ndarray], out: Path, name: str, layout: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse(__doc__, GROUPS, argv, DEFAULTS)
-    own, data = settings.own, settings.data
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # no file: the folder holds triptychs alone
-    logger = logging.getLogger("make_triptychs")
-    if own.size < 1:
-        raise ValueError(f"--size is {own.size}: expected a panel's side in pixels")
-    out = Path(own.out)
+    triptych, data = settings.own, settings.data
+    logger = open_logger("make_triptychs")  # no file: the folder holds triptychs alone
+    if triptych.size < 1:
+        raise ValueError(f"--size is {triptych.size}: expected a panel's side in pixels")
+    out = Path(triptych.out)
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
             f"--out {out} is not empty: nothing is overwritten; name a new folder or empty this one"
         )
     declare_datasets(data)
-    normal, anomalous = training_samples(data, own.seed, logger)
+    normal, anomalous = training_samples(data, triptych.seed, logger)
     if not anomalous:
         raise ValueError(
             f"--dataset {data.dataset} --shot {data.shot} has no anomalous image with a mask: use --shot 2 or more"
         )
     names = picture_names([sample.file_name for sample in anomalous])
     rows = [
-        write_triptych(panels_of(sample, normal, own), out, name, own.layout)
+        write_triptych(panels_of(sample, normal, triptych), out, name, triptych.layout)
         for sample, name in zip(anomalous, names, strict=True)
     ]
-    if own.layout == "jsonl":
+    if triptych.layout == "jsonl":
         write_rows(rows, out / INDEX)
-    panel = f"{own.size}x{own.size}"
-    logger.info(f"{len(rows)} triptychs of {panel} panels in {out} ({own.layout}), visible: {own.visible}")
+    panel = f"{triptych.size}x{triptych.size}"
+    logger.info(
+        f"{len(rows)} triptychs of {panel} panels in {out} ({triptych.layout}), visible: {triptych.visible}"
+    )
 
 
 if __name__ == "__main__":

@@ -154,3 +154,27 @@ def test_files_are_replaced_in_one_place(trees):
         and getattr(node.value, "id", "") == "os"
     }
     assert replacing == {"files/atomic.py", "synthesis/weights.py"}  # the latter replaces a folder
+
+
+def test_every_flag_says_what_it_is(trees):
+    silent = [
+        f"{name}:{node.lineno}"
+        for name, (_, tree) in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (called := getattr(node.func, "attr", getattr(node.func, "id", ""))) in ("add_argument", "option")
+        and not any(word.arg == "help" for word in node.keywords)
+        and not (called == "option" and len(node.args) > 1)  # its second argument is the help
+    ]
+    assert not silent
+
+
+def test_the_detector_has_one_backward_pass(trees):
+    callers = {
+        name
+        for name, (_, tree) in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "backward"
+    }
+    other_systems = {"tiny_clip/pretrain.py", "synthesis/training.py"}
+    assert callers - other_systems == {"training/engine.py"}

@@ -129,10 +129,10 @@ def _claim(folder, plan):
     path = folder / "bank.json"
     if not path.exists():
         _write_json(path, vars(plan))
-    found = json.loads(path.read_text())
-    if found != vars(plan):
+    held = json.loads(path.read_text())
+    if held != vars(plan):
         raise ValueError(
-            f"{folder} holds a bank of {found}, asked for {vars(plan)}: give another --cache folder"
+            f"{folder} holds a bank of {held}, asked for {vars(plan)}: give another --cache folder"
         )
 
 

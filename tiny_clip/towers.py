@@ -69,9 +69,9 @@ def run_block(block: ResidualAttentionBlock, x: Tensor, mask: Tensor | None = No
 
 def resized_positions(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings [1 + G², C] for a grid of `grid`² patches, as open_clip's resize_pos_embed makes them."""
-    own = int((len(positions) - 1) ** 0.5)
-    if grid == own:
+    side = int((len(positions) - 1) ** 0.5)
+    if grid == side:
         return positions
-    patches = positions[1:].reshape(1, own, own, -1).permute(0, 3, 1, 2)
+    patches = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([positions[:1], patches.permute(0, 2, 3, 1).reshape(grid * grid, -1)])

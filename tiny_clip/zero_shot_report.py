@@ -116,7 +116,7 @@ def mean_over_names(hits: Sequence[bool], scenes: Sequence[Scene]) -> tuple[floa
     by_name = {}
     for hit, scene in zip(hits, scenes, strict=True):
         by_name.setdefault(scene.name, []).append(hit)
-    return float(np.mean([np.mean(found) for found in by_name.values()])), len(by_name)
+    return float(np.mean([np.mean(hits_of_name) for hits_of_name in by_name.values()])), len(by_name)
 
 
 def colour_accuracy(model: ZeroShot, pictures: Pictures) -> float:
@@ -179,11 +179,13 @@ def measure(weights: Path | str, image_size: int, count: int, seed: int) -> dict
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default=ROOT / f"model/weights/{NAME}.safetensors")
+    parser.add_argument(
+        "--weights", default=ROOT / f"model/weights/{NAME}.safetensors", help="of the tiny CLIP"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 128, 160], help="image sizes in pixels")
     parser.add_argument("--images", type=int, default=688, help="held-out pictures per figure")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", default=ROOT / "results/tiny_clip/report.json")
+    parser.add_argument("--seed", type=int, default=1, help="of the held-out pictures")
+    parser.add_argument("--output", default=ROOT / "results/tiny_clip/report.json", help="JSON file to write")
     options = parser.parse_args(argv)
     report = {
         "command": f"python -m tiny_clip.zero_shot_report --sizes {' '.join(map(str, options.sizes))} "

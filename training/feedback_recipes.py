@@ -48,7 +48,11 @@ RECIPES = {
 }
 # Recipe v1: parts of the first loop's epochs, in loop 2 and in later ones.
 LATER_PART = {"text": (3 / 5, 2 / 5), "image": (1 / 2, 1 / 4)}
-OWN_LOOPS = (1, 2, 3)  # loops with epoch flags of their own; the last one's also count for every later loop
+FLAGGED_LOOPS = (
+    1,
+    2,
+    3,
+)  # loops with epoch flags of their own; the last one's also count for every later loop
 
 
 class LoopPlan(NamedTuple):
@@ -62,11 +66,22 @@ class LoopPlan(NamedTuple):
     cross_attention: bool
 
 
-def own_epochs(stage: str, loop: int) -> Any:
+def epochs_of_loop(stage: str, loop: int) -> Any:
     """The option --loop{n}_{stage}_epoch."""
-    later = " and later ones" if loop == OWN_LOOPS[-1] else ""
+    later = " and later ones" if loop == FLAGGED_LOOPS[-1] else ""
     v1 = f"--{stage}_epoch" + (f" * {LATER_PART[stage][loop - 2]}" if loop > 1 else "")
     return option(None, f"epochs of the {stage} stage in loop {loop}{later}; v1: {v1}")
+
+
+def of_recipe(flag: str, meaning: str = "", **argparse_options: Any) -> Any:
+    """The option of a recipe's flag, with every recipe's value in its help; None until `fill_in`."""
+
+    def shown(value):
+        listed = value if isinstance(value, list) else ["none" if value is None else value]
+        return " ".join(one if isinstance(one, str) else f"{one:g}" for one in listed)
+
+    values = ", ".join(f"{name} {shown(recipe[flag])}" for name, recipe in RECIPES.items())
+    return option(None, f"{meaning}; {values}" if meaning else values, **argparse_options)
 
 
 @dataclass(frozen=True)
@@ -75,29 +90,35 @@ class FeedbackSettings:
 
     num_feedback_loops: int = option(3, "a finished run continues with a larger one")
     recipe: str = option("v1", "values of the flags below that are not given", choices=sorted(RECIPES))
-    loop1_text_epoch: int | None = own_epochs("text", 1)
-    loop1_image_epoch: int | None = own_epochs("image", 1)
-    loop2_text_epoch: int | None = own_epochs("text", 2)
-    loop2_image_epoch: int | None = own_epochs("image", 2)
-    loop3_text_epoch: int | None = own_epochs("text", 3)
-    loop3_image_epoch: int | None = own_epochs("image", 3)
-    optimizer: str | None = option(None, "v1 adam, v2 adamw", choices=["adam", "adamw"])
-    betas: list | None = option(None, "v1 0.5 0.999, v2 0.9 0.999", type=float, nargs=2)
-    weight_decay: float | None = option(None, "v1 0, v2 0.01")
-    schedule: str | None = option(
-        None,
-        "v1 milestones (of the image stage; the text's rate is constant), v2 cosine",
+    loop1_text_epoch: int | None = epochs_of_loop("text", 1)
+    loop1_image_epoch: int | None = epochs_of_loop("image", 1)
+    loop2_text_epoch: int | None = epochs_of_loop("text", 2)
+    loop2_image_epoch: int | None = epochs_of_loop("image", 2)
+    loop3_text_epoch: int | None = epochs_of_loop("text", 3)
+    loop3_image_epoch: int | None = epochs_of_loop("image", 3)
+    optimizer: str | None = of_recipe("optimizer", choices=["adam", "adamw"])
+    betas: list | None = of_recipe("betas", "of the optimiser", type=float, nargs=2)
+    weight_decay: float | None = of_recipe("weight_decay", "of the optimiser")
+    schedule: str | None = of_recipe(
+        "schedule",
+        "milestones: of the image stage, the text's rate is constant",
         choices=["milestones", "cosine"],
     )
-    warmup_epochs: int | None = option(None, "linear, at most half of a stage; v1 0, v2 2")
-    clip_norm: float | None = option(None, "largest gradient norm, 0 = none; v1 0, v2 1")
-    lr_decay_per_loop: float | None = option(None, "factor on both learning rates; v1 0.5, v2 0.8")
-    epoch_decay_per_loop: float | None = option(
-        None, "factor on --text_epoch and --image_epoch; v1 none, v2 0.8"
+    warmup_epochs: int | None = of_recipe("warmup_epochs", "linear, at most half of a stage")
+    clip_norm: float | None = of_recipe("clip_norm", "largest gradient norm, 0 = none")
+    lr_decay_per_loop: float | None = of_recipe("lr_decay_per_loop", "factor on both learning rates")
+    epoch_decay_per_loop: float | None = of_recipe(
+        "epoch_decay_per_loop", "factor on --text_epoch and --image_epoch; none: the parts named above"
     )
-    cross_attn_start_loop: int | None = option(None, "cross-attention is off in the loops before; 1")
-    plateau_threshold: float | None = option(None, "an epoch is flat whose loss fell by this part at most")
-    plateau_patience: int | None = option(None, "flat epochs in a row that end a stage, 0 = never; v2 2")
+    cross_attn_start_loop: int | None = of_recipe(
+        "cross_attn_start_loop", "cross-attention is off in the loops before"
+    )
+    plateau_threshold: float | None = of_recipe(
+        "plateau_threshold", "an epoch is flat whose loss fell by this part at most"
+    )
+    plateau_patience: int | None = of_recipe(
+        "plateau_patience", "flat epochs in a row that end a stage, 0 = never"
+    )
     eval_every_loop: str | None = option(
         None, "evaluate on this dataset after every loop", metavar="DATASET", moves_numbers=False
     )
@@ -126,7 +147,7 @@ def fill_in(settings: Settings) -> Settings:
         "text_epoch": 0,
         "image_epoch": 0,
     }
-    at_least |= {f"loop{loop}_{stage}_epoch": 0 for loop in OWN_LOOPS for stage in ("text", "image")}
+    at_least |= {f"loop{loop}_{stage}_epoch": 0 for loop in FLAGGED_LOOPS for stage in ("text", "image")}
     for flag, least in at_least.items():
         if record[flag] is not None and not record[flag] >= least:
             raise ValueError(f"--{flag} {record[flag]}: expected at least {least}")
@@ -158,7 +179,7 @@ def epochs_of(settings: Settings, stage: str, loop: int) -> int:
     Recipe v1's parts make 5, 3, 2 of AA-CLIP's 5 text epochs and 20, 10, 5 of its 20 image epochs.
     """
     feedback = settings.feedback
-    given = getattr(feedback, f"loop{min(loop, OWN_LOOPS[-1])}_{stage}_epoch")
+    given = getattr(feedback, f"loop{min(loop, FLAGGED_LOOPS[-1])}_{stage}_epoch")
     if given is not None:
         return given
     first = getattr(settings.training, f"{stage}_epoch")
@@ -185,7 +206,7 @@ def warmup(feedback: FeedbackSettings, epochs: int) -> int:
 
 
 def scheduler(
-    settings: Settings, own: torch.optim.Optimizer, stage: str, epochs: int, steps_per_epoch: int
+    settings: Settings, optimizer: torch.optim.Optimizer, stage: str, epochs: int, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The recipe's learning rate over one loop's stage, stepped per batch.
 
@@ -202,7 +223,7 @@ def scheduler(
             return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
         return 0.5 ** sum(step >= milestone for milestone in halvings)
 
-    return torch.optim.lr_scheduler.LambdaLR(own, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def plateau(feedback: FeedbackSettings, epochs: int) -> Callable[[list[dict]], bool] | None:

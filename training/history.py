@@ -21,9 +21,9 @@ def training_warnings(loop: int, stage: str, history: list[dict]) -> list[str]:
         loop: its number.  stage: "text" or "image".
         history: its epochs, from training.engine.train_one_epoch.
     """
-    found, losses = [], [entry["loss"] for entry in history]
+    warnings, losses = [], [entry["loss"] for entry in history]
     if len(losses) > 1 and not losses[-1] < losses[0]:
-        found.append(
+        warnings.append(
             f"loop {loop}, stage {stage}: the loss did not fall ({losses[0]:.4f} in the first epoch, {losses[-1]:.4f} "
             f"in the last, {len(losses)} epochs): try another --{stage}_lr or --lr_decay_per_loop, or fewer loops "
             "(--num_feedback_loops)"
@@ -31,12 +31,12 @@ def training_warnings(loop: int, stage: str, history: list[dict]) -> list[str]:
     for module in history[0]["gradients"] if history else ():
         norms = [entry["gradients"][module] for entry in history]
         if min(norms) < FAINT:
-            found.append(
+            warnings.append(
                 f"loop {loop}, stage {stage}: {module} hardly learns, its mean gradient norm is {min(norms):.2e} in "
                 f"epoch {norms.index(min(norms)) + 1} of {len(norms)} (below {FAINT}): test_stage2_gradients.py shows "
                 f"where the gradient goes; a larger --{stage}_lr, or another weight of the module, may help"
             )
-    return found
+    return warnings
 
 
 def write_history(save_path: Path | str, loops: list[dict]) -> None:
@@ -58,16 +58,16 @@ def curves(
         ({curve: ([x], [value])}, [x of the borders between loops]); x counts the stage's epochs from 1, a border lies
         half an epoch behind a loop's last.
     """
-    found, borders, done = {}, [], 0
+    values_by_curve, borders, done = {}, [], 0
     for loop in loops:
         for entry in loop[stage]:
             done += 1
             for curve, value in values_of(entry).items():
-                xs, values = found.setdefault(curve, ([], []))
+                xs, values = values_by_curve.setdefault(curve, ([], []))
                 xs.append(done)
                 values.append(value)
         borders.append(done + 0.5)
-    return found, borders[:-1]
+    return values_by_curve, borders[:-1]
 
 
 def draw_curves(path: Path, loops: list[dict]) -> None:
@@ -80,14 +80,14 @@ def draw_curves(path: Path, loops: list[dict]) -> None:
     for row, panels in enumerate(figure.subplots(len(PANELS), 2)):
         title, logarithmic, values_of = PANELS[row]
         for axes, stage in zip(panels, ("text", "image"), strict=True):
-            found, borders = curves(loops, stage, values_of)
-            for curve, (xs, values) in found.items():
+            values_by_curve, borders = curves(loops, stage, values_of)
+            for curve, (xs, values) in values_by_curve.items():
                 axes.plot(xs, values, marker=".", label=curve)
             for border in borders:
                 axes.axvline(border, color="grey", linestyle="--", linewidth=0.8)
-            if logarithmic and any(min(values) > 0 for _, values in found.values()):
+            if logarithmic and any(min(values) > 0 for _, values in values_by_curve.values()):
                 axes.set_yscale("log")
-            if found:
+            if values_by_curve:
                 axes.legend(fontsize="small")
             axes.set_title(f"{stage} stage: {title}", fontsize="medium")
             axes.xaxis.get_major_locator().set_params(integer=True)

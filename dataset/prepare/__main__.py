@@ -17,6 +17,7 @@ from dataset.jsonl import write_rows
 from dataset.paths import dataset_folder, make_data_root, resolve_data_root
 from dataset.prepare import scan
 from dataset.prepare.packages import PACKAGES, unpack
+from files.logs import open_logger
 
 logger = logging.getLogger("dataset.prepare")
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=111, help="choice of the few-shot images (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    open_logger(logger.name)
     try:
         _write(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:

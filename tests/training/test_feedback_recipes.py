@@ -1,6 +1,7 @@
 """Both recipes of the feedback loop: training/feedback_recipes.py; what training/history.py says of epochs."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -257,3 +258,10 @@ def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         draw_curves(path, [{"loop": 1, "text": history([1]), "image": []}])
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_help_of_a_recipes_flag_has_the_value_of_every_recipe():
+    help_of = {one.name: one.metadata["help"] for one in fields(recipes.FeedbackSettings)}
+    assert help_of["betas"] == "of the optimiser; v1 0.5 0.999, v2 0.9 0.999"
+    assert help_of["epoch_decay_per_loop"].endswith("; v1 none, v2 0.8")
+    assert help_of["optimizer"] == "v1 adam, v2 adamw"

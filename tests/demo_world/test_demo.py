@@ -11,7 +11,8 @@ import pytest
 from dataset.demo_names import DEMO_DOMAINS, DEMO_REAL_NAMES
 from demo_world import photographs, render_sets
 from demo_world.photographs import PHOTO_CLASSES, render_photo
-from demo_world.render_sets import Counts, main, picture_rng, render_demo, render_line_picture
+from demo_world.product_pictures import render_line_picture
+from demo_world.render_sets import Counts, main, picture_rng, render_demo
 from demo_world.rendering.product_lines import PRODUCT_LINES
 from demo_world.rendering.twins import MASK_SHARE, MASK_THRESHOLD, damage_twin, difference_mask
 

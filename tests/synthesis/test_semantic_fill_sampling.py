@@ -13,12 +13,13 @@ from diffusers import FluxFillPipeline
 from safetensors.torch import load_file, save_file
 from semantic_fill_world import CONFIG, tiny_system, triptychs
 
+import synthesis
 from synthesis.backbone import load_backbone
 from synthesis.latents import encode_triptych, fill_mask_of
 from synthesis.sampling import Filler, load_filler
 from synthesis.weights import ATTENTION_FILE, LORA_FILE, find_checkpoint, load_system, save_system
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(synthesis.__file__).resolve().parents[1]
 FRESH = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]

@@ -1,4 +1,4 @@
-"""What the demo and the studies say about finished runs: scripts/demo.py, studies/study.py."""
+"""What the demo and the studies say about finished runs: scripts/demo.py, studies/study.py, studies/arm_runs.py."""
 
 import ast
 import json
@@ -8,10 +8,12 @@ import time
 
 import numpy as np
 import pytest
+from cross_attention_world import MODEL, write_world
 
+from demo_world.render_sets import Counts, render_demo
 from files.pictures import write_png
 from scripts import commands, demo
-from studies import study
+from studies import arm_runs, study
 
 ROOTS = (
     "train",
@@ -66,14 +68,14 @@ def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
 
 def test_a_finished_run_of_another_command_is_refused_and_other_arms_are_not_read(tmp_path):
     arms = {"baseline": ("train.py", ["--precision", "bf16"])}
-    command = " ".join(["python", *study.training_command(*arms["baseline"], 3, "DemoA")])
+    command = " ".join(["python", *arm_runs.training_command(*arms["baseline"], 3, "DemoA")])
     run = {"arm": "baseline", "seed": 3, "commands": [command]}
     (tmp_path / "baseline_seed3.json").write_text(json.dumps(run), encoding="utf-8")
     (tmp_path / "other_seed3.json").write_text(json.dumps(run | {"arm": "other"}), encoding="utf-8")
-    assert study.read_results(tmp_path, arms, "DemoA") == {("baseline", 3): run}
+    assert arm_runs.read_results(tmp_path, arms, "DemoA") == {("baseline", 3): run}
     for changed, train_set in (({"baseline": ("train.py", [])}, "DemoA"), (arms, "DemoB")):
         with pytest.raises(ValueError, match="was trained by"):
-            study.read_results(tmp_path, changed, train_set)
+            arm_runs.read_results(tmp_path, changed, train_set)
 
 
 def test_a_feedback_studys_table_has_a_row_per_loop_and_says_whether_the_image_loss_falls():
@@ -153,3 +155,48 @@ def test_neither_scripts_nor_studies_nor_benchmarks_import_a_command():
                 one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names
             }
             assert not found & set(ROOTS), file
+
+
+def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsys):
+    """Every command is the real one, on a tiny random CLIP, two pictures a class and one epoch a stage."""
+    weights = write_world(tmp_path)
+    tiny = ["--model_name", MODEL, "--clip_weights", str(weights), "--img_size", "32"]
+    tiny += ["--surgery_until_layer", "3", "--device", "cpu"]
+    adapters = ["--text_adapt_until", "2", "--image_adapt_until", "2"]
+    short = ["--training_mode", "full_shot", "--text_epoch", "1", "--image_epoch", "1", "--text_lr", "1e-3"]
+    heads = ["--cross_attn_heads", "4"]
+    added = {
+        "test.py": tiny,
+        "train.py": [*tiny, *adapters, *short],
+        "train_cross_attention.py": [*tiny, *adapters, *short, *heads],
+        "train_cross_attention_feedback.py": [*tiny, *adapters, *short, *heads],
+        "compare.py": ["--replicates", "100"],
+    }
+    ran = []
+
+    def run_command(name, argv):
+        ran.append(name)
+        commands.run_command(name, [*argv, *added[name]])
+
+    def render(argv):
+        for name in ("DemoA", "DemoB"):
+            render_demo(name, argv[argv.index("--out") + 1], size=64, counts=Counts(0, 1, 1))
+
+    monkeypatch.setattr(demo, "run_command", run_command)
+    monkeypatch.setattr(demo.render_sets, "main", render)
+    monkeypatch.setattr(demo, "TEST_SETS", ("DemoB",))
+    out = tmp_path / "demo"
+    demo.main(["--out", str(out), "--seed", "3"])
+    scripts = ["train.py", "train_cross_attention.py", "train_cross_attention_feedback.py"]
+    assert ran == ["test.py", *(name for script in scripts for name in (script, "test.py")), "compare.py"]
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| DemoB")] == [
+        "raw CLIP",
+        "baseline",
+        "cross-attention",
+        "feedback",
+    ]
+    assert (out / "report.html").is_file() and (out / "contact_sheet_DemoB.png").is_file()
+    assert "[6/6] compare" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'seed': 3.* choose another --out"):
+        demo.main(["--out", str(out), "--seed", "4"])

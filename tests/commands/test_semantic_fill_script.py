@@ -11,13 +11,14 @@ pytest.importorskip("diffusers", reason="semantic fill needs requirements-synthe
 from safetensors.torch import load_file
 from semantic_fill_world import flags, items, triptychs, write_folders
 
+import synthesis
 from studies import semantic_fill_toy
 from synthesis import train_semantic_fill
 from synthesis.latents import fill_mask_of
 from synthesis.sampling import load_filler
 from synthesis.weights import find_checkpoint, read_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(synthesis.__file__).resolve().parents[1]
 DETECTOR = ("files", "model", "dataset", "metrics", "run_folder", "training", "evaluation", "comparison")
 OPTIONAL = {"synthesis", "diffusers", "peft", "accelerate", "transformers", "prodigyopt"}
 

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="the study's intervals need requirements-demo.txt")
 
+from studies import synthesis_arms
 from studies import synthesis_study as study
 from studies.paired_report import METRICS
 
@@ -13,7 +14,7 @@ from studies.paired_report import METRICS
 def result(arm, seed, pixel_ap, shot=2, **settings):
     """One run's JSON content."""
     classes = {name: dict.fromkeys(METRICS, 0.5) | {"pixel_ap": pixel_ap} for name in ("gear", "rope")}
-    settings = study.settings_of(study.build_parser().parse_args([])) | settings
+    settings = synthesis_arms.settings_of(study.build_parser().parse_args([])) | settings
     return {
         "arm": arm,
         "shot": shot,
@@ -53,7 +54,7 @@ def test_shots_are_compared_apart_and_only_arms_that_have_runs():
 def test_every_arm_makes_the_same_updates_whatever_its_images(shot):
     args = study.build_parser().parse_args([])
     for own, extra in ((8 * shot, 0), (8 * shot, 8 * shot)):
-        flags = study.training_flags(args, shot, own, extra, "x.jsonl" if extra else None)
+        flags = synthesis_arms.training_flags(args, shot, own, extra, "x.jsonl" if extra else None)
         values = dict(zip(flags[::2], flags[1::2], strict=True))
         assert int(values["--text_epoch"]) * (own + extra) / 4 == args.text_steps
         assert int(values["--image_epoch"]) * (own + extra) / 8 == args.image_steps
@@ -64,8 +65,8 @@ def test_steps_that_are_no_whole_epochs_are_refused_with_the_divisor():
     with pytest.raises(
         ValueError, match="--text_steps 100: 25 images in batches of 4 make 7 .*give a multiple of 7"
     ):
-        study.epochs(100, 25, 4, "--text_steps")
-    assert study.epochs(100, 17, 4, "--text_steps") == 20
+        synthesis_arms.epochs(100, 25, 4, "--text_steps")
+    assert synthesis_arms.epochs(100, 17, 4, "--text_steps") == 20
 
 
 def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_path, monkeypatch, capsys):

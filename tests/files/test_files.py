@@ -1,12 +1,14 @@
 """Files that appear whole or not at all, and fingerprints: files/atomic.py."""
 
 import hashlib
+import logging
 import os
 
 import pytest
 
 from files import atomic
 from files.atomic import replacing, sha256, write_text
+from files.logs import close_logger, open_logger
 
 
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
@@ -69,3 +71,16 @@ def test_a_fingerprint_is_the_sha_256_of_all_blocks(tmp_path, monkeypatch):
     for content in (b"", b"12345678", bytes(range(100))):
         (tmp_path / "a").write_bytes(content)
         assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_log_goes_to_the_console_and_to_its_file_and_to_nothing_of_an_earlier_command(tmp_path, capsys):
+    open_logger("one of the tests", tmp_path / "new" / "a.log").info("first")
+    logger = open_logger("one of the tests", tmp_path / "b.log", logging.WARNING)
+    logger.info("too quiet")
+    logger.warning("second")
+    open_logger("one of the tests").info("third")
+    assert capsys.readouterr().out == "first\nsecond\nthird\n"
+    assert (tmp_path / "new" / "a.log").read_text().endswith(" INFO first\n")
+    assert (tmp_path / "b.log").read_text().endswith(" WARNING second\n")
+    close_logger(logger)
+    assert logger.handlers == []

@@ -11,9 +11,9 @@ import train_cross_attention
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
-from studies import explain_cross_attention, improvements
+from studies import attention_shares, explain_cross_attention, gradient_shares, improvements
+from studies.arm_runs import training_command
 from studies.paired_report import METRICS
-from studies.study import training_command
 
 
 def test_the_halves_share_no_class_and_leave_none_out(tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_commands_name_the_dataset_file_below_the_data():
 
 
 def test_tokens_are_told_apart_by_what_they_say():
-    kinds = explain_cross_attention.token_kinds("MVTec", "screw")
+    kinds = attention_shares.token_kinds("MVTec", "screw")
     assert kinds.count("damage") == 2 * 5  # five abnormal states in two templates, a word each
     assert kinds.count("class") == 2 * (3 + 5)
 
@@ -132,13 +132,29 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
                 weights[:, 1:, kinds.index("class")] = 1
                 return weights
 
-    kinds = explain_cross_attention.token_kinds("MVTec", "screw")
+    kinds = attention_shares.token_kinds("MVTec", "screw")
 
     class Context:
         tokens, real = torch.zeros(len(kinds), 3), torch.ones(len(kinds), dtype=torch.bool)
 
     mask = torch.zeros(1, 4, 4)
     mask[:, :2, :2] = 1  # the first patch of four
-    items = [{"image": torch.zeros(3, 4, 4), "mask": mask}]
-    shares = explain_cross_attention.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
+    items = [{"image": torch.zeros(3, 4, 4), "mask": mask, "mask_known": True}]
+    shares = attention_shares.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
     assert shares["inside"]["damage"] == 1 and shares["outside"]["class"] == 1
+
+
+def test_squared_gradient_norms_are_those_a_backward_pass_leaves_module_by_module():
+    torch.manual_seed(0)
+    modules = {"first": torch.nn.Linear(3, 2), "idle": torch.nn.Linear(3, 3), "second": torch.nn.Linear(2, 1)}
+
+    def loss():
+        return modules["second"](modules["first"](torch.ones(4, 3))).square().sum()
+
+    squares = gradient_shares.squared_gradient_norms(loss(), modules)
+    assert all(parameter.grad is None for module in modules.values() for parameter in module.parameters())
+    loss().backward()
+    for key in ("first", "second"):
+        left = sum(float(parameter.grad.square().sum()) for parameter in modules[key].parameters())
+        assert squares[key] == pytest.approx(left, rel=1e-5)
+    assert squares["idle"] == 0

@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 from open_clip.model import CLIP
 
-from tiny_clip import pretrain as pretrain
+from tiny_clip import pretrain, schedule, zero_shot_report
 from tiny_clip.caption_bank import BankPlan, content_words, open_bank, scene_words
 from tiny_clip.caption_batches import CaptionBatches
+from tiny_clip.optimisation import contrastive_loss
 from tiny_clip.towers import encode_image, encode_text
 from tiny_clip.zero_shot_report import held_out_pictures, name_accuracy, open_model
 
@@ -21,8 +22,8 @@ MINIATURE = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 STAGES = (
-    pretrain.Stage(0.5, (24, 16), 4, 16),
-    pretrain.Stage(0.5, (32,), None, 8),
+    schedule.Stage(0.5, (24, 16), 4, 16),
+    schedule.Stage(0.5, (32,), None, 8),
 )
 
 
@@ -69,7 +70,7 @@ def flags(cache, run, steps=20, *more):
 
 @pytest.fixture(autouse=True)
 def short_stages(monkeypatch):
-    monkeypatch.setattr(pretrain, "STAGES", STAGES)
+    monkeypatch.setattr(schedule, "STAGES", STAGES)
 
 
 def losses(folder):
@@ -154,7 +155,7 @@ def test_a_caption_that_is_true_of_another_image_is_no_negative():
     image = torch.eye(2)
     text = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     also_true = torch.tensor([[False, True], [False, False]])
-    loss, _ = pretrain.contrastive_loss(image, text, torch.tensor(1.0), also_true)
+    loss, _ = contrastive_loss(image, text, torch.tensor(1.0), also_true)
     log_half = float(np.log(2))
     # image 0: alone 0; image 1: two equal logits; text 0: logits 1 and 0; text 1: alone 0
     assert loss.item() == pytest.approx((log_half / 2 + np.log(1 + np.exp(-1)) / 2) / 2, abs=1e-6)
@@ -176,12 +177,12 @@ def test_scene_words_tell_a_damaged_scene_from_a_sound_one():
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    rates = [pretrain.schedule(step, 1000) for step in (0, 99, 599, 600, 800, 999)]
+    rates = [schedule.schedule(step, 1000) for step in (0, 99, 599, 600, 800, 999)]
     assert rates == pytest.approx([0.01, 1.0, 1.0, 1.0, 0.5, 0.0025])
 
 
 def test_the_stages_follow_their_shares():
-    assert [pretrain.stage_at(step, 10).batch for step in (0, 4, 5, 9)] == [16, 16, 8, 8]
+    assert [schedule.stage_at(step, 10).batch for step in (0, 4, 5, 9)] == [16, 16, 8, 8]
 
 
 @pytest.mark.skipif(not pretrain.WEIGHTS.exists(), reason="no weights are shipped in this checkout")
@@ -189,3 +190,18 @@ def test_the_shipped_weights_are_small_load_strictly_and_know_what_they_see():
     assert pretrain.WEIGHTS.stat().st_size <= 25_000_000
     model = open_model(pretrain.WEIGHTS, 128)
     assert name_accuracy(model, held_out_pictures(model, 86, seed=7)) >= 0.65
+
+
+@pytest.mark.skipif(not pretrain.WEIGHTS.exists(), reason="no weights are shipped in this checkout")
+def test_the_report_of_what_the_weights_know_is_written_with_its_command(tmp_path, capsys):
+    output = tmp_path / "new" / "report.json"
+    zero_shot_report.main(["--sizes", "64", "--images", "6", "--seed", "3", "--output", str(output)])
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert report["command"] == "python -m tiny_clip.zero_shot_report --sizes 64 --images 6 --seed 3"
+    figures = report["by_image_size"]["64"]
+    assert 1 <= figures.pop("names_shown") <= 6 and len(figures) == 5
+    assert all(0 <= figure <= 1 for figure in figures.values())
+    assert capsys.readouterr().out.startswith("64 px: {'things_top1': ")
+    missing = ["--weights", str(tmp_path / "none.safetensors"), "--output", str(output)]
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        zero_shot_report.main(missing)

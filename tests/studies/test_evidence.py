@@ -6,7 +6,7 @@ import pytest
 
 from run_folder.flags import parse
 from studies import evidence, paired_report
-from studies.study import FEEDBACK
+from studies.arm_runs import FEEDBACK
 from training.feedback_recipes import GROUPS, fill_in, plan
 
 CLASSES = ("gear", "tile", "rope", "coin")

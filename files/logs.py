@@ -1,0 +1,41 @@
+"""The one way a command sets up its log: plain lines on the console, dated lines in a file where one is kept."""
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines on standard output that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def open_logger(name: str, file: Path | str | None = None, level: int = logging.INFO) -> logging.Logger:
+    """The logger of this name, writing to the console alone or to `file` too (appended, its folder made if missing).
+
+    What an earlier command of the same process opened under the name is closed first.
+    """
+    logger = logging.getLogger(name)
+    close_logger(logger)
+    logger.setLevel(level)
+    logger.propagate = False
+    console = ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [console]
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.handlers.append(to_file)
+    return logger
+
+
+def close_logger(logger: logging.Logger) -> None:
+    """Close and detach a logger's handlers, so that a second run in one process does not write to the first's file."""
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = []
