@@ -58,6 +58,8 @@ def text_context_of_class(
     ids, _, lengths = prompts_of(dataset_name, class_name)
     prompts, length = ids.shape
     tokens = model.text_context(send(ids, model.device))
+    if model.attention.attend_padding:
+        return TextContext(tokens, tokens.new_ones(len(tokens), dtype=torch.bool), tokens)
     real = torch.arange(length) < torch.tensor(lengths)[:, None]
     seen = [prompt[:own] for prompt, own in zip(tokens.unflatten(0, (prompts, length)), lengths, strict=True)]
     return TextContext(tokens, send(real.flatten(), model.device), torch.cat(seen))

@@ -93,6 +93,12 @@ class CrossAttentionSettings:
     image_cross_attn_after: int = option(
         0, "vision block (from 0) of image -> text", at_test=MUST_AGREE, added_later=True
     )
+    attend_padding: bool = option(
+        False,
+        "images attend to padding too, as in checkpoints of the reference fork",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
     no_norm_match: bool = option(False, "ablation: residual without norm matching", at_test=MUST_AGREE)
     no_normalize_context: bool = option(False, "ablation: text context of any length", at_test=MUST_AGREE)
 

@@ -282,6 +282,20 @@ def test_both_modules_are_the_textbook_formula_for_shared_and_for_own_contexts()
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_with_attend_padding_images_attend_to_all_77_tokens_of_every_prompt_as_in_the_reference_fork(clip):
+    model, plain = build(clip, attend_padding=True), build(clip)
+    ids, _ = class_tokens("MVTec", "bottle")
+    context = text_context_of_class(model, "MVTec", "bottle")
+    assert context.seen.shape == (len(ids) * 77, WIDTH) and context.real.all()
+    x = torch.randn(1, 5, model.image_cross_attn.q_proj.in_features)
+    expected = textbook_attention(model.image_cross_attn, x[0], model.text_context(ids))
+    torch.testing.assert_close(model.image_cross_attn(x, context.seen)[0], expected, atol=1e-6, rtol=0)
+    without = text_context_of_class(plain, "MVTec", "bottle").seen
+    assert len(without) < len(context.seen)
+    assert not torch.allclose(plain.image_cross_attn(x, without)[0], expected, atol=1e-4)
+
+
 def test_a_context_of_other_axes_or_another_number_of_sequences_is_refused():
     attention = CrossAttentionModule(8, num_heads=2)
     for shape in ((2, 7, 8), (7,), (1, 1, 7, 8)):

@@ -113,6 +113,7 @@ CROSS_ATTENTION_MODEL = {
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
     "self_reference_control": "none",
+    "attend_padding": False,
     "no_norm_match": False,
     "no_normalize_context": False,
 }
@@ -472,6 +473,7 @@ ADDED_LATER = {
     "extra_ratio": None,
     "cross_attn_gate": "fixed",
     "image_cross_attn_after": 0,
+    "attend_padding": False,
     "self_reference": 0.0,
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
@@ -487,6 +489,7 @@ MODELS_OWN = {
     "cross_attn_heads",
     "text_cross_attn_weight",
     "image_cross_attn_weight",
+    "attend_padding",
     "no_norm_match",
     "no_normalize_context",
     "context_control",

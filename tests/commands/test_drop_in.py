@@ -29,7 +29,7 @@ from model.adapter_modules import SimpleAdapter
 from model.tokenizer import tokenize
 from utils import cos_sim
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

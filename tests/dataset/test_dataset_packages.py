@@ -9,7 +9,7 @@ from dataset import get_dataset
 from dataset.prepare.__main__ import main
 from dataset.prepare.packages import PACKAGES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CELLS = [("1.0", "mono"), ("0.0", "mono"), ("0.3333333333333333", "mono"), ("0.0", "poly"), ("1.0", "poly")]
 
 

@@ -14,7 +14,7 @@ from run_folder.flags import build_parser
 from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
 from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OTHERS = "MVTec BTAD MPDD Brain Liver Retina Colon_clinicDB Colon_colonDB Colon_Kvasir Colon_cvc300".split()
 PARSERS = {
     "train.py": build_parser("", BASELINE_GROUPS),
