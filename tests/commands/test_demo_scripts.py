@@ -1,6 +1,7 @@
 """What the demo and the studies say about finished runs: scripts/demo.py, studies/study.py, studies/arm_runs.py."""
 
 import ast
+import contextlib
 import json
 import subprocess
 import sys
@@ -174,29 +175,46 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
     }
     ran = []
 
-    def run_command(name, argv):
-        ran.append(name)
-        commands.run_command(name, [*argv, *added[name]])
+    class InThisProcess(contextlib.AbstractContextManager):
+        """SideBySide's interface, one chain after the other, every command with the flags of a tiny run."""
 
-    def render(argv):
-        for name in ("DemoA", "DemoB"):
-            render_demo(name, argv[argv.index("--out") + 1], size=64, counts=Counts(0, 1, 1))
+        def __exit__(self, *_):
+            return None
 
-    monkeypatch.setattr(demo, "run_command", run_command)
-    monkeypatch.setattr(demo.render_sets, "main", render)
+        def start(self, title, chain):
+            for name, argv in chain:
+                if name == "demo_world/render_sets.py":
+                    words = dict(zip(argv[::2], argv[1::2], strict=True))
+                    render_demo(words["--name"], words["--out"], size=64, counts=Counts(0, 1, 1))
+                    continue
+                ran.append((title, name))
+                commands.run_command(name, [*argv, *added[name]])
+            return lambda: None
+
+    monkeypatch.setattr(demo, "SideBySide", InThisProcess)
     monkeypatch.setattr(demo, "TEST_SETS", ("DemoB",))
     out = tmp_path / "demo"
-    demo.main(["--out", str(out), "--seed", "3"])
-    scripts = ["train.py", "train_cross_attention.py", "train_cross_attention_feedback.py"]
-    assert ran == ["test.py", *(name for script in scripts for name in (script, "test.py")), "compare.py"]
+    demo.main(["--out", str(out), "--seed", "3", "--quick"])
+    assert ran == [
+        ("baseline", "train.py"),
+        ("local contrast", "test.py"),
+        ("raw CLIP", "test.py"),
+        ("cross-attention", "train_cross_attention.py"),
+        ("cross-attention", "test.py"),
+        ("feedback", "train_cross_attention_feedback.py"),
+        ("feedback", "test.py"),
+        ("baseline", "test.py"),
+        ("compare", "compare.py"),
+    ]
     report = (out / "report.md").read_text(encoding="utf-8")
     assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| DemoB")] == [
+        "local contrast",
         "raw CLIP",
         "baseline",
         "cross-attention",
         "feedback",
     ]
     assert (out / "report.html").is_file() and (out / "contact_sheet_DemoB.png").is_file()
-    assert "[6/6] compare" in capsys.readouterr().out
+    assert "This is the quick demo" in report and "[4/4] compare" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'seed': 3.* choose another --out"):
         demo.main(["--out", str(out), "--seed", "4"])
