@@ -10,10 +10,11 @@ from model.adapter import AdaptedCLIP as Model
 from model.clip import CLIP
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import BASELINE as KIND
-from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of, training_session
+from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.settings import BASELINE_GROUPS as GROUPS
 from run_folder.settings import Settings
 from run_folder.state import TrainState, record_of
+from training.command import run_training
 from training.engine import StagePlan, StepLoss
 from training.history import write_history
 from training.loaders import training_loaders
@@ -121,9 +122,7 @@ def train_image_adapter(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse(__doc__, GROUPS, argv, {"save_path": KIND.save_path})
-    with training_session(settings) as session:
-        train(session)
+    run_training(parse(__doc__, GROUPS, argv, {"save_path": KIND.save_path}), train)
 
 
 if __name__ == "__main__":

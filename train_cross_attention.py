@@ -17,11 +17,12 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention as Model
 from model.clip import CLIP
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import CROSS_ATTENTION as KIND
-from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of, training_session
+from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.settings import CROSS_ATTENTION_GROUPS as GROUPS
 from run_folder.settings import Settings
 from run_folder.state import TrainState, record_of, save_contexts
 from training.base_weights import load_base
+from training.command import run_training
 from training.engine import StagePlan, StepLoss
 from training.history import write_history
 from training.loaders import training_loaders, unaugmented
@@ -136,9 +137,7 @@ def train_image_adapter_with_cross_attention(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse(__doc__, GROUPS, argv, {"save_path": KIND.save_path})
-    with training_session(settings) as session:
-        train(session)
+    run_training(parse(__doc__, GROUPS, argv, {"save_path": KIND.save_path}), train)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,17 @@ class BaseWeights:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """check"""
+
+    check_shapes: bool = option(
+        False,
+        "print the documented shapes of one batch and the new parameters' gradient norms, then exit",
+        moves_numbers=False,
+    )
+
+
+@dataclass(frozen=True)
 class TrainingCorrections:
     """corrections of AA-CLIP's known deviations (kept by default) in training"""
 
@@ -191,6 +202,7 @@ CROSS_ATTENTION_GROUPS = {
     "data": DataSettings,
     "training": TrainingSettings,
     "base": BaseWeights,
+    "check": CheckSettings,
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
     "run": RunSettings,
@@ -213,6 +225,7 @@ class Settings:
     training: TrainingSettings | None = None
     feedback: Any = None  # training.feedback_recipes.FeedbackSettings
     base: BaseWeights | None = None
+    check: CheckSettings | None = None
     corrections: TrainingCorrections | None = None
     run: RunSettings | None = None
     own: Any = None  # what only one command has

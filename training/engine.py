@@ -84,7 +84,7 @@ def train_one_epoch(
 
     Returns:
         the epoch's entry of the history: {"epoch" (from 0), "loss", "terms" {term: mean}, "lr" (after the epoch),
-        "seconds", "gradients" {key: mean norm}}.
+        "seconds", "gradients" {key: mean norm}, and with watched modules "gradient_norm" (mean over all of them)}.
     """
     begin, losses, sums = time.perf_counter(), [], {}
     norms = {key: [] for key in plan.log_gradient_norms_of}
@@ -104,7 +104,7 @@ def train_one_epoch(
         raise ValueError(
             f"stage {state.name!r}: the loader gave no batch; the dataset is empty or smaller than a batch"
         )
-    return {
+    entry = {
         "epoch": state.epoch,
         "loss": float(torch.stack(losses).mean()),
         "terms": {term: float(total) / len(losses) for term, total in sums.items()},
@@ -112,6 +112,7 @@ def train_one_epoch(
         "seconds": round(time.perf_counter() - begin, 2),
         "gradients": {key: float(torch.stack(values).mean()) for key, values in norms.items()},
     }
+    return entry | ({"gradient_norm": mean_total_norm(norms)} if norms else {})
 
 
 def train_step(
@@ -154,6 +155,7 @@ def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger:
     if entry["gradients"]:
         shown = ", ".join(f"{key} {value:.3e}" for key, value in entry["gradients"].items())
         logger.info(f"{head}: mean gradient norm: {shown}")
+        logger.info(f"Average Grad Norm: {entry['gradient_norm']:.6f}")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -173,6 +175,12 @@ def announce_epoch(loader: Iterable[dict], epoch: int) -> None:
     for part in (getattr(loader, "dataset", None), getattr(loader, "sampler", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+
+
+def mean_total_norm(norms: dict[str, list[Tensor]]) -> float:
+    """Mean over the steps of the gradient's norm over all modules, from {key: norm of every step}."""
+    by_module = torch.stack([torch.stack(values) for values in norms.values()])  # [modules, steps]
+    return float(by_module.norm(dim=0).mean())
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

@@ -39,6 +39,23 @@ def training_warnings(loop: int, stage: str, history: list[dict]) -> list[str]:
     return warnings
 
 
+def loop_lines(loop: int, stage: str, history: list[dict]) -> list[str]:
+    """What a stage's epochs in one loop come to, in the reference fork's words; [] for a stage of no epoch.
+
+    Args:
+        loop: its number.  stage: "text" or "image".
+        history: its epochs, from training.engine.train_one_epoch.
+    """
+    if not history:
+        return []
+    lines = [f"Loop {loop} - {stage} loss: {history[0]['loss']:.4f} → {history[-1]['loss']:.4f}"]
+    # Epochs that an older version trained lack the norm.
+    norms = [entry["gradient_norm"] for entry in history if "gradient_norm" in entry]
+    if norms:
+        lines.append(f"Loop {loop} - {stage} Average Grad Norm: {sum(norms) / len(norms):.6f}")
+    return lines
+
+
 def write_history(save_path: Path | str, loops: list[dict]) -> None:
     """Write history.json into a run's folder, what compare.py draws learning curves from.
 

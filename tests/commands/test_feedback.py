@@ -12,7 +12,7 @@ import forward_utils_cross_attention
 import test
 import test_stage2_gradients
 import train_cross_attention
-import train_cross_attention_feedback as feedback
+import train_cross_attention_feedback
 from evaluation import loops as evaluated_loops
 from evaluation.loops import loop_table
 from forward_utils_cross_attention import (
@@ -29,6 +29,7 @@ from run_folder import state as run_state
 from run_folder.checkpoints import load_modules
 from run_folder.kinds import FEEDBACK
 from run_folder.loaded_run import load_run
+from training import feedback
 from training import history as learning_curves
 from training import stages as training_stages
 
@@ -101,8 +102,8 @@ def base_flags(world, data_root):
 def run(base_flags, tmp_path):
     """Function (name, extra flags) -> folder of a trained miniature."""
 
-    def train(name, *extra, script=feedback):
-        shape = MINIATURE if script is feedback else []
+    def train(name, *extra, script=train_cross_attention_feedback):
+        shape = MINIATURE if script is train_cross_attention_feedback else []
         script.main([*base_flags, *shape, "--save_path", str(tmp_path / name), *extra])
         return tmp_path / name
 
@@ -136,7 +137,7 @@ def model(world):
     torch.manual_seed(5)
     clip = create_model(MODEL, 32, "openai", clip_weights=world)
     return AdaptedCLIPWithCrossAttention(
-        clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4
+        clip, text_adapt_until=2, image_adapt_until=2, relu=False, cross_attn_heads=4
     ).eval()
 
 

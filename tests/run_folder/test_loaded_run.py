@@ -21,6 +21,7 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from run_folder.flags import parse
 from run_folder.kinds import BASELINE, CROSS_ATTENTION, FEEDBACK
 from run_folder.loaded_run import load_run
+from training import feedback
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def trained(world, data_root, tmp_path_factory):
     ]
     attending = ["--cross_attn_heads", "4", "--text_context", "train_mean"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train_cross_attention_feedback, "draw_curves", lambda path, loops: None)
+        patched.setattr(feedback, "draw_curves", lambda path, loops: None)
         train.main([*common, "--save_path", str(root / "baseline")])
         train_cross_attention.main([*common, *attending, "--save_path", str(root / "crossed")])
         train_cross_attention_feedback.main(

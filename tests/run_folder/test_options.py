@@ -11,6 +11,7 @@ import test as test_script
 import train as train_script
 import train_cross_attention
 import train_cross_attention_feedback
+import train_cross_attention_feedback_v2
 from evaluation.run import GROUPS as TEST_GROUPS
 from model.settings import MAY_CHANGE, MUST_AGREE, ModelSettings, SelfReferenceSettings, option
 from run_folder import flags
@@ -123,6 +124,7 @@ TRAIN_CROSS_ATTENTION = (
     | {
         "load_base_text_adapter": None,
         "load_base_image_adapter": None,
+        "check_shapes": False,
         "save_path": "ckpt/cross_attention",
     }
 )
@@ -174,10 +176,12 @@ TEST = (
         "attention_word": "damaged",
     }
 )
+TRAIN_FEEDBACK_V2 = TRAIN_FEEDBACK | {"recipe": "v2"}
 COMMANDS = [
     (train_script, TRAIN),
     (train_cross_attention, TRAIN_CROSS_ATTENTION),
     (train_cross_attention_feedback, TRAIN_FEEDBACK),
+    (train_cross_attention_feedback_v2, TRAIN_FEEDBACK_V2),
     (test_script, TEST),
 ]
 
@@ -463,6 +467,7 @@ NEVER_MOVES_A_NUMBER = {
     "criterion",
     "corrected",
     "eval_every_loop",
+    "check_shapes",
 }
 ADDED_LATER = {
     "precision": "fp32",

@@ -8,7 +8,6 @@ from fake_cuda import NoWaits, built_on_cuda, fake_cuda
 
 import train
 import train_cross_attention
-import train_cross_attention_feedback as feedback
 from dataset.constants import CLASS_NAMES
 from evaluation.scorer import AnomalyScorer, RawCLIP
 from forward_utils import class_tokens, fixed_anchors, frozen_image_features
@@ -26,6 +25,7 @@ from model.clip import CLIP, surgery_copy
 from run_folder.flags import settings_of
 from run_folder.session import Session
 from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
+from training import feedback
 
 SIZE, DATASET = 48, "BTAD"  # 6 x 6 patches: enough for the blur of medical maps
 ARCHITECTURE = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": SIZE}}
@@ -135,7 +135,7 @@ def test_anchors_with_every_kind_of_image_context_do_not_wait_for_the_device(wor
 def test_a_later_feedback_loop_does_not_wait_for_the_device(world, batch, attends, gate):
     model, surgery = world(AdaptedCLIPWithCrossAttention, cross_attn_gate=gate, image_cross_attn_after=1)
     session = Session(of_flags(CROSS_ATTENTION_GROUPS), torch.device("cuda"), None)
-    run = feedback.Run(session, model, surgery, None, None, None, None, {})
+    run = feedback.Run(session, model, surgery, None, None, None, None)
     contexts = text_context_dictionary(model, DATASET)
     features = trained_image_features(model, contexts if attends else {})
     check(feedback.text_loss(run, features, attends), batch())

@@ -444,7 +444,10 @@ def test_gradients_are_logged_before_they_are_clipped(batch, lines):
     )
     assert module.weight.item() == pytest.approx(-0.5)
     assert state.history[0]["gradients"] == {"layer": 4.0}
-    assert lines[1][-1] == "stage text epoch 1/1: mean gradient norm: layer 4.000e+00"
+    assert lines[1][-2:] == [
+        "stage text epoch 1/1: mean gradient norm: layer 4.000e+00",
+        "Average Grad Norm: 4.000000",
+    ]
     module.zero_grad(set_to_none=True)
     assert float(gradient_norm(module)) == 0
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from run_folder import flags as command_line
 from run_folder.flags import parse
-from train_cross_attention_feedback import write_loops
 from training import feedback_recipes as recipes
+from training.feedback import write_loops
 from training.history import curves, draw_curves, training_warnings, write_history
 
 
