@@ -146,7 +146,7 @@ def test_an_epoch_and_another_choice_of_checkpoints_are_refused(run, flags, othe
 
 
 def test_raw_clip_has_no_epochs(run, flags):
-    with pytest.raises(ValueError, match="--epoch 9: raw CLIP has no epochs"):
+    with pytest.raises(ValueError, match="--epoch 9: --raw_clip has no epochs"):
         test.main([*flags, "--epoch", "9", "--raw_clip"])
 
 

@@ -43,8 +43,8 @@ def found_in(root, name):
     }
 
 
-def test_elpv_becomes_two_classes_of_certain_cells_with_labels_only(packages, tmp_path, caplog):
-    with caplog.at_level("INFO"):
+def test_elpv_becomes_two_classes_of_certain_cells_with_labels_only(packages, tmp_path, capsys):
+    with capsys.at_level("INFO"):
         main(["--dataset", "ELPV", "--data_root", str(tmp_path / "new" / "data"), "--shot", "2"])
     found = found_in(tmp_path / "new" / "data", "ELPV")
     assert found["monocrystalline"] == [
@@ -52,16 +52,17 @@ def test_elpv_becomes_two_classes_of_certain_cells_with_labels_only(packages, tm
         ("ELPV/monocrystalline/test/good/cell0002.png", 0, True),
     ]
     assert [label for _, label, _ in found["polycrystalline"]] == [1, 0]
-    assert "CC BY-NC-SA" in caplog.text and "evaluation" in caplog.text
-    assert "1 cells with a probability between 0 and 1 are left out" in caplog.text
-    assert "2 anomalous, 2 of them without a mask" in caplog.text
+    printed = capsys.readouterr().out
+    assert "CC BY-NC-SA" in printed and "evaluation" in printed
+    assert "1 cells with a probability between 0 and 1 are left out" in printed
+    assert "2 anomalous, 2 of them without a mask" in printed
     picture = tmp_path / "new" / "data" / found["monocrystalline"][0][0]
     assert picture.read_bytes() == (packages / "elpv_dataset/data/images/cell0001.png").read_bytes()
     assert (tmp_path / "new" / "data" / "ELPV" / "2-shot.jsonl").is_file()
 
 
-def test_textile_is_one_class_with_two_kinds_of_defects(packages, tmp_path, caplog):
-    with caplog.at_level("INFO"):
+def test_textile_is_one_class_with_two_kinds_of_defects(packages, tmp_path, capsys):
+    with capsys.at_level("INFO"):
         main(["--dataset", "Textile", "--data_root", str(tmp_path)])
     assert found_in(tmp_path, "Textile") == {
         "textile": [
@@ -70,7 +71,8 @@ def test_textile_is_one_class_with_two_kinds_of_defects(packages, tmp_path, capl
             ("Textile/textile/test/local/textile_0001.jpg", 1, False),
         ]
     }
-    assert "MIT" in caplog.text
+    printed = capsys.readouterr().out
+    assert "MIT" in printed
     with pytest.raises(SystemExit, match="exists: add --overwrite"):
         main(["--dataset", "Textile", "--data_root", str(tmp_path)])
     main(["--dataset", "Textile", "--data_root", str(tmp_path), "--overwrite"])

@@ -319,11 +319,12 @@ def test_training_leaves_pictures_without_a_label_out_and_needs_one_with(own, tr
         train.main([*train_flags, *own(("ring", None, False), ("ring", None, False))])
 
 
-def test_triptychs_are_drawn_from_masked_defects_and_the_others_are_counted(own, tmp_path, caplog):
+def test_triptychs_are_drawn_from_masked_defects_and_the_others_are_counted(own, tmp_path, capsys):
     dataset = own(*MIXED)
-    with caplog.at_level("WARNING"):
+    with capsys.at_level("WARNING"):
         make_triptychs([*dataset, "--shot", "0", "--out", str(tmp_path / "out"), "--size", "32"])
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
-    assert "2 anomalous images have no mask" in caplog.text
+    printed = capsys.readouterr().out
+    assert "2 anomalous images have no mask" in printed
     with pytest.raises(ValueError, match="no anomalous image with a mask"):
         make_triptychs([*own(*LABELS_ONLY), "--shot", "0", "--out", str(tmp_path / "none")])

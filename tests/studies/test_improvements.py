@@ -135,7 +135,7 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
     kinds = attention_shares.token_kinds("MVTec", "screw")
 
     class Context:
-        tokens, real = torch.zeros(len(kinds), 3), torch.ones(len(kinds), dtype=torch.bool)
+        seen = torch.zeros(len(kinds), 3)
 
     mask = torch.zeros(1, 4, 4)
     mask[:, :2, :2] = 1  # the first patch of four
