@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from files.logs import close_logger, open_logger
 from forward_utils import class_tokens, frozen_image_features, probability_map
 from forward_utils_cross_attention import anchors_and_means, text_context_dictionary
 from model.adapter import patch_logits
@@ -37,21 +38,22 @@ def check_shapes(settings: Settings) -> None:
     setup_seed(settings.run.seed, settings.run.fast)
     declare_datasets(settings.data)
     run = prepare(Session(settings, choose_device(settings.run.device), logging.getLogger(__name__)))
-    deviating = []
+    deviating, logger = [], open_logger("shapes")
     for stage, loader, check in (
         ("text", run.text_loader, check_text_stage),
         ("image", run.image_loader, check_image_stage),
     ):
         batch = to_device(next(iter(loader)), run.session.device)
         sizes = sizes_of(run, batch)
-        print(f"stage {stage}: " + ", ".join(f"{axis} {size}" for axis, size in sizes.items()))
+        logger.info(f"stage {stage}: " + ", ".join(f"{axis} {size}" for axis, size in sizes.items()))
         rows, norms = check(run, batch)
         for row in rows:
-            print(line_of(row, sizes))
+            logger.info(line_of(row, sizes))
         for name, norm in norms.items():
-            print(f"gradient norm of {name}: " + ("none" if norm is None else f"{norm:.3e}"))
+            logger.info(f"gradient norm of {name}: " + ("none" if norm is None else f"{norm:.3e}"))
         deviating += [row.name for row in rows if not is_documented(row, sizes)]
-    print("k_proj.bias gets no more than rounding: softmax does not see a shift of all its logits")
+    logger.info("k_proj.bias gets no more than rounding: softmax does not see a shift of all its logits")
+    close_logger(logger)
     if deviating:
         raise RuntimeError(f"not of the documented shape: {', '.join(deviating)}; see the lines above")
 
