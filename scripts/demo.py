@@ -33,7 +33,7 @@ EPOCHS = {  # run: (text, image) epochs, None for the backbone's defaults
     "quick": {"baseline": (2, 3), "cross-attention": (1, 1), "feedback": (1, 1)},
 }
 RUNS = {
-    title: title.replace(" ", "_").replace("-", "_")
+    title: title.lower().replace(" ", "_").replace("-", "_")
     for title in ("local contrast", "raw CLIP", "baseline", *CONTINUED)
 }
 UNTRAINED = {"local contrast": "--local_contrast", "raw CLIP": "--raw_clip"}  # what training has to beat
