@@ -11,6 +11,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from files.atomic import failures_explained
+
 LOGGER = "aaclip"
 
 
@@ -58,8 +60,10 @@ def get_logger(save_path: Path | str, file_name: str) -> logging.Logger:
     close_logger(logger)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    Path(save_path).mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(Path(save_path) / file_name, encoding="utf-8")
+    path = Path(save_path) / file_name
+    with failures_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -79,15 +83,18 @@ def lock_run(save_path: Path | str) -> FileLock:
 
     Raises:
         RuntimeError: another process is working in the folder.
+        OSError: it cannot be written.
     """
-    Path(save_path).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(save_path) / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
-        ) from error
+    folder = Path(save_path)
+    lock = FileLock(folder / ".lock", timeout=0)
+    with failures_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RuntimeError(
+                f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
+            ) from error
     return lock
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import forward_utils
 import test as test_script
@@ -498,13 +499,52 @@ def test_testing_a_folder_without_a_run_says_what_to_do(flags, run):
         test_script.main(flags)
 
 
-def test_a_damaged_checkpoint_stops_testing_and_resuming(train_flags, flags, trained_copy):
-    path = trained_copy / "image_adapter.pth"
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(RuntimeError, match="image_adapter.pth .* is damaged"):
+@pytest.mark.bit_equality
+@pytest.mark.parametrize(
+    "damaged", [("image_adapter",), ("image_adapter", "image_adapter_2"), ("text_adapter",)]
+)
+def test_a_damaged_checkpoint_stops_testing_and_training_goes_on_from_the_one_before(
+    train_flags, flags, tmp_path, damaged
+):
+    longer = [*train_flags, "--text_epoch", "2", "--image_epoch", "3"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train_script.main([*longer[:-1], "2"])
+    train_script.main([*longer, "--save_path", str(whole)])
+    for name in damaged:
+        file = run / f"{name}.pth"
+        file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(RuntimeError, match=f"{damaged[0]}.pth .* is damaged"):
         test_script.main(flags)
-    with pytest.raises(RuntimeError, match="image_adapter.pth .* is damaged"):
+    train_script.main(longer)
+    files = ("text_adapter.pth", "image_adapter_3.pth", "image_adapter.pth")
+    assert_equal(states(run, *files), states(whole, *files))
+    assert re.search(rf"WARNING {damaged[0]}.pth is damaged: going on from ", read(run, "train.log"))
+    test_script.main(flags)
+
+
+def test_with_every_checkpoint_damaged_training_stops_and_says_what_to_delete(train_flags, trained_copy):
+    for path in trained_copy.glob("image_adapter*.pth"):
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="No intact checkpoint is left before image_adapter.pth: delete it"):
         train_script.main([*train_flags, "--image_epoch", "3"])
+
+
+def test_another_backbone_of_the_same_shapes_is_refused_by_testing_and_resuming(
+    train_flags, flags, trained_copy, weights, tmp_path
+):
+    state = load_file(weights)
+    save_file(state | {"logit_scale": state["logit_scale"] + 1}, tmp_path / "other.safetensors")
+    other = ["--clip_weights", str(tmp_path / "other.safetensors")]
+    told = rf"backbone tiny.safetensors \(SHA-256 {sha256(weights)}\), this one is other.safetensors .*--clip_weights"
+    with pytest.raises(RuntimeError, match=told):
+        test_script.main([*flags, *other])
+    with pytest.raises(RuntimeError, match=told):
+        train_script.main([*train_flags, *other, "--image_epoch", "3"])
+
+
+def test_the_same_backbone_in_another_kind_of_file_is_accepted(flags, trained_copy, weights, tmp_path):
+    torch.save(load_file(weights), tmp_path / "same.pt")
+    test_script.main([*flags, "--clip_weights", str(tmp_path / "same.pt")])
 
 
 def test_a_second_process_in_the_same_folder_is_refused(train_flags, run):
