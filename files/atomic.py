@@ -20,6 +20,10 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a size limit"}
 
 
+class CannotWrite(OSError):
+    """A file that cannot be written, in words for the user."""
+
+
 class Unfinished(io.FileIO):
     """A temporary file; `failure` is the first error of writing, which libraries in between may hide."""
 
@@ -43,7 +47,7 @@ def replacing(path: Path | str, needed: int | None = None) -> Iterator[IO[bytes]
         needed: bytes the content will have, for the message when the disk is full.
 
     Raises:
-        OSError: it cannot be written; the message says what is intact and how to go on.
+        CannotWrite: the message says what is intact and how to go on.
     """
     path = Path(path)
     with failures_explained(path, needed):
@@ -87,11 +91,13 @@ def failures_explained(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns an OSError of writing `path` into one that says what to do."""
     try:
         yield
+    except CannotWrite:
+        raise
     except OSError as error:
         raise cannot_write(path, error, needed) from error
 
 
-def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
+def cannot_write(path: Path, error: OSError, needed: int | None = None) -> CannotWrite:
     """The error for a user whose file cannot be written: why, bytes needed and free, what is intact, how to go on."""
     reason = error.strerror or str(error)
     if error.errno in FULL:
@@ -100,8 +106,8 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSErr
     space = f"{shutil.disk_usage(folder).free} bytes are free there"
     if needed is not None:
         space = f"{needed} bytes are needed, {space}"
-    intact = f"the {path.name} of before is intact" if path.is_file() else "no half file is left"
-    explained = OSError(
+    intact = f"the {path.name} of before is intact" if path.exists() else "no half file is left"
+    explained = CannotWrite(
         f"cannot write {path}: {reason}; {space}; {intact}. Make room or make the folder writable, then give the same "
         "command again: it goes on from the last whole file"
     )

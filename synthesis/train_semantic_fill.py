@@ -14,7 +14,14 @@ try:
     from synthesis.backbone import LICENCE
     from synthesis.system import DTYPES, FillSystem, assemble
     from synthesis.training import LR_SCHEDULES, OPTIMIZERS, Schedule, make_optimizer, train
-    from synthesis.weights import checkpoints_of, load_optimizer, load_weights_into, read_config, save_system
+    from synthesis.weights import (
+        load_optimizer,
+        load_weights_into,
+        newest_intact_checkpoint,
+        read_config,
+        save_system,
+        sweep_checkpoints,
+    )
 except ModuleNotFoundError as error:
     if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
         raise
@@ -214,8 +221,8 @@ def run(settings: FillSettings, dataset: Triptychs, device: torch.device, logger
     logger.info(
         f"{len(dataset)} triptychs of {task.size} pixels; fill mask: {task.fill_mask}; device {device}"
     )
-    last = checkpoints_of(own.out)[-1:]
-    done, folder = last[0] if last else (0, None)
+    sweep_checkpoints(own.out)
+    done, folder = newest_intact_checkpoint(own.out, logger)
     if folder:
         check_resume(read_config(folder), settings, len(dataset))
     config = {**record, "examples": len(dataset)}

@@ -18,6 +18,7 @@ import forward_utils
 import test as test_script
 import train as train_script
 from files.atomic import sha256
+from files.digests import state_digest
 from metrics import with_old_names
 from model.adapter import AdaptedCLIP
 from run_folder import session, state
@@ -144,7 +145,8 @@ def test_checkpoints_carry_epoch_flags_versions_scheduler_and_random_state(train
 def test_every_file_names_the_backbones_file_and_hash_and_the_log_says_it(trained, weights):
     backbone = {"file": weights.name, "sha256": sha256(weights)}
     for name in ("text_adapter.pth", "image_adapter_1.pth", "image_adapter.pth"):
-        assert torch.load(trained / name, weights_only=True)["backbone"] == backbone
+        stored = torch.load(trained / name, weights_only=True)["backbone"]
+        assert stored == backbone | {"tensors": state_digest(load_file(weights))}
     assert f"from {backbone['file']}, SHA-256 {backbone['sha256']}" in read(trained, "train.log")
 
 
