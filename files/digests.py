@@ -33,29 +33,32 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def content_digests(content: dict) -> dict[str, Any]:
+def content_digests(content: dict) -> dict[str, dict[str, str]]:
     """What is kept in a checkpoint to know its content again.
 
     Args:
         content: dictionaries, lists and tuples of tensors and plain values.
 
     Returns:
-        {"tensors": {place: digest}, "rest": digest of everything that is no tensor, with its place}
+        {"tensors": {place: digest}, "values": {key of content: digest of everything in it that is no tensor}}
 
     Raises:
         TypeError: it holds something that a safe load would refuse.
     """
-    tensors, rest = {}, hashlib.sha256()
-    for place, value in leaves(content):
-        if isinstance(value, Tensor):
-            tensors[place] = value
-        elif type(value) not in PLAIN:
-            raise TypeError(
-                f"{place} is {type(value).__name__}: a checkpoint holds tensors, numbers, text, lists, tuples and "
-                "dictionaries of them, nothing else would be read again"
-            )
-        rest.update(f"{place} {'tensor' if isinstance(value, Tensor) else repr(value)}\n".encode())
-    return {"tensors": tensor_digests(tensors), "rest": rest.hexdigest()}
+    tensors, values = {}, {}
+    for key, part in content.items():
+        found = hashlib.sha256()
+        for place, value in leaves(part, str(key)):
+            if isinstance(value, Tensor):
+                tensors[place] = value
+            elif type(value) not in PLAIN:
+                raise TypeError(
+                    f"{place} is {type(value).__name__}: a checkpoint holds tensors, numbers, text, lists, tuples and "
+                    "dictionaries of them, nothing else would be read again"
+                )
+            found.update(f"{place} {'tensor' if isinstance(value, Tensor) else repr(value)}\n".encode())
+        values[str(key)] = found.hexdigest()
+    return {"tensors": tensor_digests(tensors), "values": values}
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,10 +76,14 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(content: dict, wanted: Any) -> list[str]:
-    """Places where a content is not what its digests say; [] where all is well."""
-    found = content_digests(content)
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("tensors"), dict):
+    """Places where a content is not what its digests say; [] where all is well.
+
+    Keys taken away as a whole (settings, an optimiser) or added since are no differences, changed ones are.
+    """
+    try:
+        tensors, values = dict(wanted["tensors"]), dict(wanted["values"])
+    except (TypeError, LookupError, ValueError):
         return ["the digests themselves"]
-    stored, own = wanted["tensors"], found["tensors"]
-    places = [place for place in {**stored, **own} if stored.get(place) != own.get(place)]
-    return places if found["rest"] == wanted.get("rest") else [*places, "values beside the tensors"]
+    found = content_digests({key: part for key, part in content.items() if str(key) in values})
+    changed = [place for place, digest in found["tensors"].items() if tensors.get(place) != digest]
+    return changed + [f"values of {key}" for key, digest in found["values"].items() if values[key] != digest]

@@ -110,7 +110,9 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> TensorFile:
         if isinstance(content, dict) and DIGESTS in content:
             wrong = differences(content, content.pop(DIGESTS))
             if wrong:
-                raise ValueError(f"digests differ: {', '.join(wrong[:4])}")
+                raise ValueError(
+                    f"digests differ: {', '.join(wrong[:4])}; if you changed it yourself, delete its key {DIGESTS!r}"
+                )
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing or not isinstance(content, dict):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

@@ -133,9 +133,11 @@ class Archive:
         module, _, name = class_name.rpartition(".")
         member = f"code/{module.replace('.', '/')}.py"
         if member not in self.sources:
-            there = f"{self.top}/{member}" in self.names
-            self.sources[member] = self.text(member).decode() if there else ""
-        body = self.sources[member].partition(f"class {name}(Module):\n")[2].partition("\nclass ")[0]
+            self.sources[member] = self.text(member).decode()
+        _, found, rest = self.sources[member].partition(f"class {name}(Module):\n")
+        if not found:
+            raise ValueError(f"{member} has no class {name}")
+        body = rest.partition("\nclass ")[0]
         lists = [
             re.search(rf"^  {kind} = \[(.*)\]$", body, re.MULTILINE)
             for kind in ("__parameters__", "__buffers__")

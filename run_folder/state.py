@@ -57,7 +57,8 @@ class TrainState:
             content["scheduler"] = self.scheduler.state_dict()
         if record is not None:
             content |= record._asdict()
-        if len(files) == 1:  # of several files one is the epoch's own and stays
+        # Of several files one is the epoch's own and stays; AA-CLIP's functions write its files and no other.
+        if record is not None and len(files) == 1:
             keep_previous(files[0])
         for file in files:
             save_checkpoint(file, content)

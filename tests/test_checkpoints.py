@@ -242,11 +242,14 @@ def test_a_tensor_or_value_other_than_the_digests_say_is_named(tmp_path):
     sealed = torch.load(path)
     for place, change in {
         "text_adapter/0.fc.0.weight": {"text_adapter": {"0.fc.0.weight": torch.zeros(2, 3)}},
-        "values beside the tensors": {"epoch": 4},
+        "values of epoch": {"epoch": 4},
+        "values of text_adapter": {"text_adapter": {}},
     }.items():
         torch.save(sealed | change, path)  # the zip file's own checksums are right
         with pytest.raises(DamagedFile, match=f"a.pth .*digests differ: {place}"):
             load_checkpoint(path)
+    torch.save({key: sealed[key] for key in ("epoch", "text_adapter", "digests")} | {"note": "mine"}, path)
+    assert load_checkpoint(path)["note"] == "mine"  # keys may be taken away and added
     torch.save(sealed | {"digests": 3}, path)
     with pytest.raises(DamagedFile, match="digests differ: the digests themselves"):
         load_checkpoint(path)

@@ -5,7 +5,7 @@ import json
 import open_clip
 import pytest
 import torch
-from damaged_files import Tower, WithTrap, payloads, torch_file, torchscript_file
+from damaged_files import Tower, WithTrap, payloads, rewritten, torch_file, torchscript_file
 from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 from torch import nn
@@ -318,6 +318,16 @@ def integer(value):
     return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
 
 
+def tower_with(archive, data_pkl):
+    """The archive with another data.pkl, whose class is M."""
+    source = b'class M(Module):\n  __parameters__ = ["weight", ]\n  __buffers__ = []\n'
+
+    def with_source(members):
+        return members | {"tower/code/__torch__.py": source}
+
+    return rewritten(torchscript_file(archive.read_bytes(), data_pkl), with_source)
+
+
 def module_with(record, offset, size, stride):
     """data.pkl of a module whose one tensor `weight` is described so."""
     numbers = b"(" + b"".join(map(integer, size)) + b"t(" + b"".join(map(integer, stride)) + b"t"
@@ -343,11 +353,9 @@ def module_with(record, offset, size, stride):
 )
 def test_a_described_tensor_stays_inside_its_record(archive, tmp_path, record, offset, size, stride):
     path = tmp_path / "a.pt"
-    path.write_bytes(
-        torchscript_file(archive.read_bytes(), module_with(storage("HalfStorage", "0", 1), 0, [1], [1]))
-    )
+    path.write_bytes(tower_with(archive, module_with(storage("HalfStorage", "0", 1), 0, [1], [1])))
     assert read_state_dict(path)["weight"].shape == (1,)  # the description itself is right
-    path.write_bytes(torchscript_file(archive.read_bytes(), module_with(record, offset, size, stride)))
+    path.write_bytes(tower_with(archive, module_with(record, offset, size, stride)))
     with pytest.raises(DamagedFile, match="cannot be read as CLIP weights"):
         read_state_dict(path)
 
