@@ -531,6 +531,18 @@ def test_with_every_checkpoint_damaged_training_stops_and_says_what_to_delete(tr
         train_script.main([*train_flags, "--image_epoch", "3"])
 
 
+def test_training_and_testing_delete_what_killed_processes_left(train_flags, flags, trained_copy):
+    left = [trained_copy / f".{name}.ab_cd123.tmp" for name in ("image_adapter.pth", "metrics.json")]
+    (trained_copy / "scores" / "MVTec").mkdir(parents=True)
+    left.append(trained_copy / "scores" / "MVTec" / ".image_adapter.npz.ab_cd123.tmp")
+    for main, argv in ((train_script.main, [*train_flags, "--image_epoch", "2"]), (test_script.main, flags)):
+        for path in left:
+            path.touch()
+        main(argv)
+        assert not any(path.exists() for path in left)
+    assert "left unfinished: .image_adapter.pth.ab_cd123.tmp" in read(trained_copy, "train.log")
+
+
 def test_another_backbone_of_the_same_shapes_is_refused_by_testing_and_resuming(
     train_flags, flags, trained_copy, weights, tmp_path
 ):
