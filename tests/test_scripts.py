@@ -524,6 +524,16 @@ def test_a_damaged_checkpoint_stops_testing_and_training_goes_on_from_the_one_be
     test_script.main(flags)
 
 
+def test_a_finished_run_whose_last_file_is_damaged_is_whole_after_another_start(
+    train_flags, flags, trained_copy
+):
+    path = trained_copy / "image_adapter.pth"
+    path.write_bytes(path.read_bytes()[:-300])
+    train_script.main([*train_flags, "--image_epoch", "2"])
+    assert path.read_bytes() == (trained_copy / "image_adapter_2.pth").read_bytes()
+    test_script.main(flags)
+
+
 def test_with_every_checkpoint_damaged_training_stops_and_says_what_to_delete(train_flags, trained_copy):
     for path in trained_copy.glob("image_adapter*.pth"):
         path.write_bytes(path.read_bytes()[:-300])
