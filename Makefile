@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 GOLDEN = tests/parity/golden_seed7.npz
 
-.PHONY: demo quick datasets test test-slow test-bits parity lint clean
+.PHONY: demo quick datasets test test-slow test-bits test-reliability parity lint clean
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ test-slow: $(VENV)/dev.installed  ## the exhaustive sets
 test-bits: $(VENV)/dev.installed  ## the claims of bit equality once more, on torch's kernels for other processors
 	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "bit_equality and not slow"
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "bit_equality and not slow"
+
+test-reliability: $(VENV)/dev.installed  ## faults injected into everything that is read and written; counts under results/reliability/
+	$(BIN)/python -m pytest -m "slow and reliability"
+	$(BIN)/python tests/reliability.py
 
 parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 GB in the temporary folder, 6 GB of memory)
 	$(BIN)/python tests/parity/parity.py check --golden $(GOLDEN)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from files.atomic import failures_explained
 from files.logs import close_logger as close_logger
 from files.logs import open_logger
 
@@ -69,15 +70,18 @@ def lock_run(save_path: Path | str) -> FileLock:
 
     Raises:
         RuntimeError: another process is working in the folder.
+        OSError: it cannot be written.
     """
-    Path(save_path).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(save_path) / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
-        ) from error
+    folder = Path(save_path)
+    lock = FileLock(folder / ".lock", timeout=0)
+    with failures_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RuntimeError(
+                f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
+            ) from error
     return lock
 
 

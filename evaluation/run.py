@@ -22,7 +22,7 @@ from model.settings import option
 from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run, load_run
-from run_folder.session import Session, create_backbone, declare_datasets
+from run_folder.session import Session, create_backbone, declare_datasets, sweep_run
 from run_folder.settings import Settings
 from utils import choose_device, close_logger, get_logger, setup_seed
 
@@ -86,6 +86,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
             "--attention_of draws cross-attention, which raw CLIP and a baseline run do not have"
         )
     logger = get_logger(settings.run.save_path, "test.log")
+    sweep_run(settings.run.save_path)
     try:
         if files:
             settings = describe_run(files[-1], kind, settings)  # load_run logs what it changes

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from files.atomic import failures_explained
+
 
 class ConsoleHandler(logging.Handler):
     """Log lines on standard output that do not tear a progress bar."""
@@ -27,8 +29,9 @@ def open_logger(name: str, file: Path | str | None = None, level: int = logging.
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [console]
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        with failures_explained(Path(file)):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            to_file = logging.FileHandler(file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.handlers.append(to_file)
     return logger

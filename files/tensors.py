@@ -1,14 +1,26 @@
 """Tensor files of torch: written whole, read without running code, damage found before use."""
 
+import copy
 import pickle
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from files.atomic import replacing
+from files.archive import check_tensor_archive, is_legacy
+from files.atomic import replacing, sha256_of, unchanged
+from files.digests import content_digests, differences, leaves
 
-UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler, beside what the readers announce
+DIGESTS = "digests"  # key of a checkpoint's digests of itself
+UNREADABLE = (  # what a damaged file can raise inside zipfile and torch's safe unpickler
     RuntimeError,
     OSError,
     EOFError,
@@ -17,26 +29,66 @@ UNREADABLE = (  # what a damaged pickle can raise inside torch's safe unpickler,
     TypeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
     zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
     pickle.UnpicklingError,
+    SafetensorError,
 )
 
 
-def save_tensors(path: Path | str, content: object) -> None:
-    """Write `content` (tensors and plain values) so that `path` always holds a complete file."""
-    with replacing(path) as file:
-        torch.save(content, file)
+class DamagedFile(ValueError, RuntimeError):
+    """A file that cannot be what it was when it was written; nothing of it was used."""
+
+
+class TensorFile(dict):
+    """The content of a tensor file; `sha256` of the very bytes it was read from."""
+
+    sha256: str = ""
+
+
+def save_tensors(path: Path | str, content: dict[str, Any]) -> None:
+    """Write `content` (tensors and plain values) with its digests so that `path` always holds a complete file.
+
+    Raises:
+        OSError: it cannot be written; the message says what is intact and how to go on.
+        TypeError: it holds something that could not be read again.
+    """
+    content = on_cpu(content)
+    sealed = {**content, DIGESTS: content_digests(content)}
+    needed = sum(value.nbytes for _, value in leaves(content) if isinstance(value, Tensor))
+    with replacing(path, needed) as file:
+        torch.save(sealed, file)
+
+
+def on_cpu(value: Any) -> Any:
+    """Nested containers with their tensors on the CPU, moved once for digests and file; others are left as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        moved = copy.copy(value)
+        for key, inner in value.items():
+            moved[key] = on_cpu(inner)
+        return moved
+    if type(value) in (list, tuple):
+        return type(value)(on_cpu(inner) for inner in value)
+    return value
 
 
 def reading_failure(error: BaseException) -> str:
     """Why a file cannot be read; of torch's text for a refused pickle only the cause, not its advice to trust it."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) and "WeightsUnpickler error:" in str(error):
         return str(error).rpartition("WeightsUnpickler error:")[2].strip().split(". ")[0].partition("\n")[0]
-    return str(error) or type(error).__name__
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
-def load_tensors(path: Path | str, keys: tuple | list = ()) -> dict:
+def load_tensors(path: Path | str, keys: tuple | list = ()) -> TensorFile:
     """Read a file of `save_tensors` to the CPU; tensors and plain values only (`weights_only=True`).
+
+    Files of AA-CLIP, which have no digests, are taken by their zip checksums.
 
     Args:
         path: the file.
@@ -44,30 +96,82 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        RuntimeError: the file is damaged, is no checkpoint, or lacks a key.
+        DamagedFile: the file is damaged or no checkpoint.
+        RuntimeError: it lacks a key.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint {path}: train first, or give the run's folder with --save_path"
         )
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load does not check the checksums
-            if damaged:
-                raise RuntimeError(f"bad checksum in {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason, size = reading_failure(error), path.stat().st_size
-        raise RuntimeError(
-            f"checkpoint {path} ({size} bytes) is damaged or not a checkpoint ({reason}); "
-            "delete it to continue from the one before, or copy it again"
-        ) from error
+    with unchanged(path) as file, damage_named(f"checkpoint {path}", path, "or not a checkpoint"):
+        digest = sha256_of(file)
+        content = read_archive(file, path)
+        if isinstance(content, dict) and DIGESTS in content:
+            wrong = differences(content, content.pop(DIGESTS))
+            if wrong:
+                raise ValueError(
+                    f"digests differ: {', '.join(wrong[:4])}; if you changed it yourself, delete its key {DIGESTS!r}"
+                )
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+    if missing or not isinstance(content, dict):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise RuntimeError(
             f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind"
         )
+    content = TensorFile(content)
+    content.sha256 = digest
     return content
+
+
+def read_archive(file: IO[bytes], path: Path | str) -> Any:
+    """What an open file of torch.save holds, on the CPU, after a check of every byte; `path` for the message.
+
+    Raises:
+        ValueError: it is of torch before 1.6 (no checksums); the message has the way to convert it.
+        One of UNREADABLE: it is damaged.
+    """
+    if is_legacy(file):
+        new = Path(path).with_name(f"{Path(path).stem}_zip{Path(path).suffix}")
+        raise ValueError(
+            "a file of torch.save before torch 1.6, which has no checksums, so that damage would not be seen; if you "
+            f'trust it, convert it: python -c "import torch; torch.save(torch.load({str(path)!r}, '
+            f"map_location='cpu', weights_only=True), {str(new)!r})\""
+        )
+    check_tensor_archive(file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def load_safetensors(path: Path | str) -> TensorFile:
+    """Tensors of a .safetensors file, on the CPU.
+
+    Its format has no checksums: compare the digest with one that was stored. The tensors may be read from the disk only
+    when they are used; whoever wants to be sure copies them within `files.atomic.unchanged`.
+
+    Raises:
+        One of UNREADABLE: it is damaged, or another file took its name meanwhile.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with unchanged(path, same_name=True) as file:
+        digest = sha256_of(file)
+        state = TensorFile(load_file(path))
+    state.sha256 = digest
+    return state
+
+
+@contextmanager
+def damage_named(what: str, path: Path | str, kind: str) -> Iterator[None]:
+    """Turns every way in which reading can fail into one DamagedFile that names the file and what to do.
+
+    Args:
+        what: the file in words.  kind: what else it may be.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise DamagedFile(
+            f"{what} ({Path(path).stat().st_size} bytes) is damaged {kind} ({reading_failure(error)}); copy it again, "
+            "or use an earlier one: training goes on from it by itself, testing takes --checkpoint"
+        ) from error

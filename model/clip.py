@@ -4,29 +4,20 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from files.atomic import sha256
 from model.attention import BatchFirstAttention
 from model.blocks import run_blocks
 from model.surgery import replace_attention
-from model.weights_file import find_weights, load_backbone_weights
+from model.weights_file import WeightsSource, find_weights, load_backbone_weights
 
 CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 CLIP_VOCABULARY = 49408  # byte pairs of OpenAI's tokenizer
-
-
-class WeightsSource(NamedTuple):
-    """The file a backbone's weights were read from."""
-
-    file: str
-    sha256: str
 
 
 class VisionTower(nn.Module):
@@ -189,8 +180,7 @@ def create_model(
     source = None
     if pretrained is not None:
         path = find_weights(model_name, pretrained, clip_weights, cache_dir)
-        source = WeightsSource(path.name, sha256(path))
-        load_backbone_weights(model, path, model_name)
+        source = load_backbone_weights(model, path, model_name)
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if precision not in dtypes:
         raise ValueError(f"precision {precision!r}: choose one of {sorted(dtypes)}")

@@ -1,17 +1,20 @@
 """Finding, reading and strictly loading a CLIP weight file."""
 
 import os
-import zipfile
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from open_clip.model import CLIP, resize_pos_embed
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained
 
-from files.tensors import UNREADABLE, reading_failure
+from files.atomic import sha256_of, unchanged
+from files.digests import state_digest
+from files.state_dict import nested_state, unwrapped
+from files.tensors import UNREADABLE, DamagedFile, TensorFile, load_safetensors, read_archive, reading_failure
+from files.torchscript import is_torchscript, read_torchscript
 
 HERE = Path(__file__).parent
 LOCAL_FILES = {
@@ -20,6 +23,20 @@ LOCAL_FILES = {
 }
 WEIGHTS_VARIABLE = "AACLIP_CLIP_WEIGHTS"
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
+FOREIGN = {  # beginnings of names that tell other libraries' layouts
+    "vision_model.": "Hugging Face's CLIPModel layout",
+    "text_model.": "Hugging Face's CLIPModel layout",
+    "blocks.": "timm's layout of an image tower alone",
+    "trunk.": "timm's layout of an image tower alone",
+}
+
+
+class WeightsSource(NamedTuple):
+    """The file a backbone's weights were read from; `tensors` is the digest of what they are, in any kind of file."""
+
+    file: str
+    sha256: str
+    tensors: str = ""
 
 
 def find_weights(
@@ -47,7 +64,7 @@ def find_weights(
             return Path(value)
     if Path(tag).is_file():
         return Path(tag)
-    local = LOCAL_FILES.get(model_name)
+    local = LOCAL_FILES.get(model_name.removesuffix("-quickgelu"))  # the same weights in both architectures
     if local is not None and local.is_file():
         return local
     looked = [f"--clip_weights (not given), {WEIGHTS_VARIABLE} (not set)"] + ([str(local)] if local else [])
@@ -66,11 +83,13 @@ def find_weights(
     )
 
 
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+def read_state_dict(path: Path | str) -> TensorFile:
     """Tensors of a .safetensors file, an OpenAI TorchScript archive or a plain state dict, as {name: tensor}.
 
+    No code of the file runs, the archive's neither.
+
     Raises:
-        RuntimeError: the file is truncated, damaged or holds something else than a state dict.
+        DamagedFile: the file is truncated, damaged or holds something else than a state dict.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -79,36 +98,76 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     )
     remedy = "; download it again, or point --clip_weights at an intact .pt or .safetensors file"
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        elif _is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *UNREADABLE) as error:
-        raise RuntimeError(f"{damaged} ({reading_failure(error)}){remedy}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise RuntimeError(f"{damaged} (it holds {type(state).__name__}, not a state dict){remedy}")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+        found, digest = _content(path)
+        state = nested_state(found)
+        if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+            raise ValueError(f"it holds {type(state).__name__}, not a state dict")
+        state = TensorFile(_one_text_tower(unwrapped(state)))
+    except UNREADABLE as error:
+        raise DamagedFile(f"{damaged} ({reading_failure(error)}){remedy}") from error
+    for name in NOT_WEIGHTS:
+        state.pop(name, None)
+    state.sha256 = digest
+    return state
 
 
-def _is_torchscript(path):
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+def _content(path):
+    """(what a weight file holds, SHA-256 of the bytes it was read from)."""
+    if path.suffix == ".safetensors":
+        state = load_safetensors(path)
+        return state, state.sha256
+    with unchanged(path) as file:
+        digest = sha256_of(file)
+        return (read_torchscript(file) if is_torchscript(file) else read_archive(file, path)), digest
 
 
-def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> None:
+def _one_text_tower(state):
+    """open_clip's layout of CustomTextCLIP, whose text tower is a module `text`, as that of CLIP."""
+    if "text.token_embedding.weight" not in state:
+        return state
+    return {name.removeprefix("text."): value for name, value in state.items()}
+
+
+def foreign_layout(names: Iterable[str]) -> str | None:
+    """The library whose names these are, where that is another than OpenAI's and open_clip's."""
+    return next(
+        (kind for begin, kind in FOREIGN.items() if any(name.startswith(begin) for name in names)), None
+    )
+
+
+def published_as(digest: str) -> str | None:
+    """The name under which OpenAI published a file of this SHA-256; it stands in the addresses open_clip knows."""
+    for model_name, tag in list_pretrained():
+        found = re.search(r"/([0-9a-f]{64})/([^/]+)$", get_pretrained_cfg(model_name, tag).get("url") or "")
+        if found and found[1] == digest:
+            return found[2]
+    return None
+
+
+def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> WeightsSource:
     """Load a weight file into an open_clip CLIP, strictly, resizing the image positions (bicubic).
 
+    Returns:
+        what was loaded.
+
     Raises:
+        DamagedFile: it cannot be read.
         RuntimeError: names or shapes differ from the architecture; the message lists them.
+        ValueError: somebody wrote into it meanwhile.
     """
-    state = {name: value.float() for name, value in read_state_dict(path).items()}
+    path = Path(path)
+    with unchanged(path, same_name=True):  # .safetensors are read when they are copied into the model
+        read = read_state_dict(path)
+        state = {name: value.float() for name, value in read.items()}
+        check_architecture(state, model, path, model_name)
+        source = WeightsSource(path.name, read.sha256, state_digest(state))
+        resize_pos_embed(state, model)
+        model.load_state_dict(state)
+    return source
+
+
+def check_architecture(state: dict[str, torch.Tensor], model: CLIP, path: Path, model_name: str) -> None:
+    """Raises RuntimeError unless a state dict has the model's names and shapes; the message lists what differs."""
     want = model.state_dict()
     problems = [f"{name} is missing" for name in want if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in want]
@@ -118,12 +177,14 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Non
             got, expected = got[1:], expected[1:]
         if got != expected:
             problems.append(f"{name} is {got}, {model_name} has {expected}")
-    if problems:
-        shown = "; ".join(sorted(problems)[:5]) + (
-            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        )
+    if not problems:
+        return
+    layout = foreign_layout(state)
+    if layout:
         raise RuntimeError(
-            f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to"
+            f"{path} has {layout}, which is not read here: give OpenAI's archive or open_clip's file of {model_name}"
         )
-    resize_pos_embed(state, model)
-    model.load_state_dict(state)
+    shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+    raise RuntimeError(
+        f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to"
+    )

@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from logging import Logger
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import open_clip
 import torch
 from torch import nn
 
-from files.tensors import load_tensors, save_tensors
+from files.atomic import copy_file, keep
+from files.state_dict import unwrapped
+from files.tensors import DamagedFile, TensorFile, load_tensors, save_tensors
+from model.weights_file import WeightsSource
 
-PARALLEL = "module."  # what DataParallel puts before every key
 save_checkpoint, load_checkpoint = save_tensors, load_tensors  # a checkpoint is a tensor file like any other
 
 
@@ -22,7 +25,7 @@ def load_modules(
     modules: dict[str, nn.Module],
     keys: tuple | list = (),
     check: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+) -> TensorFile:
     """Load a checkpoint's weights into modules, strictly.
 
     Args:
@@ -31,7 +34,7 @@ def load_modules(
         check: called with the file's content before any weight is loaded; raises where the file is of another run.
 
     Returns:
-        the file's content.
+        the file's content, with the SHA-256 of the bytes it was read from.
 
     Raises:
         FileNotFoundError, RuntimeError: as `load_checkpoint` and `load_module`.
@@ -44,20 +47,91 @@ def load_modules(
     return content
 
 
+def earlier_checkpoints(path: Path | str) -> list[Path]:
+    """The files that can stand in for a stage's checkpoint when it is damaged, newest first.
+
+    Its numbered ones, one per epoch; for stages without them the file before the last, see `keep_previous`.
+    """
+    path = Path(path)
+    numbered = [file for _, file in reversed(numbered_checkpoints(path.parent, f"{path.stem}_"))]
+    return [*numbered, *(file for file in [previous(path)] if file.is_file())]
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one of a stage is kept."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def keep_previous(path: Path | str) -> None:
+    """Keep a stage's checkpoint, if there is one, as `<name>.pth.previous` before the next one is written."""
+    if Path(path).is_file():
+        keep(path, previous(Path(path)))
+
+
+def newest_intact(path: Path | str, keys: tuple | list, logger: Logger) -> TensorFile:
+    """A stage's checkpoint, or the newest of those before it where it is damaged; only for going on with training.
+
+    A file that stood in is copied over the damaged one, so that testing finds a whole file too.
+
+    Raises:
+        FileNotFoundError, RuntimeError: as `load_checkpoint`.
+        DamagedFile: every one is damaged.
+    """
+    path, first = Path(path), None
+    for file in (path, *earlier_checkpoints(path)):
+        try:
+            content = load_checkpoint(file, keys=keys)
+        except DamagedFile as error:
+            logger.warning(str(error))
+            first = first or error
+            continue
+        if first is not None:
+            logger.warning(f"{path.name} is damaged: going on from {file.name}, which takes its place")
+            copy_file(file, path)
+        return content
+    raise DamagedFile(
+        f"{first}. No intact checkpoint is left before {path.name}: delete it to train its stage from the begin"
+    ) from first
+
+
+def check_backbone(content: dict[str, Any], source: WeightsSource | None, path: Path | str) -> None:
+    """Refuse a checkpoint that was trained on another backbone.
+
+    The same tensors in another kind of file are the same backbone.
+
+    Args:
+        content: of the file; those of AA-CLIP do not say their backbone.
+        source: the backbone of now; None for random weights.
+
+    Raises:
+        RuntimeError: names both files and their hashes.
+    """
+    stored = content.get("backbone")
+    if not stored or source is None or stored["sha256"] == source.sha256:
+        return
+    if stored.get("tensors") and stored["tensors"] == source.tensors:
+        return
+    raise RuntimeError(
+        f"{path} was trained on the backbone {stored['file']} (SHA-256 {stored['sha256']}), this one is {source.file} "
+        f"(SHA-256 {source.sha256}): give the other file with --clip_weights; if they should be the same, this one is "
+        "damaged, download it again"
+    )
+
+
 def settings_in(path: Path | str, keys: tuple | list = ()) -> dict[str, Any] | None:
     """The settings a checkpoint was trained with; None in files of AA-CLIP, which carry none."""
     return load_checkpoint(path, keys=keys).get("settings")
 
 
 def load_module(module: nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Load a state dict strictly into an adapter; DataParallel's prefix, if all its keys have it, is taken off.
+    """Load a state dict strictly into an adapter, whatever wrapper (DataParallel, torch.compile) it was saved from.
 
     Raises:
         RuntimeError: names the keys and shapes that differ, and the flags that usually explain them.
     """
     want = module.state_dict()
-    if state and all(key.startswith(PARALLEL) for key in state):
-        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
+    if set(state) != set(want):
+        state = unwrapped(state)
     problems = [f"{key} is missing" for key in want if key not in state]
     problems += [f"{key} is not expected" for key in state if key not in want]
     problems += [

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from files.atomic import sha256
+from files.tensors import TensorFile
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     TextContext,
@@ -32,7 +32,7 @@ from model.settings import (
     NetworkCorrections,
     SelfReferenceSettings,
 )
-from run_folder.checkpoints import load_checkpoint, load_modules, settings_in
+from run_folder.checkpoints import check_backbone, load_checkpoint, load_modules, settings_in
 from run_folder.flags import settings_of
 from run_folder.kinds import (
     BASELINE,
@@ -187,7 +187,14 @@ def load_parts(model: AdaptedCLIP, path: Path | str, text_only: bool = False) ->
     image_keys = kind.image_keys if kind is BASELINE else tuple(model.image_modules)
     text_file = text_checkpoint(kind, image_file)
     for file, keys in ((image_file, () if text_only else image_keys), (text_file, kind.text_keys)):
-        load_modules(file, {key: getattr(model, key) for key in keys})
+        load_on_its_backbone(model, file, {key: getattr(model, key) for key in keys})
+
+
+def load_on_its_backbone(model: AdaptedCLIP, path: Path, modules: dict[str, nn.Module]) -> TensorFile:
+    """`load_modules` of a file that was trained on the model's backbone; RuntimeError where it was another."""
+    return load_modules(
+        path, modules, check=lambda content: check_backbone(content, model.clipmodel.source, path)
+    )
 
 
 def load_weights(
@@ -199,39 +206,42 @@ def load_weights(
         the fields of LoadedRun that depend on it.
     """
     logger = logger or logging.getLogger(__name__)
-    files = {file.name: sha256(file)}
     if kind is FEEDBACK:
-        content = load_modules(file, model.text_modules | model.image_modules)
+        content = load_on_its_backbone(model, file, model.text_modules | model.image_modules)
         loop = content.get("loop", content.get("total_loops"))  # the final model is its last loop
         logger.info(f"{file.name}: loop {loop}")
         return {
             "stored": content.get("settings"),
-            "files": files,
+            "files": {file.name: content.sha256},
             "loop": loop,
             "attends": content.get("cross_attention", True),  # other programs do not say: trained with
             "mean_anchors": content.get("mean_anchors", {}),
         }
-    text = text_checkpoint(kind, file)
-    adapted_text = load_text_side(model, kind, file, logger)
-    if adapted_text:
-        files[text.name] = sha256(text)
-    means = {}
+    content = load_on_its_backbone(model, file, model.image_modules)
+    files, means = {file.name: content.sha256}, {}
+    text = load_text_side(model, kind, file, logger)
+    if text is not None:
+        files[text_checkpoint(kind, file).name] = text.sha256
     if kind is CROSS_ATTENTION and settings.contexts.text_context == "train_mean":
         context_file = file.parent / "text_context_dict.pth"
-        means = load_checkpoint(context_file, keys=["mean_anchors"])["mean_anchors"]
-        files[context_file.name] = sha256(context_file)
-    content = load_modules(file, model.image_modules)
+        contexts = load_checkpoint(context_file, keys=["mean_anchors"])
+        means, files[context_file.name] = contexts["mean_anchors"], contexts.sha256
     logger.info(f"load model from epoch {content.get('epoch', 'unknown')}: {file.name}")
     return {
         "stored": content.get("settings"),
         "files": files,
-        "adapted_text": adapted_text,
+        "adapted_text": text is not None,
         "mean_anchors": means,
     }
 
 
-def load_text_side(model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, logger: logging.Logger) -> bool:
-    """Load the text checkpoint of a run; False for a baseline that has none (trained with --text_epoch 0).
+def load_text_side(
+    model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, logger: logging.Logger
+) -> TensorFile | None:
+    """Load the text checkpoint of a run; None for a baseline that has none (trained with --text_epoch 0).
+
+    Returns:
+        its content.
 
     Raises:
         FileNotFoundError: a cross-attention run lacks it, whose images cannot attend to prompts without it.
@@ -239,10 +249,10 @@ def load_text_side(model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, lo
     path = text_checkpoint(kind, image_checkpoint)
     if not path.is_file() and kind is BASELINE:
         logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
-        return False
-    content = load_modules(path, {key: getattr(model, key) for key in kind.text_keys})
+        return None
+    content = load_on_its_backbone(model, path, {key: getattr(model, key) for key in kind.text_keys})
     logger.info(f"{path.name}: epoch {content.get('epoch')}")
-    return True
+    return content
 
 
 def adopt(

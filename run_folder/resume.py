@@ -3,8 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from files.tensors import DamagedFile
 from model.adapter import AdaptedCLIP
-from run_folder.checkpoints import load_checkpoint, load_modules, restore_rng
+from model.weights_file import WeightsSource
+from run_folder.checkpoints import (
+    check_backbone,
+    load_checkpoint,
+    load_module,
+    newest_intact,
+    restore_rng,
+)
 from run_folder.kinds import finished_loops, loop_file
 from run_folder.session import Session
 from run_folder.settings import Settings
@@ -12,10 +20,15 @@ from run_folder.state import TrainState
 
 
 def resume_stage(
-    path: Path, state: TrainState, session: Session, extendable: frozenset[str] | set[str] | None = None
+    path: Path,
+    state: TrainState,
+    session: Session,
+    extendable: frozenset[str] | set[str] | None = None,
+    source: WeightsSource | None = None,
 ) -> None:
     """Continue a stage from its checkpoint, if there is one: weights, optimiser, schedule, history, random state.
 
+    Where it is damaged, the newest intact one before it is continued, with a warning.
     Files of AA-CLIP have no RNG, scheduler or settings: their weights and optimiser are continued, and the log says so.
     A stage may be extended (`--text_epoch`, `--image_epoch`) as long as nothing built on its old end: stage 2 trains
     on stage 1's anchors, and milestones as fractions depend on the number of epochs.
@@ -24,9 +37,10 @@ def resume_stage(
         path: the stage's file.
         state: the stage's; its epoch is 0 without a file.
         extendable: names of the flags that may differ from the file's, instead of those.
+        source: of the run's backbone, which must be the file's; None to leave it unchecked.
 
     Raises:
-        RuntimeError: damaged file, other adapter settings, or a run with other flags.
+        RuntimeError: no intact file, other adapter settings, another backbone, or a run with other flags.
     """
     if not path.is_file():
         return
@@ -35,12 +49,11 @@ def resume_stage(
     elif extendable is None:
         extendable = set() if session.settings.corrections.milestones[0] < 1 else {"image_epoch"}
     optimizer_key = f"{state.name}_optimizer"
-    content = load_modules(
-        path,
-        state.modules,
-        keys=["epoch", optimizer_key],
-        check=lambda stored: check_same_run(stored.get("settings"), session.settings, path, extendable),
-    )
+    content = newest_intact(path, [*state.modules, "epoch", optimizer_key], session.logger)
+    check_same_run(content.get("settings"), session.settings, path, extendable)
+    check_backbone(content, source, path)
+    for key, module in state.modules.items():
+        load_module(module, content[key], path)
     state.optimizer.load_state_dict(content[optimizer_key])
     if "rng" in content:
         restore_rng(content["rng"])
@@ -91,6 +104,8 @@ def finished_loops_of(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The finished loops of a feedback run; the last one's weights and random state are restored.
 
+    A damaged loop ends them, with a warning: it and later ones are made again from what their stages' files hold.
+
     Args:
         extendable: names of the flags that may differ from the files'.
 
@@ -100,9 +115,10 @@ def finished_loops_of(
     Raises:
         ValueError: more loops are finished than the run is to have.
         FileNotFoundError: a loop's file is missing between others.
-        RuntimeError: a file is damaged or of a run with other flags.
+        RuntimeError: a file is of a run with other flags or of another backbone.
     """
     settings, loops, content = session.settings, [], None
+    modules = model.text_modules | model.image_modules
     save_path, wanted = settings.run.save_path, settings.feedback.num_feedback_loops
     finished = finished_loops(save_path)
     if finished and finished[-1][0] > wanted:
@@ -116,11 +132,18 @@ def finished_loops_of(
                 f"{path} is there, but not {loop_file(save_path, expected, 'final').name}: put it back, or delete the "
                 "later loops to train them again"
             )
-        content = load_checkpoint(path, keys=["loop", "settings", "rng", "history"])
-        check_same_run(content["settings"], settings, path, extendable)
+        try:
+            found = load_checkpoint(path, keys=["loop", "settings", "rng", "history", *modules])
+        except DamagedFile as error:
+            session.logger.warning(f"{error}. Going on from loop {loop - 1}: later loops are made again")
+            break
+        check_same_run(found["settings"], settings, path, extendable)
+        check_backbone(found, model.clipmodel.source, path)
+        content, last = found, path
         loops.append({"loop": loop} | content["history"])
     if content is not None:
-        load_modules(path, model.text_modules | model.image_modules)
+        for key, module in modules.items():
+            load_module(module, content[key], last)
         restore_rng(content["rng"])
-        session.logger.info(f"{path.name}: {len(loops)} loops done, continuing from there")
+        session.logger.info(f"{last.name}: {len(loops)} loops done, continuing from there")
     return loops, content

@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import Logger
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from dataset import load_dataset_config, load_real_names
+from files.atomic import sweep
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.weights_file import published_as
 from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
 from utils import choose_device, close_logger, get_logger, lock_run, seed_generators, setup_seed
 
@@ -33,6 +36,9 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     setup_seed(run.seed, run.fast)  # before CUDA starts
     lock = lock_run(run.save_path)
     logger = get_logger(run.save_path, log_name)
+    swept = sweep_run(run.save_path)
+    if swept:
+        logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
     try:
         yield choose_device(run.device), logger
     except BaseException as error:
@@ -41,6 +47,11 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     finally:
         close_logger(logger)
         lock.release()
+
+
+def sweep_run(folder: Path | str) -> list[str]:
+    """Delete the unfinished files of killed processes in a run's folder and its scores; returns their names."""
+    return [name for place in (Path(folder), *Path(folder).glob("scores/*/")) for name in sweep(place)]
 
 
 @contextmanager
@@ -76,7 +87,11 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
         quick_gelu=settings.network.quick_gelu,
         clip_weights=model.clip_weights,
     )
-    logger.info(f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}")
+    known = published_as(clip.source.sha256)
+    published = f", OpenAI's {known} as published" if known else ""
+    logger.info(
+        f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}{published}"
+    )
     if settings.training is not None and settings.training.precision == "bf16":
         clip.visual.use_bfloat16()
     return clip

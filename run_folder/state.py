@@ -9,7 +9,7 @@ from torch import nn
 
 from forward_utils_cross_attention import TextContext
 from model.clip import CLIP
-from run_folder.checkpoints import rng_state, save_checkpoint, versions
+from run_folder.checkpoints import keep_previous, rng_state, save_checkpoint, versions
 from run_folder.settings import Settings
 
 
@@ -57,6 +57,9 @@ class TrainState:
             content["scheduler"] = self.scheduler.state_dict()
         if record is not None:
             content |= record._asdict()
+        # Of several files one is the epoch's own and stays; AA-CLIP's functions write its files and no other.
+        if record is not None and len(files) == 1:
+            keep_previous(files[0])
         for file in files:
             save_checkpoint(file, content)
 

@@ -13,7 +13,14 @@ try:
     from synthesis.settings import FillSettings, check, check_resume, for_its_model, parse_flags
     from synthesis.system import FillSystem, assemble, semantic_mode_of
     from synthesis.training import Schedule, make_optimizer, train
-    from synthesis.weights import checkpoints_of, load_optimizer, load_weights_into, read_config, save_system
+    from synthesis.weights import (
+        load_optimizer,
+        load_weights_into,
+        newest_intact_checkpoint,
+        read_config,
+        save_system,
+        sweep_checkpoints,
+    )
 except ModuleNotFoundError as error:
     if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
         raise
@@ -46,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(settings: FillSettings, dataset: Triptychs, device: torch.device, logger: Logger) -> None:
     """Start or resume a run and train it to its end."""
-    last = checkpoints_of(settings.run.out)[-1:]
-    done, folder = last[0] if last else (0, None)
+    sweep_checkpoints(settings.run.out)
+    done, folder = newest_intact_checkpoint(settings.run.out, logger)
     stored = read_config(folder) if folder else {}
     settings = for_its_model(settings, stored)
     if settings.task.fill_mask is None:

@@ -1,5 +1,6 @@
 """Checkpoints of semantic fill: written whole, found again, loaded strictly."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,15 +8,18 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
+from logging import Logger
 from pathlib import Path
 
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from files.tensors import load_tensors, save_tensors
+from files.atomic import cannot_write, failures_explained, sha256
+from files.state_dict import unwrapped
+from files.tensors import UNREADABLE, DamagedFile, load_safetensors, load_tensors, save_tensors
 from synthesis.system import FillSystem, assemble
 from synthesis.text import Prompt
 
@@ -27,6 +31,7 @@ BACKBONE_FILE = "transformer.safetensors"  # only of runs that train the backbon
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMISER_FILE = "optimizer.pth"
+HASHES, OWN_HASH = "files_sha256", "config_sha256"  # keys of config.json
 CHECKPOINT = "checkpoint-{:07d}"
 
 
@@ -50,40 +55,73 @@ def save_system(
         the checkpoint's folder
     """
     run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
     folder = run / CHECKPOINT.format(step)
-    temporary = Path(tempfile.mkdtemp(dir=run, prefix=f".{folder.name}."))
+    with failures_explained(folder):
+        run.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=run, prefix=f".{folder.name}."))
     try:
-        transformer = system.backbone.transformer
-        FluxFillPipeline.save_lora_weights(
-            temporary,
-            transformer_lora_layers=get_peft_model_state_dict(transformer),
-            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-        )
-        save_file(on_cpu(system.attention.state_dict()), temporary / ATTENTION_FILE)
-        if config["train_backbone"]:
-            save_file(on_cpu(base_weights(transformer)), temporary / BACKBONE_FILE)
-        texts = list(system.prompts.known)
-        named = {
-            f"{number}.{part}": value
-            for number, text in enumerate(texts)
-            for part, value in system.prompts.known[text]._asdict().items()
-        }
-        save_file(on_cpu(named), temporary / PROMPTS_FILE)
-        if optimizer is not None:
-            save_tensors(temporary / OPTIMISER_FILE, optimizer.state_dict())
-        content = {**config, "step": step, "prompts": texts, "versions": library_versions()}
-        (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)  # of the same step of the same run
-        os.replace(temporary, folder)
+        with failures_explained(folder):
+            write_files(temporary, step, system, config, optimizer)
+            for file in temporary.iterdir():
+                file.chmod(0o644)
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            temporary.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)  # of the same step of the same run
+            os.replace(temporary, folder)
+    except SafetensorError as error:  # its own kind for a disk that is full
+        raise cannot_write(folder, OSError(str(error))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def write_files(
+    folder: Path, step: int, system: FillSystem, config: dict, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """The files of one checkpoint; config.json, the last, has the hashes of the others and of itself."""
+    transformer = system.backbone.transformer
+    FluxFillPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+    save_file(on_cpu(system.attention.state_dict()), folder / ATTENTION_FILE)
+    if config["train_backbone"]:
+        save_file(on_cpu(base_weights(transformer)), folder / BACKBONE_FILE)
+    texts = list(system.prompts.known)
+    named = {
+        f"{number}.{part}": value
+        for number, text in enumerate(texts)
+        for part, value in system.prompts.known[text]._asdict().items()
+    }
+    save_file(on_cpu(named), folder / PROMPTS_FILE)
+    hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    if optimizer is not None:  # its file has digests of its own
+        save_tensors(folder / OPTIMISER_FILE, optimizer.state_dict())
+    content = {**config, "step": step, "prompts": texts, "versions": library_versions(), HASHES: hashes}
+    content[OWN_HASH] = config_hash(content)
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def config_hash(content: dict) -> str:
+    """SHA-256 of what a config.json says, its own hash left out."""
+    said = {key: value for key, value in content.items() if key != OWN_HASH}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def sweep_checkpoints(run: Path | str) -> list[str]:
+    """Delete the unfinished checkpoints of killed processes; only under the run's lock. Returns their names."""
+    found = [
+        path
+        for path in sorted(Path(run).glob(".checkpoint-*"))
+        if re.fullmatch(r"\.checkpoint-\d{7,}\.[a-z0-9_]{8}", path.name)
+        and path.is_dir()
+        and not path.is_symlink()
+    ]
+    for path in found:
+        shutil.rmtree(path)
+    return [path.name for path in found]
 
 
 def base_weights(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
@@ -124,19 +162,46 @@ def find_checkpoint(path: Path | str) -> Path:
     return found[-1][1]
 
 
+def newest_intact_checkpoint(run: Path | str, logger: Logger) -> tuple[int, Path | None]:
+    """(steps done, folder) of a run's last checkpoint, or of the newest intact one before; (0, None) without any.
+
+    Only for going on with training: damaged ones are named in a warning.
+
+    Raises:
+        DamagedFile: every one is damaged.
+    """
+    first = None
+    for step, folder in reversed(checkpoints_of(run)):
+        try:
+            for name in read_config(folder).get(HASHES, ()):
+                read_tensors(folder / name)
+            load_tensors(folder / OPTIMISER_FILE)
+        except (DamagedFile, FileNotFoundError) as error:
+            logger.warning(f"{folder.name} is damaged: going on from the checkpoint before it ({error})")
+            first = first or error
+            continue
+        return step, folder
+    if first is not None:
+        raise DamagedFile(f"{first}. No intact checkpoint is left in {run}: choose another --out") from first
+    return 0, None
+
+
 def read_config(folder: Path | str) -> dict:
     """A checkpoint's config.json.
 
     Raises:
-        RuntimeError: it cannot be read.
+        DamagedFile: it cannot be read, or is not as it was written.
     """
     path = Path(folder) / CONFIG_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get(OWN_HASH) not in (None, config_hash(content)):  # older checkpoints have none
+            raise ValueError("it is not as it was written")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedFile(
             f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again"
         ) from error
+    return content
 
 
 def load_system(
@@ -200,16 +265,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path | str) -> None
     optimizer.load_state_dict(load_tensors(Path(folder) / OPTIMISER_FILE, keys=("state", "param_groups")))
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file.
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one of a checkpoint's safetensors files, whose hash must be what config.json says.
 
     Raises:
-        RuntimeError: it cannot be read.
+        DamagedFile: it cannot be read, or is not the file that was written.
     """
+    wanted = read_config(path.parent).get(HASHES, {}).get(path.name)  # older checkpoints have none
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RuntimeError(f"{path} is missing or damaged ({error}): copy the checkpoint again") from error
+        state = load_safetensors(path)
+        if wanted not in (None, state.sha256):
+            raise ValueError(f"its SHA-256 is {state.sha256}, {wanted} was written")
+        return unwrapped(state)
+    except UNREADABLE as error:
+        raise DamagedFile(f"{path} is missing or damaged ({error}): copy the checkpoint again") from error
 
 
 def check_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path | str) -> None:

@@ -185,7 +185,7 @@ def continue_stage(
     Args:
         origins: of training.base_weights.load_base, or what else a fresh stage's weights are said to come from.
     """
-    resume_stage(stage.file, state, session, stage.extendable)
+    resume_stage(stage.file, state, session, stage.extendable, stage.model.clipmodel.source)
     summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
     return train_and_save(stage, state, step_loss, loader, plan, session.device, session.logger, record)
 

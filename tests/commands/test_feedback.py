@@ -442,6 +442,20 @@ def test_a_run_killed_between_two_files_and_started_again_ends_with_the_same_mod
     killed_and_started_again(run, monkeypatch, [1, 5, 6])
 
 
+@pytest.mark.bit_equality
+def test_a_loop_whose_file_is_damaged_is_made_again_from_its_stages_and_testing_refuses_it(run, evaluate):
+    folder = run("run")
+    wanted = state(folder, "final_model.pth")
+    for name in ("loop_2_final.pth", "final_model.pth", "loop_2_text_adapter.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+    with pytest.raises(RuntimeError, match="final_model.pth .* is damaged"):
+        evaluate(folder)
+    assert run("run") == folder and same(state(folder, "final_model.pth"), wanted)
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    assert "Going on from loop 1: later loops are made again" in log
+    assert "loop_2_text_adapter.pth is damaged" in log and evaluate(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.bit_equality
 @pytest.mark.parametrize("context", ["none", "train_mean", "image"])

@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import forward_utils
 import test as test_script
 import train as train_script
 from files.atomic import sha256
+from files.digests import state_digest
 from metrics import with_old_names
 from model.adapter import AdaptedCLIP
 from run_folder import session, state
@@ -143,7 +145,8 @@ def test_checkpoints_carry_epoch_flags_versions_scheduler_and_random_state(train
 def test_every_file_names_the_backbones_file_and_hash_and_the_log_says_it(trained, weights):
     backbone = {"file": weights.name, "sha256": sha256(weights)}
     for name in ("text_adapter.pth", "image_adapter_1.pth", "image_adapter.pth"):
-        assert torch.load(trained / name, weights_only=True)["backbone"] == backbone
+        stored = torch.load(trained / name, weights_only=True)["backbone"]
+        assert stored == backbone | {"tensors": state_digest(load_file(weights))}
     assert f"from {backbone['file']}, SHA-256 {backbone['sha256']}" in read(trained, "train.log")
 
 
@@ -498,13 +501,74 @@ def test_testing_a_folder_without_a_run_says_what_to_do(flags, run):
         test_script.main(flags)
 
 
-def test_a_damaged_checkpoint_stops_testing_and_resuming(train_flags, flags, trained_copy):
+@pytest.mark.bit_equality
+@pytest.mark.parametrize(
+    "damaged", [("image_adapter",), ("image_adapter", "image_adapter_2"), ("text_adapter",)]
+)
+def test_a_damaged_checkpoint_stops_testing_and_training_goes_on_from_the_one_before(
+    train_flags, flags, tmp_path, damaged
+):
+    longer = [*train_flags, "--text_epoch", "2", "--image_epoch", "3"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train_script.main([*longer[:-1], "2"])
+    train_script.main([*longer, "--save_path", str(whole)])
+    for name in damaged:
+        file = run / f"{name}.pth"
+        file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(RuntimeError, match=f"{damaged[0]}.pth .* is damaged"):
+        test_script.main(flags)
+    train_script.main(longer)
+    files = ("text_adapter.pth", "image_adapter_3.pth", "image_adapter.pth")
+    assert_equal(states(run, *files), states(whole, *files))
+    assert re.search(rf"WARNING {damaged[0]}.pth is damaged: going on from ", read(run, "train.log"))
+    test_script.main(flags)
+
+
+def test_a_finished_run_whose_last_file_is_damaged_is_whole_after_another_start(
+    train_flags, flags, trained_copy
+):
     path = trained_copy / "image_adapter.pth"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(RuntimeError, match="image_adapter.pth .* is damaged"):
-        test_script.main(flags)
-    with pytest.raises(RuntimeError, match="image_adapter.pth .* is damaged"):
+    train_script.main([*train_flags, "--image_epoch", "2"])
+    assert path.read_bytes() == (trained_copy / "image_adapter_2.pth").read_bytes()
+    test_script.main(flags)
+
+
+def test_with_every_checkpoint_damaged_training_stops_and_says_what_to_delete(train_flags, trained_copy):
+    for path in trained_copy.glob("image_adapter*.pth"):
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="No intact checkpoint is left before image_adapter.pth: delete it"):
         train_script.main([*train_flags, "--image_epoch", "3"])
+
+
+def test_training_and_testing_delete_what_killed_processes_left(train_flags, flags, trained_copy):
+    left = [trained_copy / f".{name}.ab_cd123.tmp" for name in ("image_adapter.pth", "metrics.json")]
+    (trained_copy / "scores" / "MVTec").mkdir(parents=True)
+    left.append(trained_copy / "scores" / "MVTec" / ".image_adapter.npz.ab_cd123.tmp")
+    for main, argv in ((train_script.main, [*train_flags, "--image_epoch", "2"]), (test_script.main, flags)):
+        for path in left:
+            path.touch()
+        main(argv)
+        assert not any(path.exists() for path in left)
+    assert "left unfinished: .image_adapter.pth.ab_cd123.tmp" in read(trained_copy, "train.log")
+
+
+def test_another_backbone_of_the_same_shapes_is_refused_by_testing_and_resuming(
+    train_flags, flags, trained_copy, weights, tmp_path
+):
+    state = load_file(weights)
+    save_file(state | {"logit_scale": state["logit_scale"] + 1}, tmp_path / "other.safetensors")
+    other = ["--clip_weights", str(tmp_path / "other.safetensors")]
+    told = rf"backbone tiny.safetensors \(SHA-256 {sha256(weights)}\), this one is other.safetensors .*--clip_weights"
+    with pytest.raises(RuntimeError, match=told):
+        test_script.main([*flags, *other])
+    with pytest.raises(RuntimeError, match=told):
+        train_script.main([*train_flags, *other, "--image_epoch", "3"])
+
+
+def test_the_same_backbone_in_another_kind_of_file_is_accepted(flags, trained_copy, weights, tmp_path):
+    torch.save(load_file(weights), tmp_path / "same.pt")
+    test_script.main([*flags, "--clip_weights", str(tmp_path / "same.pt")])
 
 
 def test_a_second_process_in_the_same_folder_is_refused(train_flags, run):

@@ -5,13 +5,16 @@ import json
 import open_clip
 import pytest
 import torch
+from damaged_files import Tower, WithTrap, payloads, rewritten, torch_file, torchscript_file
 from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 from torch import nn
 
 import model.weights_file as weights_file
+from files.atomic import sha256
+from files.tensors import DamagedFile
 from model.clip import create_model
-from model.weights_file import find_weights, read_state_dict
+from model.weights_file import find_weights, foreign_layout, published_as, read_state_dict
 
 
 class Tree(nn.Module):
@@ -250,3 +253,185 @@ def test_a_demo_config_lies_beside_the_code():
         (weights_file.HERE / "model_configs" / "ViT-Tiny-8-demo.json").read_text(encoding="utf-8")
     )
     assert config["vision_cfg"]["patch_size"] == 8 and config["text_cfg"]["vocab_size"] == 49408
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """A TorchScript archive of a little tower in half precision."""
+    path = tmp_path_factory.mktemp("archives") / "tower.pt"
+    torch.manual_seed(0)
+    torch.jit.script(Tower().half()).save(path)
+    return path
+
+
+@pytest.mark.bit_equality
+def test_the_weights_of_an_archive_are_those_torch_would_load(archive, tmp_path):
+    traced = tmp_path / "traced.pt"
+    torch.jit.trace(Tower().eval(), torch.zeros(1, 3, 4, 4)).save(traced)
+    for path in (archive, traced):
+        found, wanted = read_state_dict(path), torch.jit.load(path).state_dict()
+        assert set(found) == set(wanted) and len(wanted) > 10 and found.sha256 == sha256(path)
+        for name, value in wanted.items():
+            assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+
+
+def test_code_in_an_archive_never_runs(tmp_path):
+    written = tmp_path / "written"
+    torch.jit.script(WithTrap(str(written))).save(tmp_path / "trap.pt")
+    with pytest.raises(DamagedFile, match=r"WithTrap|Trap packs its values by code of its own"):
+        read_state_dict(tmp_path / "trap.pt")
+    assert not written.exists()
+    torch.jit.load(tmp_path / "trap.pt")
+    assert written.exists()  # the archive is one that would have
+
+
+def test_an_archive_given_as_the_backbone_by_flag_or_variable_runs_no_code(model_name, tmp_path, monkeypatch):
+    torch.jit.script(WithTrap(str(tmp_path / "written"))).save(tmp_path / "trap.pt")
+    monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(tmp_path / "trap.pt"))
+    for given in (None, tmp_path / "trap.pt"):
+        with pytest.raises(DamagedFile, match="trap.pt .*--clip_weights"):
+            create_model(model_name, 32, "openai", clip_weights=given)
+    assert not (tmp_path / "written").exists()
+
+
+def test_pickles_that_call_are_refused_in_every_kind_of_file(archive, tmp_path):
+    """Every ninth payload; tests/test_reliability_readers.py has all of them."""
+    written, path = tmp_path / "written", tmp_path / "payload.pt"
+    whole = archive.read_bytes()
+    for name, data in list(payloads(written))[::9]:
+        for content in (torch_file(data), torchscript_file(whole, data), data):
+            path.write_bytes(content)
+            with pytest.raises(DamagedFile, match="payload.pt"):
+                read_state_dict(path)
+            assert not written.exists(), name
+
+
+def storage(dtype, key, count):
+    return f"(X\x07\0\0\0storagectorch\n{dtype}\n".encode() + text(key) + text("cpu") + integer(count) + b"tQ"
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def integer(value):
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def tower_with(archive, data_pkl):
+    """The archive with another data.pkl, whose class is M."""
+    source = b'class M(Module):\n  __parameters__ = ["weight", ]\n  __buffers__ = []\n'
+
+    def with_source(members):
+        return members | {"tower/code/__torch__.py": source}
+
+    return rewritten(torchscript_file(archive.read_bytes(), data_pkl), with_source)
+
+
+def module_with(record, offset, size, stride):
+    """data.pkl of a module whose one tensor `weight` is described so."""
+    numbers = b"(" + b"".join(map(integer, size)) + b"t(" + b"".join(map(integer, stride)) + b"t"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + record + integer(offset) + numbers
+    return b"\x80\x02c__torch__\nM\n)\x81}" + text("weight") + tensor + b"\x89NtRsb."
+
+
+@pytest.mark.parametrize(
+    ("record", "offset", "size", "stride"),
+    [
+        (storage("FloatStorage", "0", 1 << 40), 0, [1], [1]),
+        (storage("HalfStorage", "../0", 1), 0, [1], [1]),
+        (storage("HalfStorage", "99", 1), 0, [1], [1]),
+        (storage("UntypedStorage", "0", 1), 0, [1], [1]),
+        (storage("HalfStorage", "0", 1), 1, [1], [1]),
+        (storage("HalfStorage", "0", 1), 0, [2], [1]),
+        (storage("HalfStorage", "0", 1), 0, [1 << 40], [0]),
+        (storage("HalfStorage", "0", 1), -1, [1], [1]),
+        (storage("HalfStorage", "0", 1), 0, [1], [-1]),
+        (storage("HalfStorage", "0", 1), 0, [1, 1], [1]),
+        (b"N", 0, [1], [1]),
+    ],
+)
+def test_a_described_tensor_stays_inside_its_record(archive, tmp_path, record, offset, size, stride):
+    path = tmp_path / "a.pt"
+    path.write_bytes(tower_with(archive, module_with(storage("HalfStorage", "0", 1), 0, [1], [1])))
+    assert read_state_dict(path)["weight"].shape == (1,)  # the description itself is right
+    path.write_bytes(tower_with(archive, module_with(record, offset, size, stride)))
+    with pytest.raises(DamagedFile, match="cannot be read as CLIP weights"):
+        read_state_dict(path)
+
+
+def test_a_changed_value_in_an_archive_is_seen(archive, tmp_path):
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"/data/1") + 64 + 8] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(DamagedFile, match="(?i)bad crc"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+        lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"model_state_dict": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {name.replace("visual.", "visual._orig_mod."): value for name, value in state.items()},
+        lambda state: {
+            name if name.startswith(("visual.", "logit")) else f"text.{name}": value
+            for name, value in state.items()
+        },
+    ],
+    ids=[
+        "compiled",
+        "compiled in DDP",
+        "DDP compiled",
+        "Lightning",
+        "model",
+        "nested",
+        "one tower",
+        "custom text",
+    ],
+)
+def test_a_backbone_saved_from_a_wrapper_loads(state, load, tmp_path, wrap):
+    torch.save(wrap(state), tmp_path / "wrapped.pt")
+    assert_same(load(tmp_path / "wrapped.pt"), state, rtol=0, atol=0)
+
+
+def test_two_tensors_that_a_prefix_kept_apart_are_refused(state, load, tmp_path):
+    torch.save(state | {"_orig_mod.logit_scale": state["logit_scale"]}, tmp_path / "twice.pt")
+    with pytest.raises(DamagedFile, match="two of its tensors have one name"):
+        load(tmp_path / "twice.pt")
+
+
+def test_another_librarys_layout_is_named(load, tmp_path):
+    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(2)}, tmp_path / "hf.pt")
+    with pytest.raises(
+        RuntimeError, match="has Hugging Face's CLIPModel layout, which is not read here: give"
+    ):
+        load(tmp_path / "hf.pt")
+    assert "timm" in foreign_layout(["blocks.0.attn.qkv.weight"]) and foreign_layout(["visual.proj"]) is None
+
+
+def test_openais_published_files_are_known_by_their_hash_and_both_names_of_one_find_it(monkeypatch, tmp_path):
+    known = published_as("3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02")
+    assert known == "ViT-L-14-336px.pt" and published_as("0" * 64) is None
+    monkeypatch.setitem(weights_file.LOCAL_FILES, "ViT-L-14-336", tmp_path / "ViT-L-14-336px.pt")
+    (tmp_path / "ViT-L-14-336px.pt").touch()
+    assert find_weights("ViT-L-14-336-quickgelu") == find_weights("ViT-L-14-336")
+
+
+def test_a_safetensors_file_replaced_while_it_is_read_is_refused(weights, load, tmp_path, monkeypatch):
+    path, read = tmp_path / "a.safetensors", weights_file.load_safetensors
+    path.write_bytes(weights.read_bytes())
+
+    def replaced(*args):
+        state = read(*args)
+        (tmp_path / "new").write_bytes(weights.read_bytes())
+        (tmp_path / "new").replace(path)
+        return state
+
+    monkeypatch.setattr(weights_file, "load_safetensors", replaced)
+    with pytest.raises(ValueError, match="a.safetensors was replaced or written to while it was read"):
+        load(path)

@@ -2,13 +2,19 @@
 
 import os
 import random
+import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from damaged_files import CONTENT, flipped, is_content, member_marked_as_directory, rewritten
 from torch import nn
 
+from files.atomic import sha256
+from files.tensors import DamagedFile
 from run_folder.checkpoints import (
     load_checkpoint,
     load_module,
@@ -185,3 +191,118 @@ def test_versions_name_the_libraries_that_decide_the_numbers_in_plain_text_a_saf
     save_checkpoint(tmp_path / "a.pth", {"versions": versions()})
     found = load_checkpoint(tmp_path / "a.pth")["versions"]
     assert found["torch"] == torch.__version__ and {"open_clip", "numpy"} <= set(found)
+
+
+def test_a_member_marked_as_a_directory_is_refused_in_our_files_and_in_aa_clips(tmp_path):
+    path = tmp_path / "a.pth"
+    for save in (save_checkpoint, lambda path, content: torch.save(content, path)):
+        save(path, CONTENT)
+        path.write_bytes(member_marked_as_directory(path.read_bytes()))
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None  # a check of checksums does not see it
+        with pytest.raises(DamagedFile, match="a.pth .*data/0 is marked as a directory.*copy it again"):
+            load_checkpoint(path)
+
+
+def test_compressed_unexpected_doubled_and_missing_members_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(CONTENT, path)
+    data = path.read_bytes()
+    for message, changed in {
+        "is compressed": rewritten(data, dict, zipfile.ZIP_DEFLATED),
+        "unexpected member a/code.py": rewritten(data, lambda members: members | {"a/code.py": b""}),
+        "not all of one folder": rewritten(data, lambda members: members | {"other/data.pkl": b""}),
+        "it has no data.pkl": rewritten(data, lambda members: {"a/data/0": members["a/data/0"]}),
+    }.items():
+        path.write_bytes(changed)
+        with pytest.raises(DamagedFile, match=message):
+            load_checkpoint(path)
+    path.write_bytes(rewritten(data, dict))
+    assert is_content(load_checkpoint(path))
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_no_changed_bit_of_a_checkpoint_is_used(tmp_path, protected):
+    """Every 29th bit; tests/test_reliability_readers.py has all of them."""
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, CONTENT) if protected else torch.save(CONTENT, path)
+    data, refused = path.read_bytes(), 0
+    for bit in range(0, 8 * len(data), 29):
+        path.write_bytes(flipped(data, bit))
+        try:
+            assert is_content(load_checkpoint(path)), bit
+        except DamagedFile:
+            refused += 1
+    assert refused > len(data) // 29
+
+
+def test_a_tensor_or_value_other_than_the_digests_say_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, CONTENT)
+    sealed = torch.load(path)
+    for place, change in {
+        "text_adapter/0.fc.0.weight": {"text_adapter": {"0.fc.0.weight": torch.zeros(2, 3)}},
+        "values of epoch": {"epoch": 4},
+        "values of text_adapter": {"text_adapter": {}},
+    }.items():
+        torch.save(sealed | change, path)  # the zip file's own checksums are right
+        with pytest.raises(DamagedFile, match=f"a.pth .*digests differ: {place}"):
+            load_checkpoint(path)
+    torch.save({key: sealed[key] for key in ("epoch", "text_adapter", "digests")} | {"note": "mine"}, path)
+    assert load_checkpoint(path)["note"] == "mine"  # keys may be taken away and added
+    torch.save(sealed | {"digests": 3}, path)
+    with pytest.raises(DamagedFile, match="digests differ: the digests themselves"):
+        load_checkpoint(path)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(TypeError, match="rng/1 is ndarray"):
+        save_checkpoint(tmp_path / "a.pth", {"rng": [1, np.zeros(2)]})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64]
+)
+def test_tensors_of_every_kind_shape_and_layout_come_back(tmp_path, dtype):
+    whole = (torch.arange(24).reshape(2, 3, 4) % 5).to(dtype)
+    content = {"all": whole, "view": whole[:, 1].T, "scalar": whole[0, 0, 1], "none": whole[:0]}
+    save_checkpoint(tmp_path / "a.pth", content)
+    found = load_checkpoint(tmp_path / "a.pth")
+    assert all(torch.equal(found[name], value) for name, value in content.items())
+
+
+def test_a_file_of_old_torch_is_refused_with_a_command_that_converts_it(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(CONTENT, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(DamagedFile, match="before torch 1.6, which has no checksums") as error:
+        load_checkpoint(path)
+    command = re.search(r'python -c "(.*?)"', str(error.value))[1]
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert is_content(load_checkpoint(tmp_path / "old_zip.pth"))
+
+
+@pytest.mark.bit_equality
+def test_names_of_wrapped_adapters_are_read_as_the_adapters_own(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 2))
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "model."):
+        state = {f"{prefix}{name}": torch.full_like(value, 2) for name, value in module.state_dict().items()}
+        nn.init.zeros_(module[0].weight)
+        load_module(module, state, "a.pth")
+        assert module[0].weight.eq(2).all(), prefix
+    own = nn.ModuleDict({"module": nn.Linear(2, 2)})  # whose names begin so without a wrapper
+    load_module(own, {name: torch.zeros_like(value) for name, value in own.state_dict().items()}, "a.pth")
+
+
+def test_the_hash_is_of_the_file_that_was_read_though_another_has_its_name_since(tmp_path, monkeypatch):
+    path, read = tmp_path / "a.pth", torch.load
+    save_checkpoint(path, {"epoch": 1})
+    first = sha256(path)
+
+    def replaced_while_reading(*args, **kwargs):
+        save_checkpoint(path, {"epoch": 2})
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr("torch.load", replaced_while_reading)
+    found = load_checkpoint(path)
+    assert (found["epoch"], found.sha256) == (1, first) and sha256(path) != first

@@ -6,9 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from evaluation.run import GROUPS as TEST_GROUPS
+from files.atomic import sha256
+from files.digests import state_digest
 from run_folder.checkpoints import load_checkpoint, load_modules, save_checkpoint, settings_in
 from run_folder.flags import settings_of
 from run_folder.loaded_run import adopt
@@ -138,7 +141,11 @@ def test_a_record_holds_every_flag_the_libraries_and_the_backbones_file_and_hash
     record = record_of(settings(), clip)
     assert record.settings == settings().record() and record.settings["milestones"] == [0.5, 0.8]
     assert set(record.versions) == {"torch", "open_clip", "numpy"}
-    assert record.backbone == {"file": weights.name, "sha256": clip.source.sha256}
+    assert record.backbone == {
+        "file": weights.name,
+        "sha256": sha256(weights),
+        "tensors": state_digest(load_file(weights)),
+    }
 
 
 def test_without_a_file_a_stage_starts_at_zero(tmp_path, lines):

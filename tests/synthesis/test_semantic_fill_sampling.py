@@ -1,5 +1,6 @@
 """Sampling through the unmodified FluxFillPipeline, and what a checkpoint brings back."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,22 @@ from safetensors.torch import load_file, save_file
 from semantic_fill_world import CONFIG, tiny_system, triptychs
 
 import synthesis
+from files.tensors import DamagedFile
 from synthesis.backbone import load_backbone
 from synthesis.latents import encode_triptych, fill_mask_of
 from synthesis.sampling import Filler, load_filler
-from synthesis.weights import ATTENTION_FILE, LORA_FILE, find_checkpoint, load_system, save_system
+from synthesis.weights import (
+    ATTENTION_FILE,
+    CONFIG_FILE,
+    LORA_FILE,
+    OPTIMISER_FILE,
+    PROMPTS_FILE,
+    find_checkpoint,
+    load_system,
+    newest_intact_checkpoint,
+    save_system,
+    sweep_checkpoints,
+)
 
 ROOT = Path(synthesis.__file__).resolve().parents[1]
 FRESH = """
@@ -215,12 +228,50 @@ def test_weights_that_do_not_fit_or_are_damaged_are_refused_by_name(tmp_path, fi
     folder = save_system(tmp_path, 1, tiny_system(), CONFIG)
     tensors = load_file(folder / file)
     first = sorted(tensors)[0]
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    older = {key: value for key, value in config.items() if not key.endswith("_sha256")}
+    (folder / CONFIG_FILE).write_text(json.dumps(older))
     save_file({name: value for name, value in tensors.items() if name != first}, folder / file)
     with pytest.raises(RuntimeError, match=f"{first.removeprefix('transformer.')} is missing"):
         load_system("tiny", folder)
     (folder / file).write_bytes(b"nothing")
     with pytest.raises(RuntimeError, match=f"{file} is missing or damaged"):
         load_system("tiny", folder)
+
+
+@pytest.mark.parametrize("file", [ATTENTION_FILE, LORA_FILE, PROMPTS_FILE, CONFIG_FILE])
+def test_a_changed_bit_in_any_file_of_a_checkpoint_is_refused_by_name(tmp_path, file):
+    folder = save_system(tmp_path, 1, tiny_system(), CONFIG)
+    data = bytearray((folder / file).read_bytes())
+    at = data.index(b'"step": 1') + 8 if file == CONFIG_FILE else len(data) - 5
+    data[at] ^= 1
+    (folder / file).write_bytes(data)
+    with pytest.raises(DamagedFile, match=f"{file} .*copy the checkpoint again"):
+        load_system("tiny", folder)
+
+
+def test_training_goes_on_from_the_newest_intact_checkpoint_and_sampling_does_not(tmp_path, lines):
+    system = tiny_system()
+    optimizer = torch.optim.SGD(system.trainable())
+    folders = [save_system(tmp_path, step, system, CONFIG, optimizer) for step in (1, 2, 3)]
+    for folder, file in ((folders[2], ATTENTION_FILE), (folders[1], OPTIMISER_FILE)):
+        (folder / file).write_bytes((folder / file).read_bytes()[:-9])
+    assert newest_intact_checkpoint(tmp_path, lines[0]) == (1, folders[0])
+    assert [line.split(" is damaged")[0] for line in lines[1]] == [folder.name for folder in folders[:0:-1]]
+    with pytest.raises(DamagedFile, match=ATTENTION_FILE):
+        load_system("tiny", tmp_path)
+    (folders[0] / LORA_FILE).unlink()
+    with pytest.raises(DamagedFile, match="No intact checkpoint is left"):
+        newest_intact_checkpoint(tmp_path, lines[0])
+    assert newest_intact_checkpoint(tmp_path / "new", lines[0]) == (0, None)
+
+
+def test_unfinished_checkpoints_are_swept_and_nothing_else(tmp_path):
+    save_system(tmp_path, 1, tiny_system(), CONFIG)
+    for name in (".checkpoint-0000002.ab_cd123", ".checkpoint-mine", ".checkpoint-0000002.ab_cd123.old"):
+        (tmp_path / name).mkdir()
+    assert sweep_checkpoints(tmp_path) == [".checkpoint-0000002.ab_cd123"]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):
@@ -237,7 +288,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("synthesis.weights.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="cannot write .*disk full.*checkpoint-0000001 of before is intact"):
         save_system(tmp_path, 1, system, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000001"]
     load_system("tiny", tmp_path)

@@ -1,0 +1,43 @@
+"""The names in a state dict, whoever wrapped the module it came from."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+NESTED = ("state_dict", "model_state_dict", "model")  # where training programs put it
+WRAPPERS = re.compile(r"^(?:module|model|_orig_mod)\.")  # DataParallel and DDP, Lightning, torch.compile
+
+
+def nested_state(content: Any) -> Any:
+    """The state dict inside a training program's checkpoint; other contents as they are."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that wrappers give its names.
+
+    `_orig_mod` (torch.compile) goes wherever it stands; `module.` and `model.` go where every name has them.
+
+    Raises:
+        ValueError: two names become the same.
+    """
+    names = {name: re.sub(r"(^|\.)_orig_mod(?=\.)", "", name).lstrip(".") for name in state}
+    while names and (common := _common_prefix(names.values())):
+        names = {old: name.removeprefix(common) for old, name in names.items()}
+    if len(set(names.values())) != len(names):
+        raise ValueError("two of its tensors have one name when the prefixes of wrappers are taken away")
+    return {names[name]: value for name, value in state.items()}
+
+
+def _common_prefix(names) -> str:
+    """The wrapper's prefix that all names have, or ""."""
+    names = list(names)
+    found = WRAPPERS.match(names[0])
+    return found[0] if found and all(name.startswith(found[0]) for name in names) else ""
