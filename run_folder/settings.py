@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
+from model.context_controls import CONTROLS
 from model.settings import (
     MAY_CHANGE,
     MUST_AGREE,
@@ -19,7 +20,6 @@ from model.settings import (
     option,
 )
 
-CONTEXT_CONTROLS = ("none", "other_class", "constant")
 DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
     "text_loss_levels": ("last", "all"),
     "quick_gelu": (False, True),
@@ -68,7 +68,7 @@ class ContextSettings:
         "control of a study: contexts without information, same parameters",
         at_test=MUST_AGREE,
         added_later=True,
-        choices=CONTEXT_CONTROLS,
+        choices=CONTROLS,
     )
 
 
