@@ -9,9 +9,8 @@ from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
 from metrics.regions import aupro
 
-METRICS_VERSION = (
-    1  # rises with every change that moves a number, so that compare.py never mixes two definitions
-)
+# Rises with every change that moves a number, so that compare.py never mixes two definitions.
+METRICS_VERSION = 1
 
 
 def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
@@ -21,8 +20,11 @@ def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
 
 
 def min_max(values: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """Values scaled by their extremes, or the extremes among some images ([n] bool, if any), to [0, 1]; zeros where
-    those are equal."""
+    """Values [n, ...] scaled by their extremes to [0, 1], of the same shape; zeros where the extremes are equal.
+
+    Args:
+        among: [n] bool, the images whose extremes count, if there are any; None for all.
+    """
     if not values.size:
         return values
     reference = values if among is None or not among.any() else only(among, values)
@@ -37,8 +39,14 @@ def fused_image_score(
 
     Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
     one image's score depends on the others. `metrics.json` carries `unnormalised_image_score`'s metrics beside it,
-    which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
-    ones move no metric.
+    which do not.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores.
+        domain: "Industrial" or "Medical".
+        among: [n] bool, the images that alone set the scale, so that unlabelled images beside labelled ones move no
+            metric; None for all.
     """
     peak = min_max(maps, among).max(axis=(1, 2))
     return 0.5 * peak + 0.5 * min_max(head, among) if domain == "Industrial" else peak
@@ -48,6 +56,11 @@ def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) ->
     """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores, (cos_abnormal + 1) / 2.
+        levels: number of levels the maps sum over.
     """
     return 0.5 * maps.max(axis=(1, 2)) / (100.0 * levels) + 0.5 * head
 
@@ -60,7 +73,14 @@ def metrics_eval(
     class_names: str,
     domain: str,
 ) -> dict[str, str | float]:
-    """Upstream's table row of one class: `table_row` with AA-CLIP's 0 where only one label is present."""
+    """Upstream's table row of one class: `table_row` with AA-CLIP's 0 where only one label is present.
+
+    Args:
+        pixel_label: [n, 1, H, W] or [n, H, W] of 0/1.  image_label: [n] of 0/1.
+        pixel_preds: [n, H, W] map scores.  image_preds: [n] head scores.
+        class_names: the row's name.
+        domain: "Industrial" or "Medical".
+    """
     row = table_row(pixel_label, image_label, pixel_preds, image_preds, class_names, domain)
     return {key: 0.0 if value is None else value for key, value in row.items()}
 
@@ -118,10 +138,8 @@ def class_metrics(
         mask_known: [n] bool, the images pixel metrics are over; None for all.
     """
     seen_masks, seen_maps = only(mask_known, masks), only(mask_known, maps)
-    pixel, fused = (
-        ranking_metrics(seen_masks, seen_maps),
-        reference_ranking_metrics(labels, fused_image_score(maps, head, domain)),
-    )
+    pixel = ranking_metrics(seen_masks, seen_maps)
+    fused = reference_ranking_metrics(labels, fused_image_score(maps, head, domain))
     alone = reference_ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
     row = {f"pixel_{key}": value for key, value in pixel.items()}
     row["pixel_aupro"] = aupro(seen_masks, seen_maps)
