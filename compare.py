@@ -10,8 +10,8 @@ behind `--` go to it (for instance: -- --device cuda --workers 4).
 """
 
 import argparse
+import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -28,17 +28,18 @@ from comparison.tables import console, csv_text, latex, markdown
 from dataset import get_dataset
 from files.atomic import write_text
 from run_folder.checkpoints import versions
+from run_folder.flags import HelpFormatter, add_flag
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
+from utils import quiet_logger
 
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
+DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with"
     )
@@ -69,11 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
     )
     parser.add_argument("--resampling_seed", type=int, default=0, help="of the resampled test sets")
-    parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
-    parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
-    parser.add_argument(
-        "--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names"
-    )
+    for one in dataclasses.fields(DataSettings):
+        if one.name in DATA_FLAGS:
+            add_flag(parser, one, one.default)
     return parser
 
 
@@ -127,11 +126,11 @@ def galleries_of(
     results: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
 ) -> dict[str, list[dict]]:
     """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
-    rows, quiet = {}, logging.getLogger("compare")
+    rows = {}
     for dataset, result in results.items():
         try:
             sets = get_dataset(
-                dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root
+                dataset, result["img_size"], "full_shot", 0, "test", quiet_logger(), data_root=data_root
             )
         except FileNotFoundError as error:
             notes.append(f"No image grid of {dataset}, its images are not here: {error}")
@@ -170,12 +169,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     margin = None if args.margin is None else args.margin / 100
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
     baseline, arms = read_arms(args)
-    flags = [
-        text
-        for flag in ("data_root", "dataset_config", "real_names")
-        if (value := getattr(args, flag))
-        for text in (f"--{flag}", value)
-    ]
+    flags = [text for flag in DATA_FLAGS if (value := getattr(args, flag)) for text in (f"--{flag}", value)]
     every = [run for arm in [baseline, *arms] for run in arm.runs]
     evaluate_missing(every, args.datasets, [*flags, *test_flags], print)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from files.atomic import write_text
+from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 from studies.paired_report import report
 
@@ -135,9 +136,7 @@ def corrections(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
     parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
     parser.add_argument(

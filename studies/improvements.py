@@ -17,6 +17,7 @@ from pathlib import Path
 from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
 from dataset.jsonl import write_rows
 from files.atomic import write_text
+from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, ROOT, read_results, run_missing
 from studies.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
 from studies.paired_report import report
@@ -73,9 +74,7 @@ def both_halves(results: dict[str, dict[tuple[str, int], dict]]) -> dict[tuple[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "improvements", [311, 312], data_seed=2)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default all")
     args = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files.atomic import write_text
+from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
@@ -88,7 +89,7 @@ def spread(values: list[float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True, help="which arms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="training seeds")
     parser.add_argument("--arms", nargs="+", help="some of the study's arms; default all")

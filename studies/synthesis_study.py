@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 
 from files.atomic import write_text
+from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import MODEL, ROOT
 from studies.synthesis_arms import ARMS, FILL_MODEL, SIZE, TEST_SET, TRAIN_SET, python, run, settings_of
@@ -28,9 +29,7 @@ Results = dict[tuple[str, int, int], dict]  # {(arm, shot, seed): a run's JSON}
 
 def build_parser() -> argparse.ArgumentParser:
     """The study's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="training seeds")
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 16], help="numbers k of shots per class")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="some of the arms")
