@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comparison.arms import Arm, read_arm
+from comparison.crossed_effects import ENOUGH_SEEDS
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
 from comparison.hypotheses import read_hypotheses
@@ -117,8 +118,10 @@ def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[s
                 f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
                 "and are left out."
             )
-    if any(len(compared["seeds"]) == 1 for compared in first_result.values()):
-        notes.append("With one seed the intervals say nothing about other training seeds.")
+    if any(len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
+        notes.append(
+            f"With fewer than {ENOUGH_SEEDS} seeds the intervals say nothing about other training seeds."
+        )
     return notes
 
 

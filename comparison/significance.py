@@ -77,10 +77,8 @@ def compare_pairs(
         low_90, high_90 = np.nanquantile(means, [LEVEL, 1 - LEVEL])
     else:
         (low, high), (low_90, high_90) = crossed.interval(1 - LEVEL), crossed.interval(1 - 2 * LEVEL)
-    pairs = differences.reshape(-1)
-    wins, losses = int((pairs >= TIE).sum()), int((pairs <= -TIE).sum())
     return Difference(
-        value=float(pairs.mean()),
+        value=float(differences.mean()),
         low=float(low),
         high=float(high),
         low_90=float(low_90),
@@ -95,10 +93,14 @@ def compare_pairs(
             else None
         ),
         detectable=None if crossed is None else crossed.detectable(LEVEL),
-        wins=wins,
-        ties=len(pairs) - wins - losses,
-        losses=losses,
+        **wins_ties_losses(differences),
     )
+
+
+def wins_ties_losses(differences: np.ndarray) -> dict[str, int]:
+    """How many differences are above, at and below 0, in units of `TIE`."""
+    wins, losses = int((differences >= TIE).sum()), int((differences <= -TIE).sum())
+    return {"wins": wins, "ties": differences.size - wins - losses, "losses": losses}
 
 
 def bootstrap_means(replicates: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.contexts import Scope, TextContext
 from model.settings import CONTEXT_CONTROLS
 
+
 def check_control(control: str) -> None:
     """Raises ValueError for a control that is none."""
     if control not in CONTEXT_CONTROLS:

@@ -72,9 +72,12 @@ def paired_rows(
 def report(
     results: dict[tuple[str, int], dict], arms: Sequence[str], test_set: str, baseline: str = "baseline"
 ) -> str:
-    """Markdown: one table per metric; verdicts (Holm over arms and metrics) for the decisive ones."""
+    """Markdown: one table per metric; verdicts in the decisive metrics (Holm over them and the arms) for all arms but
+    the controls, which are there to be looked at."""
     every = {metric: paired_rows(results, arms, test_set, metric, baseline) for metric in METRICS}
-    family = [row for metric in DECISIVE for row in every[metric].values()]
+    family = [
+        row for metric in DECISIVE for arm, row in every[metric].items() if not arm.startswith("control_")
+    ]
     for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
         row["verdict"] = f"{verdict(row, p, len(family))} (p {p:.3f})"
     parts = [f"Arm minus {baseline}, paired by (class x seed), in percent. {ABOUT}"]

@@ -19,11 +19,11 @@ def study(random, classes=8, seeds=5, mean=0.0, spread=(1.0, 1.0, 1.0)):
 
 
 def test_the_variance_of_a_mean_is_that_of_the_mean_squares_by_hand():
-    got = mean_of_pairs([[0.0, 4.0], [6.0, 12.0]])
-    # Means 2 and 9 of classes, 3 and 8 of seeds: squares 49, 25 and 1, one degree of freedom each.
-    assert got.value == 5.5
-    assert [spread.error**2 for spread in got.spreads] == pytest.approx([49 / 4, 25 / 4, (49 + 25 - 1) / 4])
-    assert got.spreads[-1].freedom == pytest.approx(73**2 / (49**2 + 25**2 + 1**2))
+    got = mean_of_pairs([[0.0, 4.0, 2.0], [6.0, 12.0, 12.0]])
+    # Means 2 and 10 of classes, 3, 8 and 7 of seeds: squares 96 (1 degree of freedom), 28 / 2 and 4 / 2.
+    assert got.value == 6
+    assert [spread.error**2 for spread in got.spreads] == pytest.approx([96 / 6, 14 / 6, (96 + 14 - 2) / 6])
+    assert got.spreads[-1].freedom == pytest.approx(108**2 / (96**2 + 14**2 / 2 + 2**2 / 2))
     half = max(stats.t.ppf(0.975, spread.freedom) * spread.error for spread in got.spreads)
     assert got.interval() == pytest.approx((5.5 - half, 5.5 + half))
     low, high = got.interval(1 - got.p())
@@ -40,6 +40,13 @@ def test_one_seed_or_one_class_leaves_the_t_test_over_the_others(shape):
 def test_without_a_seeds_own_effect_the_classes_are_the_units():
     values = np.repeat(np.random.default_rng(0).normal(size=(6, 1)), 3, axis=1)
     assert mean_of_pairs(values).p() == pytest.approx(stats.ttest_1samp(values[:, 0], 0).pvalue)
+
+
+def test_two_seeds_say_nothing_about_other_seeds():
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    shifted = mean_of_pairs(values + np.array([[5.0, -5.0]]))
+    assert shifted.interval() == pytest.approx(mean_of_pairs(values).interval())
+    assert shifted.p() == pytest.approx(stats.ttest_1samp(values.mean(1), 0).pvalue)
 
 
 def test_a_single_pair_has_no_interval_and_an_undefined_value_is_refused():
@@ -65,7 +72,7 @@ def test_an_effect_of_the_detectable_size_is_found_in_four_of_five_studies():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [4, 8, 15])
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     "spread", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (0, 0, 1), (2, 0, 1), (0, 2, 1), (0.3, 0.3, 1)]
 )
