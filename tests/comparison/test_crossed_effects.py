@@ -25,7 +25,7 @@ def test_the_variance_of_a_mean_is_that_of_the_mean_squares_by_hand():
     assert [spread.error**2 for spread in got.spreads] == pytest.approx([96 / 6, 14 / 6, (96 + 14 - 2) / 6])
     assert got.spreads[-1].freedom == pytest.approx(108**2 / (96**2 + 14**2 / 2 + 2**2 / 2))
     half = max(stats.t.ppf(0.975, spread.freedom) * spread.error for spread in got.spreads)
-    assert got.interval() == pytest.approx((5.5 - half, 5.5 + half))
+    assert got.interval() == pytest.approx((6 - half, 6 + half))
     low, high = got.interval(1 - got.p())
     assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)  # p is where an interval touches 0
 
