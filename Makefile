@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 GOLDEN = tests/parity/golden_seed7.npz
+TOOLS = $(VENV)/tools/bin
+LOCK = $(TOOLS)/uv pip compile --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url --quiet \
+  --custom-compile-command "make lock"
+AUDIT = $(TOOLS)/pip-audit --strict --require-hashes --disable-pip  # strict: a package nobody knows is an error
 
-.PHONY: demo quick datasets test test-slow test-bits test-reliability parity lint clean
+.PHONY: demo quick datasets test test-slow test-bits test-reliability parity lint lock audit clean
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +41,6 @@ test-bits: $(VENV)/dev.installed  ## the claims of bit equality once more, on to
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "bit_equality and not slow"
 
 test-reliability: $(VENV)/dev.installed  ## faults injected into everything that is read and written; counts under results/reliability/
-	$(BIN)/python -m pytest -m "slow and reliability"
 	$(BIN)/python tests/reliability.py
 
 parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 GB in the temporary folder, 6 GB of memory)
@@ -46,6 +49,19 @@ parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(VENV)/tools.installed:
+	$(PYTHON) -m venv $(VENV)/tools
+	$(TOOLS)/python -m pip install uv pip-audit
+	touch $@
+
+lock: $(VENV)/tools.installed  ## newest versions that fit the requirements, with hashes, for every platform
+	$(LOCK) --python-version 3.10 requirements.txt -o requirements.lock
+	$(LOCK) --python-version 3.11 requirements-synthesis.txt -o requirements-synthesis.lock
+
+audit: $(VENV)/tools.installed  ## known vulnerabilities of what the lock files pin; asks a service on the network
+	$(AUDIT) --requirement requirements.lock
+	$(AUDIT) --requirement requirements-synthesis.lock
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from synthesis.codec import DctCodec
+from synthesis.model_folder import check_model_folder
 from synthesis.text import Prompts, tiny_text_pipeline
 
 LICENCE = (
@@ -64,6 +65,7 @@ def load_backbone(
 
     Raises:
         ValueError: a transformer that is no FLUX.1-Fill (384 channels in, 64 out).
+        ValueError: a folder that check_model_folder refuses.
         RuntimeError: the weights cannot be found or reached; the message has the licence notice.
     """
     if model in TINY_MODELS:
@@ -91,8 +93,11 @@ def load_prompts(
         return Prompts(tiny_text_pipeline, prompt_length(model), device, dtype)
 
     def load_text():
+        check_model_folder(model)
         with licence_on_failure(model):
-            return FluxFillPipeline.from_pretrained(model, transformer=None, vae=None, dtype=dtype)
+            return FluxFillPipeline.from_pretrained(
+                model, transformer=None, vae=None, dtype=dtype, use_safetensors=True
+            )
 
     return Prompts(load_text, prompt_length(model), device, dtype)
 
@@ -101,9 +106,11 @@ def load_weights(
     model: Path | str, dtype: torch.dtype
 ) -> tuple[FluxTransformer2DModel, AutoencoderKL, FlowMatchEulerDiscreteScheduler]:
     """(transformer, vae, scheduler) from a folder or the hub."""
+    check_model_folder(model)
     with licence_on_failure(model):
-        transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", dtype=dtype)
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=dtype)
+        kind = {"dtype": dtype, "use_safetensors": True}  # a pickle could run code
+        transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", **kind)
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", **kind)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler")
     channels = (transformer.config.in_channels, transformer.out_channels)
     if channels != (384, 64):

@@ -5,7 +5,8 @@
     triptych.jsonl   one object a line: {"visible": path, "target": path, "semantic": path}, relative to the file's
                  folder; "name" is optional, the target's stem without it
 
-A folder that holds a triptych.jsonl is read by it. The panels may show anything: a defect and its mask, or visible
+A folder that holds a triptych.jsonl is read by it. The folder may be a link, what lies in it may not lead out of it;
+hidden files are none. The panels may show anything: a defect and its mask, or visible
 light, infrared and a label map.
 """
 
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows
+from files.given import require_inside, require_regular
 
 PANELS = ("visible", "target", "semantic")
 INDEX = "triptych.jsonl"
@@ -49,7 +51,8 @@ class Triptychs(Dataset):
     Raises:
         FileNotFoundError: no such folder or file, or one that a row names.
         ValueError: no triptych found, panels of unequal number, a strip whose width is not three times its height, two
-            of one name, a path that leaves the folder, or (when an item is read) a damaged picture.
+            of one name, a path that leaves the folder, a picture that is no regular file, or (when an item is read) a
+            damaged picture.
     """
 
     def __init__(self, path: str | os.PathLike, size: int):
@@ -73,6 +76,7 @@ class Triptychs(Dataset):
         return {**panels, "name": entry.name}
 
     def _read(self, entry: Entry, panel: str) -> torch.Tensor:
+        require_regular(entry.files[panel], entry.source)
         picture = read_image(str(entry.files[panel]), entry.source)
         if entry.is_strip:
             picture = cut_panel(picture, panel, entry.source)
@@ -108,6 +112,8 @@ def cut_panel(strip: Image.Image, panel: str, source: str) -> Image.Image:
 def find_triptychs(path: Path) -> list[Entry]:
     """The triptychs at a path, whatever the layout; see `Triptychs` for what is raised."""
     if path.suffix == ".jsonl" or (path / INDEX).is_file():
+        if path.suffix != ".jsonl":
+            require_inside(path / INDEX, path)
         return _from_index(path if path.suffix == ".jsonl" else path / INDEX)
     if not path.is_dir():
         raise FileNotFoundError(
@@ -126,7 +132,7 @@ def find_triptychs(path: Path) -> list[Entry]:
 
 
 def _from_folders(path: Path) -> list[Entry]:
-    found = {panel: pictures_in(path / panel) for panel in PANELS}
+    found = {panel: pictures_in(path / panel, path) for panel in PANELS}
     names = sorted(set().union(*found.values()))
     lonely = [(name, panel) for name in names for panel in PANELS if name not in found[panel]]
     if lonely or not names:
@@ -161,10 +167,21 @@ def _from_index(file: Path) -> list[Entry]:
     return entries
 
 
-def pictures_in(folder: Path) -> dict[str, Path]:
-    """{stem: file} of a folder's pictures; {} without the folder."""
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
+def pictures_in(folder: Path, root: Path | None = None) -> dict[str, Path]:
+    """{stem: file} of a folder's pictures; {} without the folder.
+
+    Args:
+        root: the folder that links may not leave; default `folder`.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture that is a link to nothing or out of `root`, or no regular file; two of
+            one stem.
+    """
+    files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
+    for file in pictures:
+        require_inside(file, root or folder)
+        require_regular(file)
     stems = {file.stem: file for file in pictures}
     if len(stems) < len(pictures):
         raise ValueError(

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from synthesis.backbone import LORA_TARGETS, TINY_MODELS, licence_on_failure, prompt_length, tiny_config
 from synthesis.codec import DctCodec
 from synthesis.latents import TOKEN_PIXELS
+from synthesis.model_folder import check_model_folder
 from synthesis.system import DTYPES, semantic_module
 
 GIB = 2**30
@@ -70,6 +71,7 @@ def shapes_of(model: Path | str) -> tuple[FluxTransformer2DModel, torch.nn.Modul
     with torch.device("meta"):
         if model in TINY_MODELS:
             return FluxTransformer2DModel(**tiny_config(model)), DctCodec()
+        check_model_folder(model)
         with licence_on_failure(model):
             configs = [
                 part.load_config(model, subfolder=folder)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dataset.image_files import read_image, read_mask
+from files.given import require_regular
 from synthesis.data import ENDINGS, pictures_in, to_tensor
 from synthesis.semantic_maps import MAPS, canny_map, luminance_map, mask_map
 
@@ -166,4 +167,5 @@ def panels_of(picture: Picture, own: Paths, side: int) -> tuple[torch.Tensor, to
 
 def read_picture(path: Path) -> Image.Image:
     """An RGB picture; ValueError for one that cannot be decoded."""
+    require_regular(path, "synthesis.sample")
     return read_image(str(path), "synthesis.sample")

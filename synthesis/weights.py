@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from files.atomic import cannot_write, failures_explained, sha256
+from files.given import require_regular
 from files.state_dict import unwrapped
 from files.tensors import UNREADABLE, DamagedFile, load_safetensors, load_tensors, save_tensors
 from synthesis.system import FillSystem, assemble
@@ -194,9 +195,10 @@ def read_config(folder: Path | str) -> dict:
     """
     path = Path(folder) / CONFIG_FILE
     try:
+        require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get(OWN_HASH) not in (None, config_hash(content)):  # older checkpoints have none
-            raise ValueError("it is not as it was written")
+        if (HASHES in content or OWN_HASH in content) and content.get(OWN_HASH) != config_hash(content):
+            raise ValueError("it is not as it was written")  # older checkpoints have neither key
     except (OSError, ValueError, AttributeError) as error:
         raise DamagedFile(
             f"checkpoint config {path} cannot be read ({error}): copy the checkpoint again"
@@ -271,10 +273,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         DamagedFile: it cannot be read, or is not the file that was written.
     """
-    wanted = read_config(path.parent).get(HASHES, {}).get(path.name)  # older checkpoints have none
+    hashes = read_config(path.parent).get(HASHES)  # older checkpoints have none
     try:
         state = load_safetensors(path)
-        if wanted not in (None, state.sha256):
+        wanted = state.sha256 if hashes is None else hashes.get(path.name)
+        if wanted != state.sha256:
             raise ValueError(f"its SHA-256 is {state.sha256}, {wanted} was written")
         return unwrapped(state)
     except UNREADABLE as error:

@@ -295,7 +295,7 @@ def test_an_archive_given_as_the_backbone_by_flag_or_variable_runs_no_code(model
 
 
 def test_pickles_that_call_are_refused_in_every_kind_of_file(archive, tmp_path):
-    """Every ninth payload; tests/test_reliability_readers.py has all of them."""
+    """Every ninth payload; tests/promises/payloads.py has all of them."""
     written, path = tmp_path / "written", tmp_path / "payload.pt"
     whole = archive.read_bytes()
     for name, data in list(payloads(written))[::9]:

@@ -223,7 +223,7 @@ def test_compressed_unexpected_doubled_and_missing_members_are_refused(tmp_path)
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_no_changed_bit_of_a_checkpoint_is_used(tmp_path, protected):
-    """Every 29th bit; tests/test_reliability_readers.py has all of them."""
+    """Every 29th bit; tests/promises/readers.py has all of them."""
     path = tmp_path / "a.pth"
     save_checkpoint(path, CONTENT) if protected else torch.save(CONTENT, path)
     data, refused = path.read_bytes(), 0
