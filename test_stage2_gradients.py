@@ -62,7 +62,15 @@ def training_images(settings: Settings, folder: str) -> tuple[str, Dataset]:
     quiet = quiet_logger()
     if data.dataset:
         return data.dataset, get_dataset(
-            data.dataset, size, "few_shot", data.shot, "train", quiet, data_root=data.data_root, seed=seed
+            data.dataset,
+            size,
+            "few_shot",
+            data.shot,
+            "train",
+            quiet,
+            data_root=data.data_root,
+            seed=seed,
+            mask_reading=data.mask_reading,
         )[1]
     render_demo("DemoA", folder, seed, counts=Counts(train_good=0, test_good=2, test_defective=2))
     return "DemoA", get_dataset("DemoA", size, "full_shot", 0, "train", quiet, data_root=folder, seed=seed)[1]

@@ -13,10 +13,13 @@ from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES
 from dataset.custom import load_dataset_config, load_real_names, register_dataset
 from dataset.extra import add_extra
 from dataset.few_shot import select
+from dataset.image_files import Reading
 from dataset.jsonl import Sample, check_rows, read_rows
+from dataset.mask_values import mask_reading_of
 from dataset.paths import DataFolder, resolve_data_root
 from dataset.prepare import scan
 from dataset.randomness import EpochSampler
+from dataset.survey import look_at_files
 from dataset.unknown import for_training, labelled, say_what_is_unknown
 
 __all__ = [
@@ -49,6 +52,8 @@ def get_dataset(
     seed: int = 111,
     extra_meta: str | os.PathLike | None = None,
     extra_ratio: float | None = None,
+    mask_reading: str | None = None,
+    look: bool = True,
 ) -> tuple[BaseDataset, BaseDataset] | dict[str, BaseSingleClassDataset]:
     """Datasets for training or testing; every row of their metadata is checked here. The call forms are AA-CLIP's.
 
@@ -58,10 +63,11 @@ def get_dataset(
     `training_mode` "few_shot" takes `shot` images per class (0 = all) from <shot>-shot.jsonl, or chosen by `seed`;
     "full_shot" takes all. `data_root` defaults to $AACLIP_DATA, else ./data; `meta_path` names a full-shot file to
     read instead of the registered one. `seed` also keys the augmentation. `extra_meta` and `extra_ratio` add rows of
-    another file to the training sets (`dataset.extra.add_extra`).
+    another file to the training sets (`dataset.extra.add_extra`). `mask_reading`: as the flag; None is the data set's
+    own. With `look` every file's header is read first, and what is odd is logged (`dataset.survey`).
 
-    Raises ValueError for an unknown name, mode, split or bad metadata, and FileNotFoundError for a missing root,
-    dataset folder or file; messages say what to do.
+    Raises ValueError for an unknown name, mode, split or bad metadata, for files that cannot be read or whose sizes
+    differ, and FileNotFoundError for a missing root, dataset folder or file; messages say what to do.
     """
     if stage is not None and split is not None:
         raise ValueError(
@@ -77,28 +83,32 @@ def get_dataset(
             raise ValueError(f"{option} is {value!r}: expected {' or '.join(map(str, known))}")
     logger = logger or logging.getLogger(__name__)
     root = resolve_data_root(data_root)
+    reading = Reading(mask_reading_of(dataset_name, mask_reading))
     if split == "test":
-        return _test_sets(
-            _load_samples(dataset_name, root, 0, seed, meta_path, logger), dataset_name, img_size, logger
-        )
+        samples = _load_samples(dataset_name, root, 0, seed, meta_path, logger)
+        reading = look_at_files(samples, dataset_name, reading, logger) if look else reading
+        return _test_sets(samples, dataset_name, img_size, logger, reading)
     shot = 0 if training_mode == "full_shot" else shot
     samples = _load_samples(dataset_name, root, shot, seed, meta_path, logger)
     samples = add_extra(samples, extra_meta, extra_ratio, dataset_name, root, seed, logger)
     samples = for_training(samples, dataset_name, logger)
+    reading = look_at_files(samples, dataset_name, reading, logger, training=True) if look else reading
     return tuple(
-        BaseDataset(samples, img_size, Augmentation(stage, colour, seed), logger)
+        BaseDataset(samples, img_size, Augmentation(stage, colour, seed), logger, reading)
         for stage, colour in (("text", False), ("image", True))
     )
 
 
-def _test_sets(samples: list[Sample], dataset_name: str, img_size: int, logger: logging.Logger):
+def _test_sets(
+    samples: list[Sample], dataset_name: str, img_size: int, logger: logging.Logger, reading: Reading
+):
     say_what_is_unknown(samples, dataset_name, logger)
     by_class = {
         class_name: [sample for sample in samples if sample.class_name == class_name]
         for class_name in CLASS_NAMES[dataset_name]
     }
     return {
-        class_name: BaseSingleClassDataset(own, img_size, class_name, logger)
+        class_name: BaseSingleClassDataset(own, img_size, class_name, logger, reading)
         for class_name, own in by_class.items()
         if own
     }

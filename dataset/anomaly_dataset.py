@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
 from dataset.augmentation import jitter_colour, move_together
-from dataset.image_files import read_image, read_mask
+from dataset.image_files import Reading, read_pair
 from dataset.jsonl import Sample
 from dataset.randomness import keyed_generator
 
@@ -40,7 +40,8 @@ class BaseDataset(Dataset):
 
     What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch. Worker
     processes see it, also those that live on from epoch to epoch.
-    Reading raises ValueError for an image or mask that cannot be decoded or whose sizes differ.
+    Reading raises ValueError for an image or mask that cannot be decoded or, unless `reading` is AA-CLIP's, whose sizes
+    differ.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class BaseDataset(Dataset):
         img_size: int,
         augmentation: Augmentation | None = None,
         logger: logging.Logger | None = None,
+        reading: Reading | None = None,
     ):
         if img_size < 1:
             raise ValueError(f"img_size is {img_size}: expected a positive number of pixels")
@@ -56,6 +58,7 @@ class BaseDataset(Dataset):
         self.img_size = img_size
         self.augmentation = augmentation
         self.logger = logger or logging.getLogger(__name__)
+        self.reading = reading or Reading()
         self._epoch = torch.zeros((), dtype=torch.int64)
         if augmentation:
             self._epoch.share_memory_()
@@ -75,8 +78,8 @@ class BaseDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int | str]:
         sample = self.samples[index]
-        picture = read_image(sample.image_path, sample.source)
-        mask = self._read_mask(sample, picture.size)  # [1, S, S]
+        picture, anomalous = read_pair(sample, self.reading, any_size=True)
+        mask = self._resize_mask(sample, anomalous)  # [1, S, S]
         generator = None
         if self.augmentation:
             position = index % len(self.samples)  # -1 and the last index are one sample
@@ -98,27 +101,46 @@ class BaseDataset(Dataset):
             "file_name": sample.file_name,
         }
 
-    def _read_mask(self, sample: Sample, image_size: tuple[int, int]) -> torch.Tensor:
-        if sample.mask_path is None:
+    def _resize_mask(self, sample: Sample, anomalous: np.ndarray | None) -> torch.Tensor:
+        if anomalous is None:
             return torch.zeros(1, self.img_size, self.img_size)
-        anomalous = read_mask(sample.mask_path, image_size, sample.source)  # [height, width]
-        if not anomalous.any() and sample.source not in self._warned_of:
+        mask = resize_mask(anomalous, self.img_size)
+        if not mask.any() and sample.source not in self._warned_of:
             self._warned_of.add(sample.source)
-            self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, sample.mask_path)
-        mask = torch.from_numpy(anomalous.astype(np.float32))[None]
-        return transform.resize(mask, [self.img_size, self.img_size], InterpolationMode.NEAREST)
+            if not anomalous.any():
+                self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, sample.mask_path)
+            else:
+                self.logger.warning(
+                    "%s: the %d anomalous pixels of mask %s vanish at img_size %d: none of the image counts as defect",
+                    sample.source,
+                    np.count_nonzero(anomalous),
+                    sample.mask_path,
+                    self.img_size,
+                )
+        return mask
+
+
+def resize_mask(anomalous: np.ndarray, img_size: int) -> torch.Tensor:
+    """A mask [height, width] bool as it is trained and tested on: [1, S, S] float 0/1, nearest."""
+    mask = torch.from_numpy(anomalous.astype(np.float32))[None]
+    return transform.resize(mask, [img_size, img_size], InterpolationMode.NEAREST)
 
 
 class BaseSingleClassDataset(BaseDataset):
     """The samples of one class, unaugmented, for testing. Raises ValueError if a sample is of another class."""
 
     def __init__(
-        self, samples: Sequence[Sample], img_size: int, class_name: str, logger: logging.Logger | None = None
+        self,
+        samples: Sequence[Sample],
+        img_size: int,
+        class_name: str,
+        logger: logging.Logger | None = None,
+        reading: Reading | None = None,
     ):
         strangers = sorted({sample.class_name for sample in samples} - {class_name})
         if strangers:
             raise ValueError(
                 f"expected samples of class {class_name!r} only, got also {', '.join(strangers)}"
             )
-        super().__init__(samples, img_size, logger=logger)
+        super().__init__(samples, img_size, logger=logger, reading=reading)
         self.class_name = class_name

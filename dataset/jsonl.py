@@ -20,11 +20,17 @@ class Sample(NamedTuple):
     """One checked row. Paths are absolute or relative to the working folder, as the data root is."""
 
     image_path: str
-    mask_path: str | None  # None for normal images, and where the defect's place is unknown
+    mask_path: str | None  # the first mask; None for normal images, and where the defect's place is unknown
     label: int | None  # 0 or 1; None: nobody knows
     class_name: str
     file_name: str  # relative to the data root
     source: str  # metadata file:line, for errors at reading time
+    more_masks: tuple[str, ...] = ()  # united with the first
+
+    @property
+    def mask_paths(self) -> tuple[str, ...]:
+        """All masks of the picture, whose union is anomalous."""
+        return () if self.mask_path is None else (self.mask_path, *self.more_masks)
 
     @property
     def mask_known(self) -> bool:

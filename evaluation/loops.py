@@ -41,7 +41,14 @@ def test_sets_of(settings: Settings, dataset: str | None, logger: Logger) -> dic
     if not dataset:
         return {}
     return get_dataset(
-        dataset, settings.model.img_size, "full_shot", 0, "test", logger, data_root=settings.data.data_root
+        dataset,
+        settings.model.img_size,
+        "full_shot",
+        0,
+        "test",
+        logger,
+        data_root=settings.data.data_root,
+        mask_reading=settings.data.mask_reading,
     )
 
 

@@ -101,6 +101,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
             "test",
             logger,
             data_root=settings.data.data_root,
+            mask_reading=settings.data.mask_reading,
         )
         return (
             evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]

@@ -94,7 +94,19 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
     logger.info(
         f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}{published}"
     )
+    say_what_patches_miss(model.img_size, clip.visual.patch_size[0], logger)
     return clip
+
+
+def say_what_patches_miss(img_size: int, patch: int, logger: Logger) -> None:
+    """Warn where an image is not a whole number of patches: the rest of it is not looked at."""
+    rest = img_size % patch
+    if rest:
+        logger.warning(
+            f"--img_size {img_size} is not a multiple of the backbone's {patch}-pixel patches: the last {rest} rows "
+            "and columns of every image are not seen, and maps are stretched over them; the nearest sizes that are "
+            f"seen whole are {img_size - rest} and {img_size - rest + patch}"
+        )
 
 
 def surgery_of(clip: CLIP, settings: Settings) -> CLIP:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
+from dataset.mask_values import MASK_READINGS
 from model.settings import (
     CONTEXT_CONTROLS,
     MAY_CHANGE,
@@ -80,6 +81,13 @@ class DataSettings:
     shot: int = option(32, "images per class of few_shot, half abnormal; 0 = all")
     data_root: str | None = option(
         None, "folder that holds the datasets; else AACLIP_DATA, else ./data", moves_numbers=False
+    )
+    mask_reading: str | None = option(
+        None,
+        "upstream: every value of a mask that is not 0 is defect, the default for AA-CLIP's eleven datasets; robust: "
+        "half of white in JPEG masks and at soft edges, EXIF orientation applied, the default for all others",
+        added_later=True,
+        choices=MASK_READINGS,
     )
     dataset_config: str | None = option(
         None, "JSON/YAML file that declares own datasets", moves_numbers=False

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from dataset.image_files import read_image, read_mask
+from dataset.image_files import Reading, read_image, read_pair
 from dataset.jsonl import Sample
 from files.pictures import safe_name
 from synthesis.codec import DctCodec
@@ -57,9 +57,10 @@ def plan(normal: Sequence[Sample], count: int, sham_ratio: float, seed: int) -> 
 class Drafter:
     """Draws an item's mask from its name, the attempt and the seed alone."""
 
-    def __init__(self, anomalous, kind, area, seed):
-        """anomalous: samples whose masks `kind` "real" moves about; their own class's only."""
+    def __init__(self, anomalous, kind, area, seed, reading=None):
+        """anomalous: samples whose masks `kind` "real" moves about, read by `reading`; their own class's only."""
         self.anomalous, self.kind, self.area, self.seed = anomalous, kind, area, seed
+        self.reading = reading or Reading()
 
     def __call__(self, item, attempt):
         """The Draft of an attempt. Raises ValueError without a real mask, RuntimeError when no mask fits."""
@@ -74,8 +75,7 @@ class Drafter:
                 f"--masks real: class {item.class_name!r} has no anomalous image; use --masks perlin"
             )
         chosen = own[rng.integers(len(own))]
-        size = read_image(chosen.image_path, chosen.source).size
-        real = read_mask(chosen.mask_path, size, chosen.source)
+        _, real = read_pair(chosen, self.reading)
         return Draft(item, source, moved_mask(real, region, rng, self.area), rng)
 
 

@@ -176,10 +176,10 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     """Make what is planned and not there yet, then the contact sheet."""
     own = settings.own
     declare_datasets(settings.data)
-    normal, anomalous = training_samples(settings.data, own.seed, logger)
+    normal, anomalous, reading = training_samples(settings.data, own.seed, logger)
     area = Area(own.min_area, own.max_area)
     items = plan(normal, own.count, own.sham_ratio, own.seed)
-    draft_of = Drafter(anomalous, own.masks, area, own.seed)
+    draft_of = Drafter(anomalous, own.masks, area, own.seed, reading)
     if own.method == "fill":
         filler = load_filler(own.model, own.checkpoint, choose_device(own.device))
         sampler = FillSampler(filler, *as_trained(own, logger), own.prompt, own.steps)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dataset import get_dataset
-from dataset.image_files import read_image, read_mask
+from dataset.image_files import Reading, read_image, read_pair
 from dataset.jsonl import Sample, write_rows
 from files.logs import open_logger
 from files.pictures import picture_names, write_png
@@ -51,18 +51,27 @@ DEFAULTS = {"dataset": "DemoA", "shot": 0}
 
 def training_samples(
     data: DataSettings, seed: int, logger: logging.Logger
-) -> tuple[list[Sample], list[Sample]]:
-    """(normal, anomalous) samples that train.py would train on with the same flags; of the anomalous ones those whose
-    defect has a mask."""
-    samples = get_dataset(
-        data.dataset, 1, "few_shot", data.shot, "train", logger, data_root=data.data_root, seed=seed
-    )[0].samples
-    masked = [sample for sample in samples if sample.mask_known]
-    if len(masked) < len(samples):
+) -> tuple[list[Sample], list[Sample], Reading]:
+    """(normal, anomalous) samples that train.py would train on with the same flags, and how their files are read; of
+    the anomalous ones those whose defect has a mask."""
+    images = get_dataset(
+        data.dataset,
+        1,
+        "few_shot",
+        data.shot,
+        "train",
+        logger,
+        data_root=data.data_root,
+        seed=seed,
+        mask_reading=data.mask_reading,
+    )[0]
+    masked = [sample for sample in images.samples if sample.mask_known]
+    if len(masked) < len(images):
         logger.warning(
-            f"{len(samples) - len(masked)} anomalous images have no mask: nothing is drawn from them"
+            f"{len(images) - len(masked)} anomalous images have no mask: nothing is drawn from them"
         )
-    return tuple([sample for sample in masked if sample.label == label] for label in (0, 1))
+    normal, anomalous = ([sample for sample in masked if sample.label == label] for label in (0, 1))
+    return normal, anomalous, images.reading
 
 
 def without_defect(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -87,10 +96,11 @@ def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
     return np.asarray(read_image(chosen.image_path, chosen.source))
 
 
-def panels_of(sample: Sample, normal: list[Sample], triptych: TriptychSettings) -> dict[str, np.ndarray]:
+def panels_of(
+    sample: Sample, normal: list[Sample], triptych: TriptychSettings, reading: Reading
+) -> dict[str, np.ndarray]:
     """{"visible", "target", "semantic"}: RGB bytes [S, S, 3] of one anomalous sample."""
-    target = read_image(sample.image_path, sample.source)
-    mask = read_mask(sample.mask_path, target.size, sample.source)  # bool [H, W]
+    target, mask = read_pair(sample, reading)  # mask bool [H, W]
     target = np.asarray(target)
     is_inpainted = triptych.visible == "inpaint"
     visible = without_defect(target, mask) if is_inpainted else normal_of(sample, normal, triptych.seed)
@@ -124,14 +134,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--out {out} is not empty: nothing is overwritten; name a new folder or empty this one"
         )
     declare_datasets(data)
-    normal, anomalous = training_samples(data, triptych.seed, logger)
+    normal, anomalous, reading = training_samples(data, triptych.seed, logger)
     if not anomalous:
         raise ValueError(
             f"--dataset {data.dataset} --shot {data.shot} has no anomalous image with a mask: use --shot 2 or more"
         )
     names = picture_names([sample.file_name for sample in anomalous])
     rows = [
-        write_triptych(panels_of(sample, normal, triptych), out, name, triptych.layout)
+        write_triptych(panels_of(sample, normal, triptych, reading), out, name, triptych.layout)
         for sample, name in zip(anomalous, names, strict=True)
     ]
     if triptych.layout == "jsonl":

@@ -26,6 +26,7 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
         seed=seed,
         extra_meta=training.extra_meta,
         extra_ratio=training.extra_ratio,
+        mask_reading=data.mask_reading,
     )
     sizes = training.text_batch_size, training.image_batch_size
     workers, pinned = settings.run.workers, choose_device(settings.run.device).type == "cuda"
@@ -46,7 +47,7 @@ def unaugmented(loader: DataLoader) -> DataLoader:
     """Batches of a training loader's images as they are, in order."""
     images = loader.dataset
     return DataLoader(
-        BaseDataset(images.samples, images.img_size),
+        BaseDataset(images.samples, images.img_size, reading=images.reading),
         loader.batch_size,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

@@ -357,13 +357,6 @@ def test_images_of_any_mode_become_rgb_and_sixteen_bits_are_scaled_not_clipped(t
         read_image(str(tmp_path / "float.tiff"), "row")
 
 
-def test_stored_orientation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotate by 90 degrees to display
-    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(str(tmp_path / "turned.jpg"), "row").size == (8, 4)
-
-
 def test_a_single_class_dataset_refuses_other_classes(sample):
     with pytest.raises(ValueError, match="'wood' only, got also bottle"):
         BaseSingleClassDataset([sample], SIZE, "wood")

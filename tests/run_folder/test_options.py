@@ -88,6 +88,7 @@ TRAIN = (
     | {
         "clip_weights": None,
         "data_root": None,
+        "mask_reading": None,
         "dataset_config": None,
         "real_names": None,
         "extra_meta": None,
@@ -161,6 +162,7 @@ TEST = (
         "quick_gelu": False,
         "surgery_attention": "batch",
         "data_root": None,
+        "mask_reading": None,
         "dataset_config": None,
         "real_names": None,
         "device": None,
@@ -246,6 +248,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "self_reference_control": "shuffled",
         "surgery_attention": "spatial",
         "text_loss_levels": "all",
+        "mask_reading": "upstream",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -471,6 +474,7 @@ NEVER_MOVES_A_NUMBER = {
     "check_shapes",
 }
 ADDED_LATER = {
+    "mask_reading": None,
     "precision": "fp32",
     "fast": False,
     "log_every": 50,
