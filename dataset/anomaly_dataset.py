@@ -19,6 +19,12 @@ from dataset.randomness import keyed_generator
 UNLABELLED = -1  # stands for no label in batches
 
 
+def united_mask(sample: Sample, image_size: tuple[int, int]) -> np.ndarray:
+    """A sample's mask as a bool array [height, width]: where any of its masks is. Raises what `read_mask` does."""
+    masks = [read_mask(path, image_size, sample.source) for path in sample.mask_paths]
+    return np.logical_or.reduce(masks)
+
+
 class Augmentation(NamedTuple):
     """How a training set varies its images: always geometry, and colour for stage 2.
 
@@ -101,10 +107,11 @@ class BaseDataset(Dataset):
     def _read_mask(self, sample: Sample, image_size: tuple[int, int]) -> torch.Tensor:
         if sample.mask_path is None:
             return torch.zeros(1, self.img_size, self.img_size)
-        anomalous = read_mask(sample.mask_path, image_size, sample.source)  # [height, width]
+        anomalous = united_mask(sample, image_size)  # [height, width]
         if not anomalous.any() and sample.source not in self._warned_of:
             self._warned_of.add(sample.source)
-            self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, sample.mask_path)
+            masks = ", ".join(sample.mask_paths)
+            self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, masks)
         mask = torch.from_numpy(anomalous.astype(np.float32))[None]
         return transform.resize(mask, [self.img_size, self.img_size], InterpolationMode.NEAREST)
 

@@ -27,6 +27,7 @@ from dataset import get_dataset
 from evaluation.predictions import evaluate_dataset
 from evaluation.scorer import scorer_of
 from files.atomic import write_text
+from files.command import run_main
 from forward_utils import fixed_anchors, get_adapted_text_embedding
 from forward_utils_cross_attention import controlled_text_contexts, text_context_dictionary
 from model.adapter import AdaptedCLIP
@@ -150,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

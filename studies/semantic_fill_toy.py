@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from files.atomic import write_text
+from files.command import run_main
 from files.logs import open_logger
 from synthesis.data import to_pixels
 from synthesis.flow import interpolate, predict_velocity
@@ -203,4 +204,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

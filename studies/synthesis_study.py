@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 
 from files.atomic import write_text
+from files.command import run_main
 from studies import paired_report
 from studies.arm_runs import MODEL, ROOT
 from studies.synthesis_arms import ARMS, FILL_MODEL, SIZE, TEST_SET, TRAIN_SET, python, run, settings_of
@@ -146,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
