@@ -28,6 +28,7 @@ from comparison.report import render
 from comparison.tables import console, csv_text, latex, markdown
 from dataset import get_dataset
 from files.atomic import write_text
+from files.command import run_main
 from run_folder.checkpoints import versions
 from run_folder.flags import HelpFormatter, add_flag
 from run_folder.session import declare_datasets
@@ -210,4 +211,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

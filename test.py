@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.run import DEFAULTS, GROUPS, evaluate_run
+from files.command import run_main
 from run_folder.flags import parse
 
 
@@ -12,4 +13,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

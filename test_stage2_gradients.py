@@ -9,7 +9,6 @@ alone. The embedded default is measured on images it renders itself; --run and -
 
 import copy
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset import get_dataset
 from demo_world.render_sets import Counts, render_demo
+from files.command import run_main
 from forward_utils import fixed_anchors
 from forward_utils_cross_attention import comparison_seeing_prompts, text_context_dictionary
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
@@ -205,4 +205,4 @@ def print_ratios(without: dict[str, float], beside: dict[str, float], measured: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

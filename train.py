@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from files.command import run_main
 from forward_utils import anchors_of_batch, fixed_anchors, frozen_image_features
 from model.adapter import AdaptedCLIP as Model
 from model.clip import CLIP
@@ -127,4 +128,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from files.command import run_main
 from forward_utils import frozen_image_features
 from forward_utils_cross_attention import (
     anchors_and_means,
@@ -141,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from evaluation.loops import evaluate_loop, test_sets_of
+from files.command import run_main
 from run_folder.flags import parse
 from run_folder.kinds import FEEDBACK
 from training.command import run_training
@@ -19,4 +20,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

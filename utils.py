@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from files.atomic import failures_explained
+from files.command import Refusal
 from files.logs import close_logger as close_logger
 from files.logs import open_logger
 
@@ -84,7 +85,7 @@ def lock_run(save_path: Path | str) -> FileLock:
         try:
             lock.acquire()
         except Timeout as error:
-            raise RuntimeError(
+            raise Refusal(
                 f"another process is working in {save_path}: wait for it, or give this run its own --save_path"
             ) from error
     return lock

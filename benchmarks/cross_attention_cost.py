@@ -21,6 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from files.command import run_main  # noqa: E402
 from forward_utils import anchors_of_batch, fixed_anchors, frozen_image_features  # noqa: E402
 from forward_utils_cross_attention import (  # noqa: E402
     anchors_seeing_images,
@@ -208,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

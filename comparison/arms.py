@@ -1,12 +1,13 @@
 """Arms of a comparison: which runs belong together, what each run is, and which runs are paired."""
 
 import glob
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.run import UNTRAINED
 from evaluation.scores import read_about
+from files.cells import plain
+from files.text import read_json
 from run_folder.checkpoints import settings_in
 from run_folder.kinds import find_run, kind_of_file
 
@@ -66,7 +67,8 @@ def read_arm(text: str) -> Arm:
             f"arm {text}: seed {', '.join(sorted(repeated_seeds))} occurs twice, expected one run a seed: {listed}"
         )
     first_name = Path(patterns[0]).stem if patterns[0].endswith(".pth") else Path(patterns[0]).name
-    return Arm(name or first_name.replace("*", "").replace("?", "").strip("_-. ") or patterns[0], runs)
+    name = name or first_name.replace("*", "").replace("?", "").strip("_-. ") or patterns[0]
+    return Arm(plain(name), runs)  # it heads tables and stands in files
 
 
 def read_run(path: Path) -> Run:
@@ -98,7 +100,7 @@ def evaluated_checkpoints(folder: Path) -> set[str]:
     """Names of the checkpoints that a folder holds evaluations of."""
     names = {read_about(path)["checkpoint"] for path in folder.glob("scores/*/*.npz")}
     if (folder / "metrics.json").is_file():
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(folder / "metrics.json")
         names |= {name for entries in metrics.values() for name in entries if name in UNTRAINED}
     return names
 
@@ -109,7 +111,7 @@ def evaluated_run(folder: Path, checkpoint: str) -> Run:
     if files:
         evaluation_info = read_about(files[0])
     else:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(folder / "metrics.json")
         evaluation_info = next(by_file[checkpoint] for by_file in metrics.values() if checkpoint in by_file)
     untrained, settings = checkpoint in UNTRAINED, evaluation_info["settings"]
     seed = None if untrained else (settings or {}).get("seed")

@@ -1,6 +1,5 @@
 """Evaluations of runs: making those that are missing or out of date, and reading them."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from comparison.arms import Run
@@ -8,6 +7,8 @@ from comparison.comparable import NETWORK_FLAGS
 from evaluation.run import DEFAULTS, GROUPS, UNTRAINED, evaluate_run
 from evaluation.scores import read_about, scores_file
 from files.atomic import sha256
+from files.cells import plain
+from files.text import read_json
 from metrics import METRICS_VERSION
 from run_folder.flags import parse
 
@@ -49,7 +50,7 @@ def evaluate_missing(
             reason = outdated(run, dataset)
             if reason is None:
                 continue
-            say(f"evaluating {run.folder} ({run.checkpoint}) on {dataset}: {reason}")
+            say(f"evaluating {plain(run.folder)} ({run.checkpoint}) on {dataset}: {reason}")
             if run.file is None and run.kind not in UNTRAINED:
                 raise FileNotFoundError(
                     f"{run.folder} holds evaluations but no checkpoint, and on {dataset} it is {reason}: "
@@ -62,7 +63,7 @@ def evaluate_missing(
 def how_to_load(run: Run) -> list[str]:
     """test.py's flags that choose a run's model."""
     if run.kind in UNTRAINED:
-        metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(run.folder / "metrics.json")
         entry = next(entries[run.kind] for entries in metrics.values() if run.kind in entries)
         return [f"--{run.kind}", "--model_name", entry["model_name"], "--img_size", str(entry["img_size"])]
     model = ["--model_name", run.settings["model_name"]] if run.settings else []

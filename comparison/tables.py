@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from comparison.significance import LEVEL, largest_family, units_needed
 from evaluation.results import UNDEFINED
+from files.cells import cell
 
 TITLES = {
     "pixel_auroc": "pixel AUROC",
@@ -245,5 +246,6 @@ def csv_text(results: dict[str, dict]) -> str:
             for metric, row in compared["metrics"].items():
                 for name, class_row in [("mean", row), *row["classes"].items()]:
                     place = {"dataset": dataset, "arm": arm, "class": name, "metric": metric, "seeds": seeds}
-                    writer.writerow(class_row | {"arm_value": class_row["arm"]} | place)
+                    row = class_row | {"arm_value": class_row["arm"]} | place
+                    writer.writerow({column: cell(value) for column, value in row.items()})
     return text.getvalue()

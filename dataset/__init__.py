@@ -13,8 +13,9 @@ from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES
 from dataset.custom import load_dataset_config, load_real_names, register_dataset
 from dataset.extra import add_extra
 from dataset.few_shot import select
+from dataset.folders import say_what_has_no_row
 from dataset.image_files import Reading
-from dataset.jsonl import Sample, check_rows, read_rows
+from dataset.jsonl import Sample, check_rows, parse_rows
 from dataset.mask_values import mask_reading_of
 from dataset.paths import DataFolder, resolve_data_root
 from dataset.prepare import scan
@@ -131,13 +132,15 @@ def _load_samples(
     if file:
         source = str(file)
         logger.info("%s: rows from %s", dataset_name, source)
-        rows = read_rows(file)
+        rows = parse_rows(file)
     else:
         source = f"scan of {data.folder}"
         logger.info("%s: no full-shot.jsonl, rows from a %s", dataset_name, source)
         found = scan(dataset_name, data.folder, logger)
         rows = [(f"{source}, row {number}", row) for number, row in enumerate(found, start=1)]
     samples = check_rows(rows, CLASS_NAMES[dataset_name], data, source, logger)
+    if file and not few_shot:
+        say_what_has_no_row(samples, [row for _, row in rows], dataset_name, data.folder, logger)
     if few_shot or shot == 0:
         return samples
     logger.info("%s: %d-shot rows chosen with seed %d", dataset_name, shot, seed)

@@ -108,13 +108,14 @@ class BaseDataset(Dataset):
         if not mask.any() and sample.source not in self._warned_of:
             self._warned_of.add(sample.source)
             if not anomalous.any():
-                self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, sample.mask_path)
+                masks = ", ".join(sample.mask_paths)
+                self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, masks)
             else:
                 self.logger.warning(
                     "%s: the %d anomalous pixels of mask %s vanish at img_size %d: none of the image counts as defect",
                     sample.source,
                     np.count_nonzero(anomalous),
-                    sample.mask_path,
+                    ", ".join(sample.mask_paths),
                     self.img_size,
                 )
         return mask

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.constants import CLASS_NAMES
-from dataset.jsonl import Sample, check_rows, read_rows
+from dataset.jsonl import Sample, check_rows, parse_rows
 from dataset.paths import DataFolder
 from dataset.unknown import labelled
 
@@ -24,9 +24,10 @@ class ExtraFolder(DataFolder):
 
     def find(self, path: str) -> str:
         """The first candidate that is a file. Raises PathOutsideDataRoot or FileNotFoundError, as DataFolder does."""
-        real = os.path.realpath(os.path.join(self._own, path))
-        if real.startswith(os.path.join(self._own, "")) and os.path.isfile(real):
-            return real
+        for spelled in (path, self._names.respelled(self._own, path)):
+            real = os.path.realpath(os.path.join(self._own, spelled or path))
+            if real.startswith(os.path.join(self._own, "")) and os.path.isfile(real):
+                return real
         return super().find(path)
 
     def relative(self, path: str) -> str:
@@ -67,7 +68,7 @@ def add_extra(
             f"--extra_ratio is {extra_ratio}: expected the extra rows' share of the training set, between 0 and 1"
         )
     folder = ExtraFolder(dataset_name, data_root, Path(extra_meta).parent)
-    rows = read_rows(extra_meta)
+    rows = parse_rows(extra_meta)
     found = labelled(check_rows(rows, CLASS_NAMES[dataset_name], folder, str(extra_meta), logger))
     count = round(len(samples) * extra_ratio / (1 - extra_ratio))
     if not 0 < count <= len(found):

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from dataset.constants import BASE_PATH, DATA_PATH, LABELS_ONLY
+from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, LABELS_ONLY
+from files.foreign_paths import WINDOWS, DiskNames, with_slashes
 
 DATA_ROOT_VARIABLE = "AACLIP_DATA"
 
@@ -47,6 +48,9 @@ def dataset_folder(dataset_name: str, data_root: Path) -> Path:
     require_dataset_name(dataset_name)
     folder = data_root / DATA_PATH[dataset_name]
     if not folder.is_dir():
+        other = DiskNames().respelled(str(data_root), DATA_PATH[dataset_name])
+        folder = data_root / other if other is not None else folder
+    if not folder.is_dir():
         if dataset_name in LABELS_ONLY:
             raise FileNotFoundError(
                 f"dataset {dataset_name}: no folder {str(folder)!r}: python -m dataset.prepare --dataset "
@@ -67,7 +71,9 @@ class DataFolder:
     """One dataset's folder, and the way from a path in its metadata to a file.
 
     A path is read relative to the dataset's folder first, then to the data root: both occur in published metadata.
-    The dataset's folder itself may be a link that leads elsewhere (data on another disk); what lies in it may not.
+    Backslashes and Unicode forms of other systems are read where the path as written is none.
+    The dataset's folder itself and its folders of classes may be links that lead elsewhere (data on another disk); what
+    lies in them may not.
     """
 
     def __init__(self, dataset_name: str, data_root: Path):
@@ -75,20 +81,41 @@ class DataFolder:
         self.folder = dataset_folder(dataset_name, data_root)
         self._name_of_folder = DATA_PATH[dataset_name]
         self._real_root, self._real_folder = (os.path.realpath(folder) for folder in (self.root, self.folder))
+        self._linked = {
+            os.path.realpath(path): path.name for path in linked_class_folders(dataset_name, self.folder)
+        }
+        self._allowed = (self._real_root, self._real_folder, *self._linked)
+        self._names = DiskNames()
 
     def find(self, path: str) -> str:
         """The first candidate that is a file. Raises PathOutsideDataRoot, or FileNotFoundError naming both."""
-        candidates = [os.path.join(folder, path) for folder in (self.folder, self.root)]
+        folders = [str(folder) for folder in (self.folder, self.root)]
+        found = self._first_file(folders, [path, path])
+        if found is None:
+            elsewhere = [self._names.respelled(folder, path) or with_slashes(path) for folder in folders]
+            found = self._first_file(folders, elsewhere)
+        if found is not None:
+            return found
+        candidates = [os.path.join(folder, path) for folder in folders]
+        raise FileNotFoundError(f"is neither {candidates[0]!r} nor {candidates[1]!r}{self._hint(path)}")
+
+    def _first_file(self, folders, paths):
         outside = []
-        for candidate in candidates:
-            real = os.path.realpath(candidate)
-            if not (_is_inside(real, self._real_root) or _is_inside(real, self._real_folder)):
+        for folder, path in zip(folders, paths, strict=True):
+            real = os.path.realpath(os.path.join(folder, path))
+            if not any(_is_inside(real, allowed) for allowed in self._allowed):
                 outside.append(real)
             elif os.path.isfile(real):
-                return candidate
-        if len(outside) == len(candidates) or any(os.path.isfile(real) for real in outside):
+                return os.path.join(folder, path)
+        if len(outside) == len(paths) or any(os.path.isfile(real) for real in outside):
             raise PathOutsideDataRoot(f"leads to {outside[0]!r}, outside the data root {str(self.root)!r}")
-        raise FileNotFoundError(f"is neither {candidates[0]!r} nor {candidates[1]!r}")
+        return None
+
+    def _hint(self, path):
+        if WINDOWS.match(path):
+            return " (it is a path of a Windows machine: write it relative to the dataset's folder, with /)"
+        other = self._names.in_other_case(str(self.folder), path)
+        return f" (there is {other!r}: capitals differ on this system)" if other is not None else ""
 
     def relative(self, path: str) -> str:
         """A found path relative to the data root, with forward slashes and without `..`: the name shown to people."""
@@ -98,8 +125,15 @@ class DataFolder:
             if _is_inside(real, self._real_root):
                 name = os.path.relpath(real, self._real_root)
             else:
-                name = os.path.join(self._name_of_folder, os.path.relpath(real, self._real_folder))
+                own = {self._real_folder: "", **self._linked}
+                inside = next(folder for folder in own if _is_inside(real, folder))
+                name = os.path.join(self._name_of_folder, own[inside], os.path.relpath(real, inside))
         return Path(name).as_posix()
+
+
+def linked_class_folders(dataset_name: str, folder: Path) -> list[Path]:
+    """The folders of a dataset's classes that are links, made by whoever keeps a class on another disk."""
+    return [folder / name for name in CLASS_NAMES[dataset_name] if os.path.islink(folder / name)]
 
 
 def _is_inside(real_path: str, real_folder: str) -> bool:

@@ -32,6 +32,7 @@ from dataset.prepare import scan
 from demo_world.photographs import PHOTO_CLASSES, render_photo
 from demo_world.product_pictures import render_line_picture
 from demo_world.rendering.product_lines import PRODUCT_LINES
+from files.command import run_main
 
 STAMP = "rendered.json"
 RENDER_VERSION = 4  # raised when the same seed draws other pictures
@@ -197,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,6 +1,5 @@
 """One line per picture of every evaluation, labelled or not: scores/<dataset>/<checkpoint>.csv of a run's folder."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from evaluation.scores import scores_file
 from files.atomic import write_text
+from files.cells import CellWriter
 from metrics import fused_image_score, unnormalised_image_score
 
 
@@ -44,7 +44,7 @@ def write_picture_scores(
 ) -> Path:
     """Write the file of one evaluation, in full precision, an unknown label empty; returns its path."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CellWriter(text, lineterminator="\n")
     writer.writerows([COLUMNS, *rows])
     path = scores_file(save_path, dataset, checkpoint).with_suffix(".csv")
     write_text(path, text.getvalue())

@@ -1,6 +1,5 @@
 """Results of evaluations: AA-CLIP's table as text, metrics.json and metrics.csv of a run's folder."""
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from files.atomic import write_text
+from files.cells import CellWriter, plain
 from metrics import renamed, with_old_names
 
 UNDEFINED = "–"  # in every table for people; null in JSON, empty in CSV
@@ -27,7 +27,7 @@ def format_table(rows: list[dict]) -> str:
 def _cell(value: str | float | None) -> str:
     if value is None:
         return UNDEFINED
-    return value if isinstance(value, str) else f"{value:.2f}"
+    return plain(value) if isinstance(value, str) else f"{value:.2f}"
 
 
 def write_metrics(
@@ -58,7 +58,7 @@ def _merge_metrics(path, dataset, checkpoint, result, evaluation_info):
     everything.setdefault(dataset, {})[checkpoint] = entry
     write_text(path, json.dumps(everything, indent=1) + "\n")
     table = io.StringIO()
-    writer = csv.writer(table)
+    writer = CellWriter(table)
     metrics = list(result["mean"])
     writer.writerow(["dataset", "checkpoint", "class", *metrics])
     for name, checkpoints in everything.items():

@@ -125,7 +125,7 @@ def digest(sample: Sample) -> str:
     """Short fingerprint of a test image with its mask and label."""
     parts = [
         sha256(sample.image_path),
-        sha256(sample.mask_path) if sample.mask_path else "",
+        ",".join(sha256(path) for path in sample.mask_paths),
         str(sample.label),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

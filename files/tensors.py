@@ -17,6 +17,7 @@ from torch import Tensor
 
 from files.archive import check_tensor_archive, is_legacy
 from files.atomic import replacing, sha256_of, unchanged
+from files.command import Refusal
 from files.digests import content_digests, differences, leaves
 
 DIGESTS = "digests"  # key of a checkpoint's digests of itself
@@ -116,9 +117,7 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> TensorFile:
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing or not isinstance(content, dict):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise RuntimeError(
-            f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind"
-        )
+        raise Refusal(f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind")
     content = TensorFile(content)
     content.sha256 = digest
     return content

@@ -11,6 +11,7 @@ from open_clip.model import CLIP, resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained
 
 from files.atomic import sha256_of, unchanged
+from files.command import Refusal
 from files.digests import state_digest
 from files.state_dict import nested_state, unwrapped
 from files.tensors import UNREADABLE, DamagedFile, TensorFile, load_safetensors, read_archive, reading_failure
@@ -181,10 +182,8 @@ def check_architecture(state: dict[str, torch.Tensor], model: CLIP, path: Path, 
         return
     layout = foreign_layout(state)
     if layout:
-        raise RuntimeError(
+        raise Refusal(
             f"{path} has {layout}, which is not read here: give OpenAI's archive or open_clip's file of {model_name}"
         )
     shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-    raise RuntimeError(
-        f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to"
-    )
+    raise Refusal(f"{path} holds no weights of {model_name}: {shown}. Give the --model_name they belong to")

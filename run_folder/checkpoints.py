@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from files.atomic import copy_file, keep
+from files.command import Refusal
 from files.state_dict import unwrapped
 from files.tensors import DamagedFile, TensorFile, load_tensors, save_tensors
 from model.weights_file import WeightsSource
@@ -111,7 +112,7 @@ def check_backbone(content: dict[str, Any], source: WeightsSource | None, path: 
         return
     if stored.get("tensors") and stored["tensors"] == source.tensors:
         return
-    raise RuntimeError(
+    raise Refusal(
         f"{path} was trained on the backbone {stored['file']} (SHA-256 {stored['sha256']}), this one is {source.file} "
         f"(SHA-256 {source.sha256}): give the other file with --clip_weights; if they should be the same, this one is "
         "damaged, download it again"
@@ -140,7 +141,7 @@ def load_module(module: nn.Module, state: dict[str, torch.Tensor], path: Path | 
         if key in state and state[key].shape != want[key].shape
     ]
     if problems:
-        raise RuntimeError(
+        raise Refusal(
             f"checkpoint {path} was made with other adapter settings: {'; '.join(sorted(problems)[:6])}. "
             "Give the flags it was trained with (--model_name, --relu, --text_adapt_until, --image_adapt_until)"
         )

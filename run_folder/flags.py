@@ -13,6 +13,7 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from files.command import HELP
 from run_folder.settings import DEVIATIONS, Settings, default_of
 
 MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
@@ -68,7 +69,7 @@ def build_parser(
     description: str, groups: dict[str, type], defaults: dict[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """A parser with one flag per field of the groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(description=description, epilog=HELP, formatter_class=HelpFormatter)
     sections = {}
     for group in groups.values():
         title = group.__doc__

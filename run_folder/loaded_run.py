@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from files.command import Refusal
 from files.tensors import TensorFile
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
@@ -273,7 +274,7 @@ def adopt(
         if flag not in flags.explicit:
             adopted[flag] = stored[flag]
         elif flag in flags.flags(at_test=MUST_AGREE):
-            raise RuntimeError(
+            raise Refusal(
                 f"checkpoint {path} was made with other adapter settings: --{flag} was {stored[flag]!r}, is "
                 f"{current[flag]!r}. Leave the flag away to use the checkpoint's"
             )
@@ -282,7 +283,7 @@ def adopt(
     settings = flags.change(**adopted)
     contexts = settings.contexts
     if contexts is not None and contexts.context_control != "none" and contexts.text_context != "none":
-        raise RuntimeError(
+        raise Refusal(
             f"{path} was trained with --context_control {contexts.context_control}, whose anchors see no image: leave "
             f"--text_context {contexts.text_context} away"
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from files.command import Refusal
 from files.tensors import DamagedFile
 from model.adapter import AdaptedCLIP
 from model.weights_file import WeightsSource
@@ -93,7 +94,7 @@ def check_same_run(
         if key in compared and value != current[key]
     ]
     if differing:
-        raise RuntimeError(
+        raise Refusal(
             f"{path} belongs to a run with other settings: {'; '.join(differing)}. "
             "Continue with its flags, or start a new run with another --save_path"
         )

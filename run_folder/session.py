@@ -10,6 +10,7 @@ import torch
 
 from dataset import load_dataset_config, load_real_names
 from files.atomic import sweep
+from files.logs import FILE_ALONE
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
@@ -42,7 +43,7 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     try:
         yield choose_device(run.device), logger
     except BaseException as error:
-        logger.error(f"stopped by {type(error).__name__}: {error}")
+        logger.error(f"stopped by {type(error).__name__}: {error}", extra=FILE_ALONE)
         raise
     finally:
         close_logger(logger)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from files.command import Refusal
+
 ROOT = Path(__file__).resolve().parent.parent
 Command = tuple[str, Sequence[str]]  # a file of the repository's root and the words behind it
 # Two of torch's threads gain a tiny model nothing, and threads that spin while they wait for one another take four
@@ -70,7 +72,7 @@ class SideBySide:
                 print(f"[{title}] {line}", end="", flush=True)
         if process.returncode and not self._failed:
             self._stop()
-            raise RuntimeError(f"{title}: stopped with exit status {process.returncode}; see its lines above")
+            raise Refusal(f"{title}: stopped with exit status {process.returncode}; see its lines above")
 
     def _stop(self) -> None:
         self._failed = True

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from files.atomic import write_text
+from files.command import run_main
 from files.pictures import safe_name, sheet, write_png
 from run_folder.flags import HelpFormatter
 from scripts.commands import Command, SideBySide
@@ -182,4 +183,4 @@ def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int, quick:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,6 +1,7 @@
 """The name from before of `python -m tiny_clip.pretrain`."""
 
+from files.command import run_main
 from tiny_clip.pretrain import main
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

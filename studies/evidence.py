@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from files.atomic import write_text
+from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 from studies.paired_report import report
@@ -202,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

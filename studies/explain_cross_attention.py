@@ -26,6 +26,7 @@ from dataset import DOMAINS, get_dataset
 from evaluation.predictions import evaluate_dataset
 from evaluation.scorer import AnomalyScorer
 from files.atomic import write_text
+from files.command import run_main
 from forward_utils import fixed_anchors, get_adapted_text_embedding
 from forward_utils_cross_attention import controlled_text_contexts, text_context_dictionary
 from model.adapter import AdaptedCLIP
@@ -148,4 +149,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

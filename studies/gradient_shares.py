@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from files.command import Refusal
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     anchors_seeing_images,
@@ -35,7 +36,7 @@ def training_settings(run: LoadedRun, data: str) -> Settings:
         RuntimeError: the checkpoint says nothing of it.
     """
     if run.stored is None:
-        raise RuntimeError(
+        raise Refusal(
             f"{run.checkpoint} has no settings, which name its training images: explain a run of this project"
         )
     return settings_of(CROSS_ATTENTION_GROUPS, run.stored).change(data_root=data, precision="fp32")

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
-from dataset.jsonl import write_rows
+from dataset.jsonl import read_rows, write_rows
 from files.atomic import write_text
+from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, ROOT, read_results, run_missing
 from studies.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
@@ -36,7 +37,7 @@ HALVES = ("DemoA_even", "DemoA_odd")
 
 def declare_halves(data: Path) -> None:
     """Write CONFIG beside rendered DemoA: its classes in turns as two datasets."""
-    rows = [json.loads(line) for line in (data / "DemoA" / "full-shot.jsonl").read_text("utf-8").splitlines()]
+    rows = [row for _, row in read_rows(data / "DemoA" / "full-shot.jsonl")]
     entries = {}
     for number, half in enumerate(HALVES):
         classes = dict(list(REAL_NAMES["DemoA"].items())[number::2])
@@ -110,4 +111,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from files.atomic import write_text
+from files.command import run_main
 from files.logs import open_logger
 from run_folder.flags import HelpFormatter
 from synthesis.data import to_pixels
@@ -202,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files.atomic import write_text
+from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
@@ -146,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 
 from files.atomic import write_text
+from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import MODEL, ROOT
@@ -157,4 +158,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

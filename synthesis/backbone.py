@@ -15,6 +15,7 @@ from diffusers import (
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
+from files.command import Refusal
 from synthesis.codec import DctCodec
 from synthesis.model_folder import check_model_folder
 from synthesis.text import Prompts, tiny_text_pipeline
@@ -128,7 +129,7 @@ def licence_on_failure(model: Path | str) -> Iterator[None]:
         yield
     except OSError as error:  # what diffusers, transformers and the hub raise for missing or refused files
         where = "folder in diffusers' layout" if Path(model).exists() else "hub model"
-        raise RuntimeError(
+        raise Refusal(
             f"--model {model}: cannot load this {where} ({str(error).splitlines()[0]}). Give a folder with "
             f"model_index.json, a hub id you have access to, or {' or '.join(TINY_MODELS)}. {LICENCE}"
         ) from error

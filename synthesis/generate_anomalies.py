@@ -37,6 +37,7 @@ except ModuleNotFoundError as error:
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows, write_rows
 from files.atomic import write_text
+from files.command import Refusal, run_main
 from files.pictures import outline, sheet, write_png
 from model.settings import option
 from run_folder.flags import parse
@@ -215,7 +216,7 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     for item, reason in left_out.items():
         logger.warning(f"{item.name}: left out after {own.attempts} attempts, {reason}")
     if not rows:
-        raise RuntimeError(
+        raise Refusal(
             f"none of {len(items)} images passed the gate ({out / LOG}): train longer or lower the gate"
         )
     write_png(out / "contact_sheet.png", contact_sheet(items, rows, out))
@@ -245,4 +246,4 @@ def rows_so_far(out: Path) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

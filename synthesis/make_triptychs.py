@@ -21,6 +21,7 @@ from PIL import Image
 from dataset import get_dataset
 from dataset.image_files import Reading, read_image, read_pair
 from dataset.jsonl import Sample, write_rows
+from files.command import run_main
 from files.logs import open_logger
 from files.pictures import picture_names, write_png
 from model.settings import option
@@ -153,4 +154,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

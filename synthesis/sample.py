@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
         f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt"
     ) from error
 
+from files.command import run_main
 from files.logs import open_logger
 from files.pictures import write_png
 from model.settings import option
@@ -136,4 +137,4 @@ def sample(picture: Picture, filler: Filler, own: SampleSettings, config: dict) 
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
         f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt"
     ) from error
 
+from files.command import run_main
 from run_folder.session import open_run
 from run_folder.settings import RunSettings
 from synthesis.data import Triptychs
@@ -113,4 +114,4 @@ def log_parameters(system: FillSystem, settings: FillSettings, logger: Logger) -
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, own_debug=True)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from files.atomic import cannot_write, failures_explained, sha256
+from files.command import Refusal
 from files.given import require_regular
 from files.state_dict import unwrapped
 from files.tensors import UNREADABLE, DamagedFile, load_safetensors, load_tensors, save_tensors
@@ -294,6 +295,6 @@ def check_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], 
         if name in found and found[name].shape != value.shape
     ]
     if problems:
-        raise RuntimeError(
+        raise Refusal(
             f"{path} does not fit the model: {'; '.join(sorted(problems)[:4])}. Give the --model it was trained on"
         )

@@ -22,6 +22,7 @@ import torch
 import torch.distributed
 from open_clip.model import CLIP
 
+from files.command import Refusal, run_main
 from files.logs import open_logger
 from files.tensors import load_tensors, save_tensors
 from tiny_clip.caption_bank import BankPlan, open_bank
@@ -177,7 +178,7 @@ def train_step(
         text = encode_text(model, batch.tokens)
     loss, hits = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), batch.also_true)
     if not torch.isfinite(loss):
-        raise RuntimeError(f"loss {loss.item()} at step {step}: lower --lr; the last checkpoint is unharmed")
+        raise Refusal(f"loss {loss.item()} at step {step}: lower --lr; the last checkpoint is unharmed")
     loss.backward()
     average_gradients(model, options.processes)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -211,4 +212,4 @@ def restore(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

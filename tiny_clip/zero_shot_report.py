@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from demo_world.rendering import COLOURS, Scene, render_scene, sample_scene, thing_names
 from demo_world.rendering.vocabulary import DAMAGES
+from files.command import run_main
 from tiny_clip.towers import encode_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from files.command import Refusal
 from files.logs import close_logger, open_logger
 from forward_utils import class_tokens, frozen_image_features, probability_map
 from forward_utils_cross_attention import anchors_and_means, text_context_dictionary
@@ -55,7 +56,7 @@ def check_shapes(settings: Settings) -> None:
     logger.info("k_proj.bias gets no more than rounding: softmax does not see a shift of all its logits")
     close_logger(logger)
     if deviating:
-        raise RuntimeError(f"not of the documented shape: {', '.join(deviating)}; see the lines above")
+        raise Refusal(f"not of the documented shape: {', '.join(deviating)}; see the lines above")
 
 
 def sizes_of(run: Run, batch: dict) -> dict[str, int]:

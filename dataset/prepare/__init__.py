@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dataset.constants import CLASS_NAMES, DATA_PATH, LABELS_ONLY
+from dataset.folders import Scan
 from dataset.prepare.layouts import scan_bmad, scan_mvtec, scan_polyps, scan_visa
 
 # Every dataset not listed here, own ones included, is in MVTec's layout.
-_SCANNERS: dict[str, Callable[[Path, list[str], logging.Logger], list[dict]]] = {
+_SCANNERS: dict[str, Callable[[Scan, list[str]], list[dict]]] = {
     "VisA": scan_visa,
     "Brain": scan_bmad,
     "Liver": scan_bmad,
@@ -27,9 +28,13 @@ def scan(dataset_name: str, folder: Path, logger: logging.Logger) -> list[dict]:
 
     Raises FileNotFoundError if the folder is not in the dataset's layout, and ValueError for anomalous images without
     a mask among others with one, naming the places looked at. A folder of anomalous images none of which has a mask
-    is read as labels only, except in a dataset that was published with masks.
+    is read as labels only, except in a dataset that was published with masks. One line of the log says what was read
+    and what was left out.
     """
-    rows = _SCANNERS.get(dataset_name, scan_mvtec)(folder, CLASS_NAMES[dataset_name], logger)
+    found = Scan(folder)
+    rows = _SCANNERS.get(dataset_name, scan_mvtec)(found, CLASS_NAMES[dataset_name])
+    level = logging.WARNING if found.is_remarkable else logging.INFO
+    logger.log(level, "%s: %s", folder, found.summary(rows))
     bare = [row["image_path"] for row in rows if row["label"] and "mask_path" not in row]
     if bare and dataset_name in _WITH_MASKS:
         raise ValueError(

@@ -6,17 +6,17 @@ first, and their metadata lies beside them.
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from dataset import METADATA_FOLDER
-from dataset.constants import DATA_PATH
+from dataset.constants import CLASS_NAMES, DATA_PATH
 from dataset.custom import load_dataset_config
 from dataset.few_shot import select
-from dataset.jsonl import write_rows
-from dataset.paths import dataset_folder, make_data_root, resolve_data_root
+from dataset.jsonl import check_rows, write_rows
+from dataset.paths import DataFolder, make_data_root, resolve_data_root
 from dataset.prepare import scan
 from dataset.prepare.packages import PACKAGES, unpack
+from files.command import run_main
 from files.logs import open_logger
 
 logger = logging.getLogger("dataset.prepare")
@@ -42,10 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
     open_logger(logger.name)
-    try:
-        _write(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    _write(args)
 
 
 def _write(args: argparse.Namespace) -> None:
@@ -63,7 +60,13 @@ def _write(args: argparse.Namespace) -> None:
     if packaged:
         rows = unpack(args.dataset, root / DATA_PATH[args.dataset], logger)
     else:
-        rows = scan(args.dataset, dataset_folder(args.dataset, root), logger)
+        data = DataFolder(args.dataset, root)
+        rows = scan(args.dataset, data.folder, logger)
+        source = f"scan of {data.folder}"
+        numbered = [(f"{source}, row {number}", row) for number, row in enumerate(rows, start=1)]
+        check_rows(
+            numbered, CLASS_NAMES[args.dataset], data, source, logger
+        )  # what would be refused is not written
     contents = [rows, *([select(rows, args.shot, args.seed)] if args.shot else [])]
     for name, content in zip(names, contents, strict=True):
         write_rows(content, out / name)
@@ -79,4 +82,4 @@ def _write(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files.atomic import replacing
+from files.text import read_text
 
 
 class Picture(NamedTuple):
@@ -39,7 +40,7 @@ def cells_of(module: Path) -> tuple[list[Picture], str]:
     names = {"mono": "monocrystalline", "poly": "polycrystalline"}
     groups = {0.0: "good", 1.0: "defective"}  # probability of a defect
     pictures, doubtful = [], 0
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(table).splitlines(), start=1):
         try:
             file, probability, kind = line.split()
             group, class_name = groups.get(float(probability)), names[kind]

@@ -127,7 +127,9 @@ def spoil(world, kind):
         world.mask("mask1.png", at=2, side=1)
     elif kind == "shrinking mask":
         thin = np.zeros((400, 400), np.uint8)
-        thin[51:62, 20:380] = thin[12, 12] = 255  # of every 12.5 pixels one is kept: the last of these, not the others
+        thin[51:62, 20:380] = thin[12, 12] = (
+            255  # of every 12.5 pixels one is kept: the last of these, not the others
+        )
         world.picture("bad1.png", 77, (400, 400))
         world.save("mask1.png", thin)
     elif kind == "duplicate":

@@ -74,7 +74,7 @@ def test_textile_is_one_class_with_two_kinds_of_defects(packages, tmp_path, caps
     }
     printed = capsys.readouterr().out
     assert "MIT" in printed
-    with pytest.raises(SystemExit, match="exists: add --overwrite"):
+    with pytest.raises(ValueError, match="exists: add --overwrite"):
         main(["--dataset", "Textile", "--data_root", str(tmp_path)])
     main(["--dataset", "Textile", "--data_root", str(tmp_path), "--overwrite"])
 
@@ -82,7 +82,7 @@ def test_textile_is_one_class_with_two_kinds_of_defects(packages, tmp_path, caps
 @pytest.mark.parametrize("name", ["ELPV", "Textile"])
 def test_a_missing_package_is_named_with_pips_command(name, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    with pytest.raises(SystemExit, match=f"pip install {PACKAGES[name].pip_name}"):
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {PACKAGES[name].pip_name}"):
         main(["--dataset", name, "--data_root", str(tmp_path)])
     with pytest.raises(FileNotFoundError, match=f"dataset.prepare --dataset {name}"):
         get_dataset(name, 8, "full_shot", 0, "test", data_root=tmp_path)
@@ -90,7 +90,7 @@ def test_a_missing_package_is_named_with_pips_command(name, tmp_path, monkeypatc
 
 def test_a_table_of_another_form_is_refused_by_line(packages, tmp_path):
     (packages / "elpv_dataset" / "data" / "labels.csv").write_text("images/cell0001.png 1.0\n")
-    with pytest.raises(SystemExit, match=r"labels.csv:1: .*expected image, probability and mono or poly"):
+    with pytest.raises(ValueError, match=r"labels.csv:1: .*expected image, probability and mono or poly"):
         main(["--dataset", "ELPV", "--data_root", str(tmp_path)])
 
 

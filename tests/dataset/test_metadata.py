@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 from dataset import constants, get_dataset
 from dataset.custom import load_dataset_config, load_real_names, register_dataset
 from dataset.few_shot import select
-from dataset.jsonl import read_rows, write_rows
+from dataset.image_files import read_pair
+from dataset.jsonl import PROBLEMS_SHOWN, read_rows, write_rows
 from forward_utils import class_prompts
 from model.tokenizer import tokenize
 
@@ -153,12 +155,112 @@ def test_the_datasets_folder_may_be_a_link_to_another_disk(root):
         load(root, {**NORMAL, "image_path": "../disk.png"})
 
 
-def test_up_to_five_problems_are_reported_at_once(root):
+def test_all_problems_of_a_file_are_reported_at_once_whatever_their_kind(root):
+    rows = [
+        {**NORMAL, "label": 2, "class_name": "jar", "image_path": "a\nb.png"},
+        '{"image_path": ',
+        {**BROKEN, "mask_path": BROKEN["image_path"]},
+        {**NORMAL, "image_path": "bottle/gone.png"},
+        '{"image_path": "a.png", "label": 0, "label": 1}',
+        {"label": 0},
+    ]
     with pytest.raises(ValueError) as error:
-        load(root, *[{**NORMAL, "label": 2}] * 8)
+        load(root, NORMAL, *rows)
     lines = str(error.value).splitlines()
-    assert [line.split(":")[1] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
-    assert lines[5] == "… and 3 more problems" and len(lines) == 6
+    assert [line.removeprefix(f"{root / 'rows.jsonl'}:").split(":")[0] for line in lines[:-1]] == list(
+        "222345677"
+    )
+    assert lines[-1] == "9 problems in all"
+
+
+def test_of_many_problems_so_many_are_reported_in_full_and_all_are_counted(root):
+    with pytest.raises(ValueError) as error:
+        load(root, *[{**NORMAL, "label": 2}] * (PROBLEMS_SHOWN + 3))
+    lines = str(error.value).splitlines()
+    assert len(lines) == PROBLEMS_SHOWN + 2 and lines[PROBLEMS_SHOWN] == "… and 3 more problems"
+    assert lines[-1] == f"{PROBLEMS_SHOWN + 3} problems in all"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"label": 1}, r"label is 1, .*rows\.jsonl:1 says 0 of the same image"),
+        ({"label": None}, r"label is None, .*rows\.jsonl:1 says 0 of the same image"),
+        ({"class_name": "cable"}, "class_name is 'cable', .* says 'bottle' of the same image"),
+    ],
+)
+def test_one_image_with_two_labels_or_two_classes_is_refused(root, change, expected):
+    again = {**NORMAL, "image_path": "mvtec_ad/" + NORMAL["image_path"], **change}
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: {expected}"):
+        load(root, NORMAL, again)
+
+
+def test_an_image_named_as_its_own_mask_is_refused_whatever_it_is_called(root):
+    (root / "mvtec_ad" / "link.png").symlink_to(root / "mvtec_ad" / BROKEN["image_path"])
+    for path in (BROKEN["image_path"], "mvtec_ad/" + BROKEN["image_path"], "link.png"):
+        with pytest.raises(ValueError, match=r"rows\.jsonl:1: mask_path .* is the image itself"):
+            load(root, {**BROKEN, "mask_path": path})
+
+
+def test_several_masks_of_an_image_are_united(root):
+    folder = root / "mvtec_ad"
+    for column in (0, 3):
+        Image.fromarray(np.eye(1, 6, column, dtype=np.uint8).repeat(5, 0) * 255).save(
+            folder / f"{column}.png"
+        )
+    (sample,) = load(root, {**BROKEN, "mask_path": ["0.png", "3.png"]})
+    assert sample.mask_paths == (str(folder / "0.png"), str(folder / "3.png")) and sample.mask_known
+    assert read_pair(sample)[1].tolist() == [[True, False, False, True, False, False]] * 5
+    with pytest.raises(FileNotFoundError, match=r"mask_path 'gone\.png' is neither"):
+        load(root, {**BROKEN, "mask_path": ["0.png", "gone.png"]})
+
+
+def test_rows_written_on_windows_are_read(root):
+    rows = [
+        {key: value.replace("/", "\\") if key.endswith("path") else value for key, value in row.items()}
+        for row in (NORMAL, BROKEN)
+    ]
+    names = [sample.file_name for sample in load(root, *rows)]
+    assert names == ["mvtec_ad/bottle/test/good/000.png", "mvtec_ad/bottle/test/broken/000.png"]
+    with pytest.raises(ValueError, match="outside the data root"):
+        load(root, {**NORMAL, "image_path": "..\\..\\outside.png"})
+    with pytest.raises(FileNotFoundError, match="a path of a Windows machine"):
+        load(root, {**NORMAL, "image_path": "D:\\data\\000.png"})
+
+
+@pytest.mark.parametrize(("on_disk", "in_rows"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_the_other_unicode_form_are_found(root, on_disk, in_rows):
+    place = unicodedata.normalize(on_disk, "größe/é 1.png")
+    (root / "mvtec_ad" / place).parent.mkdir()
+    Image.new("L", (6, 5)).save(root / "mvtec_ad" / place)
+    (sample,) = load(root, {**NORMAL, "image_path": unicodedata.normalize(in_rows, "größe/é 1.png")})
+    assert sample.image_path == str(root / "mvtec_ad" / place)
+    mixed = unicodedata.normalize(in_rows, "größe") + "/" + unicodedata.normalize(on_disk, "é 1.png")
+    assert load(root, {**NORMAL, "image_path": mixed})[0].image_path == sample.image_path
+
+
+def test_a_name_in_other_capitals_is_named_as_the_reason(root):
+    with pytest.raises(FileNotFoundError, match=r"there is 'bottle/test/good/000\.png': capitals differ"):
+        load(root, {**NORMAL, "image_path": "bottle/test/GOOD/000.PNG"})
+
+
+def test_a_class_may_be_a_link_to_another_disk_and_what_lies_in_it_may_not(root):
+    disk = root.parent / "disk"
+    (root / "mvtec_ad" / "bottle").rename(disk)
+    (root / "mvtec_ad" / "bottle").symlink_to(disk)
+    assert [
+        sample.file_name
+        for sample in load(root, NORMAL, {**BROKEN, "image_path": str(disk / "test/broken/000.png")})
+    ] == [
+        "mvtec_ad/bottle/test/good/000.png",
+        "mvtec_ad/bottle/test/broken/000.png",
+    ]
+    (root / "mvtec_ad" / "jar").symlink_to(root.parent)  # no class of the dataset
+    Image.new("L", (6, 5)).save(root.parent / "outside.png")
+    (disk / "link.png").symlink_to(root.parent / "outside.png")
+    for path in ("jar/outside.png", "bottle/link.png"):
+        with pytest.raises(ValueError, match="outside the data root"):
+            load(root, {**NORMAL, "image_path": path})
 
 
 def test_an_empty_or_missing_or_foreign_file_is_refused(root):
@@ -167,7 +269,9 @@ def test_an_empty_or_missing_or_foreign_file_is_refused(root):
     with pytest.raises(FileNotFoundError, match="no metadata file .*gone.jsonl"):
         read_rows(root / "gone.jsonl")
     (root / "latin.jsonl").write_bytes(b'{"class_name": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match=r"latin\.jsonl:1: not JSON"):
+    with pytest.raises(
+        ValueError, match=r"latin\.jsonl:1: byte 20 of the line, 0xe9, is not UTF-8 \(it would be 'é' in Win"
+    ):
         read_rows(root / "latin.jsonl")
 
 
@@ -278,6 +382,12 @@ def test_an_own_dataset_without_a_jsonl_is_scanned_in_mvtecs_layout(root, regist
         ({"classes": ["jam"]}, r"classes is \['jam'\]: expected"),
         ({"classes": {"jam": ""}}, "classes is"),
         ({"classes": {"../jam": "jar"}}, "the name '../jam' cannot be a folder's"),
+        ({"classes": {"..": "jar"}}, r"the name '\.\.' cannot be a folder's"),
+        ({"classes": {"a\nb": "jar"}}, "cannot be a folder's: take out .* control characters"),
+        ({"classes": {"jam": "jar\nerror: x"}}, "classes is .*: expected"),
+        ({"path": "C:\\jars"}, "path is"),
+        ({"path": "..\\jars"}, "path is"),
+        ({"metadata": "a\0b"}, "metadata is"),
         ({"metadata": 7, "domain": None}, "domain is None"),
         ({"colour": "red"}, "has .*'colour'.*: expected the keys path, domain, classes"),
     ],
@@ -289,6 +399,36 @@ def test_a_bad_dataset_entry_is_refused_with_file_and_field(tmp_path, registries
     with pytest.raises(ValueError, match=rf"own\.json: dataset 'Jars'.*{message}"):
         load_dataset_config(config)
     assert "Jars" not in constants.DATA_PATH
+
+
+def test_all_problems_of_a_dataset_file_are_reported_and_nothing_is_registered(tmp_path, registries):
+    config = tmp_path / "own.json"
+    good = {"path": "jars", "domain": "Industrial", "classes": {"jam": "jar"}}
+    bad = {"path": "/jars", "domain": "Kitchen", "classes": {}}
+    config.write_text(json.dumps({"Jars": good, "Cups": bad, "MVTec": good, "Pots": {"path": "pots"}}))
+    with pytest.raises(ValueError) as error:
+        load_dataset_config(config)
+    assert len(str(error.value).splitlines()) == 5
+    for text in (
+        "domain is 'Kitchen'",
+        "path is '/jars'",
+        "classes is {}",
+        "'MVTec' is built in",
+        "'Pots' has ['path']",
+    ):
+        assert text in str(error.value)
+    assert "Jars" not in constants.DATA_PATH
+
+
+def test_a_key_that_stands_twice_in_a_dataset_file_is_refused(tmp_path):
+    entry = '{"path": "jars", "domain": "Medical", "classes": {"jam": "a", "jam": "b"}}'
+    for name, text in (
+        ("own.json", f'{{"Jars": {entry}}}'),
+        ("own.yaml", "Jars: {path: a}\nJars: {path: b}\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: neither .*stands twice"):
+            load_dataset_config(tmp_path / name)
 
 
 def test_a_built_in_dataset_is_not_replaced(registries):
