@@ -15,7 +15,7 @@ from metrics.class_metrics import (
 )
 from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
-from metrics.regions import PRO_LIMIT, aupro, region_weights
+from metrics.regions import PRO_LIMIT, aupro, image_region_weights, region_weights
 
 __all__ = [
     "METRICS_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "aupro",
     "class_metrics",
     "fused_image_score",
+    "image_region_weights",
     "mean_row",
     "metrics_eval",
     "min_max",

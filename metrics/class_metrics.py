@@ -29,8 +29,15 @@ def min_max(values: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     if not values.size:
         return values
     reference = values if among is None or not among.any() else only(among, values)
-    low, high = reference.min(), reference.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return scaled(values, reference.min(), reference.max())
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(values - low) / (high - low), one copy of the values; zeros where low and high are equal."""
+    if not high > low:
+        return np.zeros_like(values)
+    found = values - low
+    return np.divide(found, high - low, out=found if found.dtype.kind == "f" else None)
 
 
 def fused_image_score(
@@ -43,7 +50,13 @@ def fused_image_score(
     which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
     ones move no metric.
     """
-    peak = min_max(maps, among).max(axis=(1, 2))
+    reference = maps if among is None or not among.any() else only(among, maps)
+    # The peak of the scaled map is the scaled peak: no step of scaling ever changes an order.
+    peak = (
+        scaled(maps.max(axis=(1, 2)), reference.min(), reference.max())
+        if maps.size
+        else maps.max(axis=(1, 2))
+    )
     return 0.5 * peak + 0.5 * min_max(head, among) if domain == "Industrial" else peak
 
 
