@@ -71,7 +71,8 @@ def _check(args: argparse.Namespace, logger: logging.Logger) -> int:
         sets = get_dataset(name, 1, None, 0, "test", logger, data_root=root, look=False)
         samples = [sample for one in sets.values() for sample in one.samples]
         reading = Reading(mask_reading_of(name, args.mask_reading))
-        logger.info("%s: masks are read %s: %s", name, reading.masks, MEANINGS[reading.masks])
+        if any(sample.mask_path for sample in samples):
+            logger.info("%s: masks are read %s: %s", name, reading.masks, MEANINGS[reading.masks])
         data = DataFolder(name, root)
         checked.append(check_dataset(name, samples, reading, args.img_size, data, args.workers))
     findings = [one for each in checked for one in each.findings] + duplicates(checked)
