@@ -39,6 +39,9 @@ def reasons(
     for key, remedy in MUST_AGREE.items():
         if info[key] != other_info[key]:
             sentences.append(f"{key} is {info[key]} there and {other_info[key]} here; {remedy}")
+    ours, theirs = (one["tested_with"].get("mask_reading") for one in (info, other_info))
+    if ours and theirs and ours != theirs:  # older evaluations do not say
+        sentences.append(f"--mask_reading is {ours} there and {theirs} here; test both with one")
     ours, theirs = deviations(info), deviations(other_info)
     for flag in ours:
         if flag in theirs and ours[flag] != theirs[flag]:

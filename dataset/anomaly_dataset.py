@@ -17,6 +17,7 @@ from dataset.jsonl import Sample
 from dataset.randomness import keyed_generator
 
 UNLABELLED = -1  # stands for no label in batches
+WARNED = 20  # samples without a defect pixel that are named, per process
 
 
 class Augmentation(NamedTuple):
@@ -105,20 +106,31 @@ class BaseDataset(Dataset):
         if anomalous is None:
             return torch.zeros(1, self.img_size, self.img_size)
         mask = resize_mask(anomalous, self.img_size)
-        if not mask.any() and sample.source not in self._warned_of:
-            self._warned_of.add(sample.source)
-            if not anomalous.any():
-                masks = ", ".join(sample.mask_paths)
-                self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, masks)
-            else:
-                self.logger.warning(
-                    "%s: the %d anomalous pixels of mask %s vanish at img_size %d: none of the image counts as defect",
-                    sample.source,
-                    np.count_nonzero(anomalous),
-                    ", ".join(sample.mask_paths),
-                    self.img_size,
-                )
+        if not mask.any():
+            self._warn_of(sample, np.count_nonzero(anomalous))
         return mask
+
+    def _warn_of(self, sample: Sample, pixels: int) -> None:
+        """Once per sample, and for the first few: its mask is empty, or its `pixels` were lost in resizing."""
+        if sample.source in self._warned_of or len(self._warned_of) >= WARNED:
+            return
+        self._warned_of.add(sample.source)
+        masks = ", ".join(sample.mask_paths)
+        if not pixels:
+            self.logger.warning("%s: label is 1 but mask %s is empty", sample.source, masks)
+        else:
+            self.logger.warning(
+                "%s: the %d anomalous pixels of mask %s vanish at img_size %d: none of the image counts as defect",
+                sample.source,
+                pixels,
+                masks,
+                self.img_size,
+            )
+        if len(self._warned_of) == WARNED:
+            self.logger.warning(
+                "further masks of this kind are not named: python -m dataset.check --img_size %d counts them",
+                self.img_size,
+            )
 
 
 def resize_mask(anomalous: np.ndarray, img_size: int) -> torch.Tensor:

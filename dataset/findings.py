@@ -11,7 +11,10 @@ KINDS = {  # {kind: (problem or note, what it means)}
     "too large": (PROBLEM, "more pixels than are read: training and testing stop there"),
     "no defined white": (PROBLEM, "float or 32-bit picture: training and testing stop there"),
     "sizes differ": (PROBLEM, "mask and image do not fit"),
-    "mask is the image": (PROBLEM, "a row names one file as both"),
+    "refused row": (
+        PROBLEM,
+        "the metadata cannot be read as it is; pictures are looked at once its rows are right",
+    ),
     "swapped": (PROBLEM, "the mask looks like a photograph: is it the image, or another image?"),
     "shared mask": (PROBLEM, "the same mask file belongs to several pictures"),
     "empty mask": (PROBLEM, "label 1, and no pixel counts as defect"),

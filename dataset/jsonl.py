@@ -216,7 +216,7 @@ def _contradictions(sample: Sample, first: Sample) -> list[Problem]:
 
 
 def raise_collected(problems: list[tuple[str, Problem]]) -> None:
-    """Raise one error that lists problems, each behind its place; nothing without any."""
+    """Raise one error that lists problems, each behind its place, and has all as `problems`; nothing without any."""
     if not problems:
         return
     lines = [f"{source}: {problem}" for source, problem in problems[:PROBLEMS_SHOWN]]
@@ -225,4 +225,6 @@ def raise_collected(problems: list[tuple[str, Problem]]) -> None:
     if len(problems) > 1:
         lines.append(f"{len(problems)} problems in all")
     only_files = all(problem.missing_file for _, problem in problems)
-    raise (FileNotFoundError if only_files else ValueError)("\n".join(lines))
+    error = (FileNotFoundError if only_files else ValueError)("\n".join(lines))
+    error.problems = [(source, str(problem)) for source, problem in problems]
+    raise error

@@ -13,7 +13,7 @@ from dataset.jsonl import PROBLEMS_SHOWN, Sample
 from dataset.mask_values import MEANINGS, UPSTREAM
 
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # opening files waits for disks
-STOPPING = {UNREADABLE, "several frames", "too large", "no defined white", "mask is the image"}
+STOPPING = {UNREADABLE, "several frames", "too large", "no defined white"}
 Headers = dict[
     tuple[str, str], Header | ValueError
 ]  # {("image" or "mask", path): header, or why there is none}
@@ -152,13 +152,10 @@ def are_drawn_as_stored(samples: Sequence[Sample], headers: Headers) -> bool:
 
 
 def row_findings(samples: Sequence[Sample], training: bool = False) -> list[Finding]:
-    """What the rows say: masks that belong to two pictures, or are the picture; classes of one label."""
+    """What the rows say: masks that belong to two pictures; classes of one label."""
     findings, first_of = [], {}
     for sample, path in ((one, path) for one in samples for path in one.mask_paths):
         image, mask = os.path.realpath(sample.image_path), os.path.realpath(path)
-        if image == mask:
-            text = f"{sample.source}: mask_path and image_path are both {path!r}: name the mask's file"
-            findings.append(Finding("mask is the image", sample.file_name, sample.source, text))
         first = first_of.setdefault(mask, sample)
         if os.path.realpath(first.image_path) != image:
             text = f"same mask {path} as {first.file_name}: {first.source} and {sample.source}"

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from dataset import DOMAINS, get_dataset
+from dataset.mask_values import mask_reading_of
 from evaluation.attention_pictures import draw_attention
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
@@ -90,6 +91,8 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     try:
         if files:
             settings = describe_run(files[-1], kind, settings)  # load_run logs what it changes
+        reading = mask_reading_of(settings.data.dataset, settings.data.mask_reading)
+        settings = settings.change(mask_reading=reading)  # the results say which it was
         logger.info(f"args: {settings.record()}")
         session = Session(settings, choose_device(settings.run.device), logger)
         declare_datasets(settings.data)
@@ -101,7 +104,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
             "test",
             logger,
             data_root=settings.data.data_root,
-            mask_reading=settings.data.mask_reading,
+            mask_reading=reading,
         )
         return (
             evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]

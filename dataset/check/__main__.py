@@ -1,26 +1,27 @@
 """Read a data set once and list everything that is odd about it: python -m dataset.check --dataset NAME.
 
 Exit status: 0 nothing but notes, 1 problems (the table's first lines), 2 the check could not run (unknown data set,
-missing folder, rows that are refused as a whole).
+missing folder).
 """
 
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 
 from dataset import get_dataset
 from dataset.check import as_json, check_dataset, duplicates, summary, table
 from dataset.constants import DATA_PATH
 from dataset.custom import load_dataset_config
+from dataset.findings import Finding
 from dataset.image_files import Reading
 from dataset.mask_values import MASK_READINGS, MEANINGS, mask_reading_of
 from dataset.paths import DataFolder, resolve_data_root
 from files.atomic import write_text
+from files.command import run_main
 from files.logs import open_logger
 
-CLEAN, PROBLEMS, CANNOT_RUN = 0, 1, 2
+CLEAN, PROBLEMS = 0, 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,11 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logger = open_logger("dataset.check")
-    try:
-        return _check(args, logger)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return CANNOT_RUN
+    return _check(args, logger)
 
 
 def _check(args: argparse.Namespace, logger: logging.Logger) -> int:
@@ -66,15 +63,22 @@ def _check(args: argparse.Namespace, logger: logging.Logger) -> int:
     if args.dataset_config:
         load_dataset_config(args.dataset_config)
     root = resolve_data_root(args.data_root)
-    checked = []
+    checked, refused = [], []
     for name in args.dataset:
-        sets = get_dataset(name, 1, None, 0, "test", logger, data_root=root, look=False)
+        try:
+            sets = get_dataset(name, 1, None, 0, "test", logger, data_root=root, look=False)
+        except (ValueError, FileNotFoundError) as error:
+            if not hasattr(error, "problems"):
+                raise
+            refused += [Finding("refused row", source, source, text) for source, text in error.problems]
+            continue
         samples = [sample for one in sets.values() for sample in one.samples]
         reading = Reading(mask_reading_of(name, args.mask_reading))
-        logger.info("%s: masks are read %s: %s", name, reading.masks, MEANINGS[reading.masks])
+        if any(sample.mask_path for sample in samples):
+            logger.info("%s: masks are read %s: %s", name, reading.masks, MEANINGS[reading.masks])
         data = DataFolder(name, root)
         checked.append(check_dataset(name, samples, reading, args.img_size, data, args.workers))
-    findings = [one for each in checked for one in each.findings] + duplicates(checked)
+    findings = refused + [one for each in checked for one in each.findings] + duplicates(checked)
     content = summary(checked, findings, args.img_size)
     if args.json:
         write_text(Path(args.json), as_json(content))
@@ -92,4 +96,4 @@ def _check(args: argparse.Namespace, logger: logging.Logger) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

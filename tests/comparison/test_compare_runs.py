@@ -52,6 +52,16 @@ def test_other_sizes_metrics_and_deviations_are_reasons_to_refuse(changes, reaso
     assert re.search(reason, found)
 
 
+def test_masks_read_in_two_ways_are_a_reason_to_refuse_and_older_evaluations_do_not_say():
+    read = {
+        name: {"tested_with": about()["tested_with"] | {"mask_reading": name}}
+        for name in ("upstream", "robust")
+    }
+    (found,) = reasons(FILES, about(**read["robust"]), FILES, about(**read["upstream"]))
+    assert "--mask_reading is robust there and upstream here" in found
+    assert reasons(FILES, about(), FILES, about(**read["upstream"])) == []
+
+
 @pytest.mark.parametrize(
     ("other", "reason"),
     [

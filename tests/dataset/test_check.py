@@ -111,7 +111,7 @@ def spoil(world, kind):
         Image.fromarray(np.ones((SIZE, SIZE), np.float32)).save(folder / "good1.png", format="TIFF")
     elif kind == "sizes differ":
         world.mask("mask1.png", size=(SIZE, SIZE + 2))
-    elif kind == "mask is the image":
+    elif kind == "refused row":
         world.rows[1]["mask_path"] = world.rows[1]["image_path"]
     elif kind == "swapped":
         world.rows[1].update(image_path="mask0.png", mask_path="bad0.png")

@@ -189,3 +189,19 @@ def test_a_defect_that_resizing_loses_is_named_where_it_is_read(own, caplog):
     one = get_dataset("Own", 8, "full_shot", 0, "test", data_root=root)["ring"]
     assert not one[0]["mask"].any() and not one[0]["mask"].any()
     assert caplog.text.count("the 1 anomalous pixels of mask") == 1 and "vanish at img_size 8" in caplog.text
+
+
+def test_only_the_first_of_many_lost_defects_are_named(own, caplog, monkeypatch):
+    monkeypatch.setattr("dataset.anomaly_dataset.WARNED", 3)
+    rows = [
+        {"image_path": f"{n}.png", "label": 1, "class_name": "ring", "mask_path": f"m{n}.png"}
+        for n in range(6)
+    ]
+    root = own(rows)
+    for n in range(6):
+        save(root / "own" / f"{n}.png")
+        Image.new("L", (16, 12)).save(root / "own" / f"m{n}.png")
+    list(get_dataset("Own", 8, "full_shot", 0, "test", data_root=root)["ring"])
+    assert (
+        caplog.text.count("label is 1 but mask") == 3 and caplog.text.count("further masks of this kind") == 1
+    )
