@@ -10,10 +10,10 @@ behind `--` go to it (for instance: -- --device cuda --workers 4).
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from comparison.arms import Arm, read_arm
@@ -32,8 +32,8 @@ from run_folder.settings import DataSettings
 from utils import quiet_logger
 
 ENOUGH_SEEDS = 5
-DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
+DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
     )
     parser.add_argument("--resampling_seed", type=int, default=0, help="of the resampled test sets")
-    for one in fields(DataSettings):
+    for one in dataclasses.fields(DataSettings):
         if one.name in DATA_FLAGS:
             add_flag(parser, one, one.default)
     return parser

@@ -9,8 +9,9 @@ from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
 from metrics.regions import aupro
 
-# Rises with every change that moves a number, so that compare.py never mixes two definitions.
-METRICS_VERSION = 1
+METRICS_VERSION = (
+    1  # rises with every change that moves a number, so that compare.py never mixes two definitions
+)
 
 
 def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
@@ -39,14 +40,8 @@ def fused_image_score(
 
     Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
     one image's score depends on the others. `metrics.json` carries `unnormalised_image_score`'s metrics beside it,
-    which do not.
-
-    Args:
-        maps: [n, H, W] map scores.
-        head: [n] head scores.
-        domain: "Industrial" or "Medical".
-        among: [n] bool, the images that alone set the scale, so that unlabelled images beside labelled ones move no
-            metric; None for all.
+    which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
+    ones move no metric.
     """
     peak = min_max(maps, among).max(axis=(1, 2))
     return 0.5 * peak + 0.5 * min_max(head, among) if domain == "Industrial" else peak
@@ -56,11 +51,6 @@ def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) ->
     """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
-
-    Args:
-        maps: [n, H, W] map scores.
-        head: [n] head scores, (cos_abnormal + 1) / 2.
-        levels: number of levels the maps sum over.
     """
     return 0.5 * maps.max(axis=(1, 2)) / (100.0 * levels) + 0.5 * head
 
@@ -138,8 +128,10 @@ def class_metrics(
         mask_known: [n] bool, the images pixel metrics are over; None for all.
     """
     seen_masks, seen_maps = only(mask_known, masks), only(mask_known, maps)
-    pixel = ranking_metrics(seen_masks, seen_maps)
-    fused = reference_ranking_metrics(labels, fused_image_score(maps, head, domain))
+    pixel, fused = (
+        ranking_metrics(seen_masks, seen_maps),
+        reference_ranking_metrics(labels, fused_image_score(maps, head, domain)),
+    )
     alone = reference_ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
     row = {f"pixel_{key}": value for key, value in pixel.items()}
     row["pixel_aupro"] = aupro(seen_masks, seen_maps)

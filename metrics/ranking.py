@@ -5,28 +5,19 @@ from numpy.typing import ArrayLike
 
 
 def flat_and_finite(truth: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(truth as booleans [n], scores [n]), both flat.
-
-    Args:
-        truth: any shape, > 0 is positive.
-        score: as many elements, n.
+    """(truth as booleans, score), both flat.
 
     Raises:
-        ValueError: a score is not finite, or there is not one for every truth.
+        ValueError: a score is not finite.
     """
     truth, score = np.asarray(truth).reshape(-1) > 0, np.asarray(score).reshape(-1)
-    if len(truth) != len(score):
-        raise ValueError(
-            f"{len(score)} scores for {len(truth)} truths: expected one each, of the same images"
-        )
     if not np.isfinite(score).all():
         raise ValueError("scores hold NaN or infinity: the model's output is broken, check its checkpoint")
     return truth, score
 
 
 def _curve(truth, score):
-    """Cumulative true and false positives [thresholds] at every distinct score, highest first; None where there is one
-    label only."""
+    """Cumulative true and false positives at every distinct threshold, highest first; None where one label only."""
     truth, score = flat_and_finite(truth, score)
     if truth.all() or not truth.any():
         return None
@@ -48,7 +39,7 @@ def ranking_metrics(truth: ArrayLike, score: ArrayLike) -> dict[str, float | Non
         {"auroc", "ap", "f1max"}, each in [0, 1], or None where only one label is present (undefined).
 
     Raises:
-        ValueError: a score is not finite, or there is not one for every truth.
+        ValueError: a score is not finite.
     """
     curve = _curve(truth, score)
     if curve is None:

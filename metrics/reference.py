@@ -18,7 +18,7 @@ def reference_ranking_metrics(truth: ArrayLike, score: ArrayLike) -> dict[str, f
         {"auroc", "ap", "f1max"}, each in [0, 1], or None where only one label is present (undefined).
 
     Raises:
-        ValueError: a score is not finite, or there is not one for every truth.
+        ValueError: a score is not finite.
     """
     truth, score = flat_and_finite(truth, score)
     if truth.all() or not truth.any():

@@ -33,20 +33,12 @@ def aupro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> float 
 
     Args:
         masks: [n, H, W], > 0 is defective.
-        maps: [n, H, W] scores, higher is more anomalous.
-        limit: false-positive rate in (0, 1] up to which the curve counts.
+        maps: [n, H, W] scores.
 
     Returns:
         value in [0, 1], or None without a region or without a normal pixel.
-
-    Raises:
-        ValueError: masks and maps are not of one shape.
     """
     masks, maps = np.asarray(masks) > 0, np.asarray(maps)
-    if masks.shape != maps.shape:
-        raise ValueError(
-            f"maps of shape {maps.shape} for masks of {masks.shape}: expected one score per pixel"
-        )
     weight, per_image = region_weights(masks)
     regions = per_image.sum()
     if regions == 0 or masks.all():

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from model.contexts import Scope, TextContext
-
-CONTROLS = ("none", "other_class", "constant")
+from model.settings import CONTEXT_CONTROLS
 
 
 def check_control(control: str) -> None:
     """Raises ValueError for a control that is none."""
-    if control not in CONTROLS:
-        raise ValueError(f"--context_control {control}: expected one of {', '.join(CONTROLS)}")
+    if control not in CONTEXT_CONTROLS:
+        raise ValueError(f"--context_control {control}: expected one of {', '.join(CONTEXT_CONTROLS)}")
 
 
 def controlled_scope(scope: Scope, control: str) -> Scope:

@@ -112,6 +112,8 @@ class CrossAttentionSettings:
     no_normalize_context: bool = option(False, "ablation: text context of any length", at_test=MUST_AGREE)
 
 
+# Controls of studies; what they are: model/context_controls.py and model/self_reference.py.
+CONTEXT_CONTROLS = ("none", "other_class", "constant")
 REFERENCE_CONTROLS = ("none", "constant", "shuffled")
 
 

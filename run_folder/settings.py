@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
-from model.context_controls import CONTROLS
 from model.settings import (
+    CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
     CrossAttentionSettings,
@@ -68,7 +68,7 @@ class ContextSettings:
         "control of a study: contexts without information, same parameters",
         at_test=MUST_AGREE,
         added_later=True,
-        choices=CONTROLS,
+        choices=CONTEXT_CONTROLS,
     )
 
 
