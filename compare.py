@@ -14,11 +14,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comparison.arms import Arm, read_arm
+from comparison.crossed_effects import ENOUGH_SEEDS
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
+from comparison.hypotheses import read_hypotheses
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
 from comparison.report import render
@@ -31,7 +34,6 @@ from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
 from utils import quiet_logger
 
-ENOUGH_SEEDS = 5
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
 DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py
 
@@ -51,6 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
         choices=METRICS,
         default=["pixel_ap", "image_auroc"],
         help="metrics that decide; chosen before looking",
+    )
+    parser.add_argument(
+        "--hypotheses",
+        nargs="+",
+        metavar="ARM:METRIC[:DATASET]",
+        help="what is to be decided, declared before looking; * for any; default: all arms and datasets in the verdict "
+        "metrics",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="differences below it are of no interest: a 90 %% interval inside it shows that there is none",
     )
     parser.add_argument(
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
@@ -103,13 +118,10 @@ def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[s
                 f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
                 "and are left out."
             )
-    if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
+    if any(len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
         notes.append(
-            f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
-            "one verdict in ten is false then. Treat these as preliminary."
+            f"With fewer than {ENOUGH_SEEDS} seeds the intervals say nothing about other training seeds."
         )
-    if any(len(compared["seeds"]) == 1 for compared in first_result.values()):
-        notes.append("With one seed the intervals say nothing about other training seeds.")
     return notes
 
 
@@ -154,6 +166,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = build_parser().parse_args(own_flags)
     if args.replicates < 100:
         raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
+    if args.margin is not None and args.margin <= 0:
+        raise ValueError(f"--margin {args.margin}: expected percentage points above 0, for instance 1")
+    hypotheses = read_hypotheses(args.hypotheses, args.verdict_metrics)
+    margin = None if args.margin is None else args.margin / 100
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
     baseline, arms = read_arms(args)
     flags = [text for flag in DATA_FLAGS if (value := getattr(args, flag)) for text in (f"--{flag}", value)]
@@ -164,13 +180,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         baseline,
         arms,
         args.datasets,
-        verdict_metrics=args.verdict_metrics,
+        hypotheses=hypotheses,
         replicates=args.replicates,
         seed=args.resampling_seed,
+        margin=margin,
     )
     report_info = {
         "command": ["python", "compare.py", *typed],
-        "verdict_metrics": args.verdict_metrics,
+        "verdict_metrics": [
+            metric for metric in METRICS if any(fnmatchcase(metric, one.metric) for one in hypotheses)
+        ],
+        "hypotheses": [str(one) for one in hypotheses],
+        "margin": margin,
         "replicates": args.replicates,
         "resampling_seed": args.resampling_seed,
         "versions": versions(),
@@ -180,10 +201,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     out = Path(args.out)
     write_text(out / "comparison.json", as_json(results, baseline, arms, report_info) + "\n")
     write_text(out / "comparison.csv", csv_text(results))
-    write_text(out / "comparison.md", markdown(results, args.verdict_metrics))
-    write_text(out / "comparison.tex", latex(results, args.verdict_metrics))
+    write_text(out / "comparison.md", markdown(results))
+    write_text(out / "comparison.tex", latex(results, report_info["verdict_metrics"]))
     write_text(out / "report.html", render(results, baseline, arms, report_info, galleries))
-    print(console(results, args.verdict_metrics))
+    print(console(results))
     print(f"\nReport and tables are in {out}")
     return results
 

@@ -120,6 +120,11 @@ def add_study_flags(parser: argparse.ArgumentParser, name: str, seeds: list[int]
         "--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on"
     )
     parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="remake the table from the runs that are there; train nothing",
+    )
 
 
 def corrections(
@@ -156,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, runs = Path(args.out) / name, Path(args.runs).resolve()
     data = runs / f"data_seed{args.data_seed}"
     missing_runs = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
-    for rendered in (args.train, args.test):
+    for rendered in () if args.tables_only else (args.train, args.test):
         render = [
             "-m",
             "demo_world.render_sets",
@@ -175,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_out = out.with_name(name.replace("_corrected", ""))
     uncorrected = read_results(plain_out, plain_arms, args.train) if args.corrected else {}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
+    if not args.tables_only:
+        run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
     flags = (
         f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"

@@ -89,14 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seed",
         str(args.data_seed),
     ]
-    subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
-    declare_halves(data)
+    if not args.tables_only:
+        subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+        declare_halves(data)
     every = {arm: (script, [*flags, "--precision", args.precision]) for arm, (script, flags) in ARMS.items()}
     todo = tasks([arm for arm in ARMS if arm in (args.arms or ARMS)], args.seeds, args.shard)
     results = {}
     for half, other in (HALVES, HALVES[::-1]):
         read_results(out / half, every, half, CONFIG)  # a mismatch is better found before anything is trained
-        run_missing(todo, every, half, [other], data, data.parent / half, out / half, CONFIG)
+        if not args.tables_only:
+            run_missing(todo, every, half, [other], data, data.parent / half, out / half, CONFIG)
         results[half] = read_results(out / half, every, half, CONFIG)
     merged = both_halves(results)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in merged}))

@@ -48,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table"
     )
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="remake the table from the runs that are there; train nothing",
+    )
     return parser
 
 
@@ -120,9 +125,9 @@ def keep_picture(sheet: Path, file: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    out, data, work = Path(args.out), Path(args.data).resolve(), Path(args.work).resolve()
+def run_missing(args: Namespace, out: Path) -> None:
+    """Train and test what has no JSON in `out` yet, and write it there."""
+    data, work = Path(args.data).resolve(), Path(args.work).resolve()
     for name in (TRAIN_SET, TEST_SET):
         python("-m", "demo_world.render_sets", "--name", name, "--out", str(data), "--size", str(SIZE))
     read_results(out, args)
@@ -139,6 +144,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
                     out / f"images_{shot}shot.jpg",
                 )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    out = Path(args.out)
+    if not args.tables_only:
+        run_missing(args, out)
     results = read_results(out, args)
     write_text(out / "table.md", report(results, args))
     print(tables(results))
