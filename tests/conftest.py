@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 from cross_attention_world import MODEL as MODEL_WITH_EQUAL_WIDTHS  # noqa: E402
 from cross_attention_world import write_world  # noqa: E402
-from flag_words import words  # noqa: E402
+from flag_words import SHORT_TRAINING, words  # noqa: E402
 
 MODEL = "ViT-Test-8"
 CONFIG = {
@@ -186,17 +186,6 @@ def flags(model_name, weights, data_root, tmp_path):
         data_root=data_root,
         save_path=tmp_path / "run",
     )
-
-
-SHORT_TRAINING = words(
-    surgery_until_layer=3,
-    training_mode="full_shot",
-    text_epoch=1,
-    image_epoch=1,
-    text_batch_size=4,
-    image_batch_size=4,
-    text_lr=1e-3,
-)
 
 
 @pytest.fixture

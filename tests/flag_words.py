@@ -10,3 +10,15 @@ def words(**flags):
         given = [] if value is True else value if isinstance(value, list | tuple) else [value]
         line += [f"--{name}", *map(str, given)]
     return line
+
+
+# One epoch of each stage on all images.
+SHORT_TRAINING = words(
+    surgery_until_layer=3,
+    training_mode="full_shot",
+    text_epoch=1,
+    image_epoch=1,
+    text_batch_size=4,
+    image_batch_size=4,
+    text_lr=1e-3,
+)

@@ -1,9 +1,44 @@
-"""Short runs with cross-attention that several files of this folder look at."""
+"""Short runs that several files of this folder look at."""
+
+import shutil
 
 import pytest
 from cross_attention_world import MODEL
 from feedback_miniature import MINIATURE
-from flag_words import words
+from flag_words import SHORT_TRAINING, words
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder the flags name."""
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, model_name, weights, data_root):
+    """A run of one text and two image epochs, trained once; tests copy what they change."""
+    import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    flags = words(
+        model_name=model_name,
+        clip_weights=weights,
+        img_size=32,
+        text_adapt_until=2,
+        image_adapt_until=2,
+        dataset="MVTec",
+        data_root=data_root,
+        save_path=folder,
+    )
+    train.main([*flags, *SHORT_TRAINING, "--image_epoch", "2"])
+    return folder
+
+
+@pytest.fixture
+def trained_copy(trained, run):
+    """The same run where the flags name it."""
+    shutil.copytree(trained, run)
+    return run
 
 
 @pytest.fixture
