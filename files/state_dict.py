@@ -6,8 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-NESTED = ("state_dict", "model_state_dict", "model")  # where training programs put it
-WRAPPERS = re.compile(r"^(?:module|model|_orig_mod)\.")  # DataParallel and DDP, Lightning, torch.compile
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training programs put it
+WRAPPERS = (
+    re.compile(  # DataParallel and DDP, Lightning, Fabric, averages of weights, modules that hold a CLIP
+        r"^(?:module|model|_forward_module|ema_model|clip_model|clip|backbone|network|net)\."
+    )
+)
+INSIDE = re.compile(  # torch.compile, FSDP and activation checkpoints, at any depth
+    r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
+)
+COUNTERS = ("n_averaged",)  # what torch's AveragedModel keeps beside its module
 
 
 def nested_state(content: Any) -> Any:
@@ -23,17 +31,18 @@ def nested_state(content: Any) -> Any:
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict without the prefixes that wrappers give its names.
 
-    `_orig_mod` (torch.compile) goes wherever it stands; `module.` and `model.` go where every name has them.
+    `_orig_mod` (torch.compile) and FSDP's go wherever they stand; `module.`, `model.` and their like go where every
+    name has them.
 
     Raises:
         ValueError: two names become the same.
     """
-    names = {name: re.sub(r"(^|\.)_orig_mod(?=\.)", "", name).lstrip(".") for name in state}
+    names = {name: INSIDE.sub("", name).lstrip(".") for name in state if name not in COUNTERS}
     while names and (common := _common_prefix(names.values())):
         names = {old: name.removeprefix(common) for old, name in names.items()}
     if len(set(names.values())) != len(names):
         raise ValueError("two of its tensors have one name when the prefixes of wrappers are taken away")
-    return {names[name]: value for name, value in state.items()}
+    return {name: state[old] for old, name in names.items()}
 
 
 def _common_prefix(names) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.attention import BatchFirstAttention
 from model.blocks import run_blocks
+from model.names import architecture_name, meant
 from model.surgery import replace_attention
 from model.weights_file import WeightsSource, find_weights, load_backbone_weights
 
@@ -184,7 +185,8 @@ def create_model(
     """Build a frozen CLIP backbone and load its weights; the positional arguments are upstream's.
 
     Args:
-        model_name: an open_clip ViT architecture, or ViT-Tiny-8-demo (shipped with weights).
+        model_name: an open_clip ViT architecture in either spelling (ViT-L-14-336, ViT-L/14@336px), or
+            ViT-Tiny-8-demo (shipped with weights).
         img_size: image side in pixels; positions are resized (bicubic) to its patch grid.
         pretrained: "openai" or another open_clip tag, a weight file, or None for random weights.
         precision: "fp32", "fp16" or "bf16".
@@ -202,6 +204,7 @@ def create_model(
         FileNotFoundError: no weights were found; the message says where it looked.
         RuntimeError: the weight file is damaged or belongs to another architecture.
     """
+    model_name = architecture_name(model_name)
     model = _build(model_name, img_size, quick_gelu)
     if pretrained is None and require_pretrained:
         raise ValueError("require_pretrained without `pretrained`: pass pretrained='openai', a tag or a file")
@@ -221,7 +224,8 @@ def _build(model_name, img_size, quick_gelu):
     config = open_clip.get_model_config(model_name)
     if config is None:
         raise ValueError(
-            f"--model_name {model_name}: unknown to open_clip; try ViT-L-14-336 or ViT-Tiny-8-demo"
+            f"--model_name {model_name}: unknown to open_clip{meant(model_name, open_clip.list_models())}; try "
+            "ViT-L-14-336 or ViT-Tiny-8-demo"
         )
     patch = config.get("vision_cfg", {}).get("patch_size")
     foreign = sorted(set(config) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})

@@ -16,6 +16,7 @@ from files.digests import state_digest
 from files.state_dict import nested_state, unwrapped
 from files.tensors import UNREADABLE, DamagedFile, TensorFile, load_safetensors, read_archive, reading_failure
 from files.torchscript import is_torchscript, read_torchscript
+from model.names import architecture_name, weights_name
 
 HERE = Path(__file__).parent
 LOCAL_FILES = {
@@ -29,6 +30,9 @@ FOREIGN = {  # beginnings of names that tell other libraries' layouts
     "text_model.": "Hugging Face's CLIPModel layout",
     "blocks.": "timm's layout of an image tower alone",
     "trunk.": "timm's layout of an image tower alone",
+    "visual.trunk.": "open_clip's layout of a timm image tower",
+    "image_encoder.": "a layout with the two encoders apart, as prompt learning keeps them",
+    "text_encoder.": "a layout with the two encoders apart, as prompt learning keeps them",
 }
 
 
@@ -65,7 +69,8 @@ def find_weights(
             return Path(value)
     if Path(tag).is_file():
         return Path(tag)
-    local = LOCAL_FILES.get(model_name.removesuffix("-quickgelu"))  # the same weights in both architectures
+    model_name = architecture_name(model_name)
+    local = LOCAL_FILES.get(weights_name(model_name))
     if local is not None and local.is_file():
         return local
     looked = [f"--clip_weights (not given), {WEIGHTS_VARIABLE} (not set)"] + ([str(local)] if local else [])

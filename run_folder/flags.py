@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from files.command import HELP
+from model.names import architecture_name
 from run_folder.settings import DEVIATIONS, Settings, default_of
 
 MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
@@ -44,12 +45,13 @@ def parse(
     parser = build_parser(description, groups, defaults)
     given = flags_given(parser, argv)
     known, _ = parser.parse_known_args(argv)
-    own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(
-        getattr(known, "model_name", None), {}
-    )
+    model_name = architecture_name(getattr(known, "model_name", None) or "")
+    own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(model_name, {})
     names = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
     values = vars(parser.parse_args(argv))
+    if values.get("model_name"):
+        values["model_name"] = model_name  # the one spelling that checkpoints and tables have
     if values.get("corrected"):
         values |= {flag: corrected for flag, (_, corrected) in DEVIATIONS.items() if flag not in given}
     if values.get("quick_gelu") and values["model_name"] in GELU_MODELS:

@@ -112,7 +112,10 @@ class FillTrainingSettings:
     log_every: int = option(10, "steps per log line", moves_numbers=False)
     save_every: int = option(500, "steps per checkpoint; one more at the end", moves_numbers=False)
     debug: bool = option(
-        False, "log the shapes of the first two steps", moves_numbers=False, added_later=True
+        False,
+        "log the shapes of the first two steps, and show the traceback of an error",
+        moves_numbers=False,
+        added_later=True,
     )
 
 

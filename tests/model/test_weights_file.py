@@ -14,7 +14,10 @@ import model.weights_file as weights_file
 from files.atomic import sha256
 from files.tensors import DamagedFile
 from model.clip import create_model
+from model.names import architecture_name
+from model.settings import ModelSettings
 from model.weights_file import find_weights, foreign_layout, published_as, read_state_dict
+from run_folder.flags import parse
 
 
 class Tree(nn.Module):
@@ -379,6 +382,15 @@ def test_a_changed_value_in_an_archive_is_seen(archive, tmp_path):
         lambda state: {"model_state_dict": {f"module.{name}": value for name, value in state.items()}},
         lambda state: {name.replace("visual.", "visual._orig_mod."): value for name, value in state.items()},
         lambda state: {
+            name.replace("resblocks.0.", "resblocks.0._checkpoint_wrapped_module."): value
+            for name, value in state.items()
+        },
+        lambda state: {f"_forward_module.module.{name}": value for name, value in state.items()},
+        lambda state: (
+            {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in state.items()}
+        ),
+        lambda state: {"module": {f"clip_model.{name}": value for name, value in state.items()}},
+        lambda state: {
             name if name.startswith(("visual.", "logit")) else f"text.{name}": value
             for name, value in state.items()
         },
@@ -391,6 +403,10 @@ def test_a_changed_value_in_an_archive_is_seen(archive, tmp_path):
         "model",
         "nested",
         "one tower",
+        "activation checkpoints",
+        "Fabric",
+        "average of weights",
+        "holder of a CLIP",
         "custom text",
     ],
 )
@@ -412,6 +428,8 @@ def test_another_librarys_layout_is_named(load, tmp_path):
     ):
         load(tmp_path / "hf.pt")
     assert "timm" in foreign_layout(["blocks.0.attn.qkv.weight"]) and foreign_layout(["visual.proj"]) is None
+    assert "timm" in foreign_layout(["visual.trunk.blocks.0.attn.qkv.weight"])
+    assert "two encoders apart" in foreign_layout(["text_encoder.transformer.resblocks.0.ln_1.weight"])
 
 
 def test_openais_published_files_are_known_by_their_hash_and_both_names_of_one_find_it(monkeypatch, tmp_path):
@@ -419,7 +437,26 @@ def test_openais_published_files_are_known_by_their_hash_and_both_names_of_one_f
     assert known == "ViT-L-14-336px.pt" and published_as("0" * 64) is None
     monkeypatch.setitem(weights_file.LOCAL_FILES, "ViT-L-14-336", tmp_path / "ViT-L-14-336px.pt")
     (tmp_path / "ViT-L-14-336px.pt").touch()
-    assert find_weights("ViT-L-14-336-quickgelu") == find_weights("ViT-L-14-336")
+    for name in ("ViT-L-14-336-quickgelu", "ViT-L/14@336px", "ViT-L-14-336px", "ViT-L-14@336"):
+        assert find_weights(name) == tmp_path / "ViT-L-14-336px.pt", name
+
+
+def test_names_of_one_architecture_are_one_name():
+    for name in ("ViT-L/14@336px", "ViT-L-14-336px", "ViT-L-14-336", "ViT-L-14@336px.pt"):
+        assert architecture_name(name) == "ViT-L-14-336"
+    assert architecture_name("ViT-L/14@336px-quickgelu") == "ViT-L-14-336-quickgelu"
+    assert [architecture_name(name) for name in ("ViT-B/32", "ViT-Tiny-8-demo", "hf-hub:a/b")] == [
+        "ViT-B-32",
+        "ViT-Tiny-8-demo",
+        "hf-hub:a/b",
+    ]
+    settings = parse("", {"model": ModelSettings}, ["--model_name", "ViT-L/14@336px"])
+    assert settings.model.model_name == "ViT-L-14-336"
+
+
+def test_a_misspelled_architecture_is_answered_with_the_one_meant():
+    with pytest.raises(ValueError, match=r"unknown to open_clip \(do you mean .*ViT-L-14-336"):
+        create_model("vit_l_14_336", 28)
 
 
 def test_a_safetensors_file_replaced_while_it_is_read_is_refused(weights, load, tmp_path, monkeypatch):
