@@ -118,7 +118,7 @@ def rows_identity(samples: Sequence[Sample]) -> dict[str, Any]:
     listed, images, masks = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     classes, image_bytes = {}, 0
     for sample in samples:
-        files = mask_files(sample)
+        files = sample.mask_paths
         line = [sample.file_name, sample.class_name, str(sample.label), *(Path(file).name for file in files)]
         listed.update(json.dumps(line).encode())
         size, print_of_image = fingerprint(sample.image_path)
@@ -130,20 +130,13 @@ def rows_identity(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "rows": len(samples),
         "anomalous": sum(sample.label == 1 for sample in samples),
-        "masks": sum(len(mask_files(sample)) for sample in samples),
+        "masks": sum(len(sample.mask_paths) for sample in samples),
         "classes": classes,
         "image_bytes": image_bytes,
         "listed_sha256": listed.hexdigest(),
         "images_sha256": images.hexdigest(),
         "masks_sha256": masks.hexdigest(),
     }
-
-
-def mask_files(sample: Sample) -> list[str]:
-    """The mask files of a row, none, one or several."""
-    if sample.mask_path is None:
-        return []
-    return [sample.mask_path] if isinstance(sample.mask_path, str) else list(sample.mask_path)
 
 
 def compare_identity(
