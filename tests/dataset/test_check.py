@@ -253,12 +253,16 @@ def test_pictures_are_compared_across_data_sets(world):
 
 def test_it_cannot_run_without_data_or_with_wrong_flags(world, tmp_path, capsys):
     world.fill()
-    assert main(["--dataset", "Nowhere", "--data_root", str(tmp_path)]) == 2
-    assert main(["--dataset", "MVTec", "--data_root", str(tmp_path)]) == 2
-    assert "error: dataset MVTec: no folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown dataset 'Nowhere'"):
+        main(["--dataset", "Nowhere", "--data_root", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="dataset MVTec: no folder"):
+        main(["--dataset", "MVTec", "--data_root", str(tmp_path)])
     assert world.check()[0] == 0
-    world.rows[0]["image_path"] = "missing.png"
-    assert world.check()[0] == 2 and "missing.png" in capsys.readouterr().err
+    for number in (0, 1):
+        world.rows[number]["image_path"] = f"missing{number}.png"
+    status, found = world.check()
+    assert status == 1 and found["kinds"]["refused row"]["count"] == 2
+    assert "missing1.png" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         main(["--data_root", str(tmp_path)])
     assert stopped.value.code == 2

@@ -115,12 +115,6 @@ def test_a_mask_of_two_pictures_is_warned_about_and_the_same_row_twice_is_not(tm
     assert "shared mask" in text and "rows:0 and rows:1" in text
 
 
-def test_a_mask_that_is_the_image_stops_the_run(tmp_path):
-    one = sample(tmp_path, 0)
-    with pytest.raises(ValueError, match="rows:0: mask_path and image_path are both"):
-        look_at_files([one._replace(mask_path=one.image_path)], "Own", Reading(), logging.getLogger("test"))
-
-
 def test_training_without_an_anomalous_picture_is_warned_about(tmp_path, caplog):
     normal, anomalous = sample(tmp_path, 0), sample(tmp_path, 1, (16, 12))
     assert "no anomalous picture in the training set" in said(caplog, [normal], training=True)[1]
