@@ -62,6 +62,13 @@ def test_an_unknown_class_or_dataset_is_named_with_the_known_ones(dataset, name)
         class_tokens(dataset, name)
 
 
+def test_anchors_of_an_unknown_dataset_are_refused_with_the_known_ones(adapted):
+    with pytest.raises(
+        ValueError, match="dataset 'Nowhere' is unknown: expected one of .*MVTec.*--dataset_config"
+    ):
+        get_adapted_text_embedding(adapted, "Nowhere", "cpu")
+
+
 def test_prompt_embeddings_have_unit_length(adapted):
     normal, abnormal = get_adapted_single_sentence_text_embedding(adapted, "MVTec", "screw", "cpu")
     assert normal.shape == (6, 16) and abnormal.shape == (10, 16)

@@ -25,7 +25,7 @@ from metrics import with_old_names
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, CrossAttentionModule
 from model.clip import create_model, surgery_copy
 from training import stages
-from training.base_weights import looks_untrained, summarise
+from training.base_weights import load_base, looks_untrained, summarise
 from training.optimisation import only_training
 from training.stages import orthogonality_loss
 
@@ -317,6 +317,10 @@ def test_a_baselines_adapters_are_loaded_strictly_and_said(run, tmp_path):
         run("wrong", "--load_base_text_adapter", str(baseline / "image_adapter.pth"))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run("missing", "--load_base_image_adapter", str(tmp_path / "nothing.pth"))
+
+
+def test_a_command_without_flags_for_a_base_starts_afresh(model):
+    assert load_base(model, None) == {}
 
 
 def test_a_trained_file_that_looks_untrained_is_named(lines):

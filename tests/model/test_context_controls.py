@@ -1,4 +1,4 @@
-"""Contexts without information: the controls in forward_utils_cross_attention.py, and a run with them."""
+"""Contexts without information: model/context_controls.py, and a run with them."""
 
 import pytest
 import torch
@@ -26,6 +26,23 @@ def contexts():
         name: TextContext(torch.full((5, 4), float(row)), torch.tensor([True] * 3 + [False] * 2))
         for row, name in enumerate(("bottle", "screw"))
     }
+
+
+@pytest.mark.parametrize("controlled", [controlled_scope, controlled_text_contexts])
+def test_an_unknown_control_or_scope_is_refused_with_the_ones_there_are(controlled, contexts):
+    first = class_scope if controlled is controlled_scope else contexts
+    with pytest.raises(
+        ValueError, match="--context_control silence: expected one of none, other_class, constant"
+    ):
+        controlled(first, "silence")
+    with pytest.raises(ValueError, match="--context_scope image: expected one of class, batch"):
+        scope_named("image")
+
+
+def test_a_class_without_a_context_is_named_where_others_have_one(contexts):
+    assert text_context_groups({}, ["zipper"]) == []
+    with pytest.raises(KeyError, match="no text context of zipper: there are those of bottle, screw"):
+        text_context_groups(contexts, ["bottle", "zipper"])
 
 
 def test_without_control_scope_and_contexts_are_what_they_were(contexts):

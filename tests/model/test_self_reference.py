@@ -69,6 +69,7 @@ def test_a_patch_without_a_like_is_rarest():
         ({"self_reference_neighbours": 1.5}, "--self_reference_neighbours 1.5: expected a share"),
         ({"self_reference": -0.1}, "--self_reference -0.1: expected a weight above 0"),
         ({"self_reference_head": -1.0}, "--self_reference_head -1.0: expected a weight above 0"),
+        ({"self_reference_control": "loud"}, "--self_reference_control loud: expected one of none, constant"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, why):
@@ -112,6 +113,16 @@ def test_a_comparison_takes_rarities_at_hand_and_makes_the_frozen_pass_otherwise
     monkeypatch.setattr(type(clip), "encode_image", None)  # no second pass
     again, same = model.compare(images, anchors, rarities=rarities)
     assert torch.equal(head, same) and all(map(torch.equal, logits, again))
+
+
+def test_rarity_is_one_more_coordinate_in_which_the_abnormal_anchor_alone_has_1():
+    reference = SelfReference(1, SelfReferenceSettings(self_reference=2.0))
+    seg, det, anchors = [torch.zeros(1, 3, 4)], torch.zeros(1, 4), torch.full((1, 4, 2), 0.5)
+    rare = torch.tensor([[TYPICAL, TYPICAL + 0.1, TYPICAL - 0.2]])
+    (patches,), image, pairs = reference.with_coordinate(seg, det, anchors, [rare])
+    torch.testing.assert_close(patches[0, :, 4], torch.tensor([0.0, 0.2, -0.4]))
+    torch.testing.assert_close(image[0, 4], torch.tensor(TYPICAL + 0.1 - TYPICAL_PEAK))
+    assert pairs[0, 4].tolist() == [0.0, 1.0] and torch.equal(pairs[:, :4], anchors)
 
 
 @pytest.mark.bit_equality

@@ -87,6 +87,10 @@ def test_given_flags_win_over_either_recipe():
     assert (own.optimizer, own.betas, training.text_lr, own.clip_norm) == ("adam", [0.1, 0.2], 1.0, 0.0)
     assert settings.corrections.milestones == [16000.0] and training.image_lr == 5e-3
     assert flags().corrections.milestones == [0.5, 0.8]
+    help_of_recipe = next(one for one in fields(recipes.FeedbackSettings) if one.name == "recipe").metadata[
+        "help"
+    ]
+    assert "v2 also --text_lr 2e-05, --image_lr 0.005, --text_epoch 5, --image_epoch 15" in help_of_recipe
 
 
 def test_a_backbones_own_rates_win_over_recipe_v1_and_given_ones_over_all(tmp_path, monkeypatch):
