@@ -196,7 +196,7 @@ def encode_anchors(
         model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1
     )
     parts = zip(features.split(counts), normal, strict=True)
-    return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])
+    return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])  # [n, E, 2]
 
 
 def anchors_of_batch(model: nn.Module, dataset_name: str, class_names: Sequence[str]) -> Tensor:
@@ -258,7 +258,7 @@ class BinaryDiceLoss(nn.Module):
     def forward(self, prob: Tensor, mask: Tensor, mask_known: Tensor | None = None) -> Tensor:
         """prob [B, H, W] in [0, 1], mask of as many elements -> scalar, over the images of known mask ([B] of 0/1;
         None for all)."""
-        prob, mask = prob.flatten(1), mask.reshape(prob.shape[0], -1)
+        prob, mask = prob.flatten(1), mask.reshape(prob.shape[0], -1)  # [B, H * W]
         overlap = (prob * mask).sum(1)
         found = mean_over_known((2 * overlap + 1) / (prob.sum(1) + mask.sum(1) + 1), mask_known)
         return (1 if mask_known is None else mask_known.amax()) - found

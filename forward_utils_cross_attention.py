@@ -60,7 +60,7 @@ def text_context_of_class(
     tokens = model.text_context(send(ids, model.device))
     if model.attention.attend_padding:
         return TextContext(tokens, tokens.new_ones(len(tokens), dtype=torch.bool), tokens)
-    real = torch.arange(length) < torch.tensor(lengths)[:, None]
+    real = torch.arange(length) < torch.tensor(lengths)[:, None]  # [P, T]
     seen = [prompt[:own] for prompt, own in zip(tokens.unflatten(0, (prompts, length)), lengths, strict=True)]
     return TextContext(tokens, send(real.flatten(), model.device), torch.cat(seen))
 

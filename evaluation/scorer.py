@@ -86,7 +86,12 @@ class RawCLIP(nn.Module):
         self.clip, self.levels = clip, clip.default_levels[-1:]
 
     def compare(self, image: Tensor, anchors: Tensor) -> tuple[list[Tensor], Tensor]:
-        """As AdaptedCLIP.compare, with one level."""
+        """([patch logits [B, L, 2]] of one level, head cosines [B, 2]), as AdaptedCLIP.compare.
+
+        Args:
+            image: [B, 3, H, W].
+            anchors: [B, E, 2].
+        """
         pooled, (tokens,) = self.clip.encode_image(image, self.levels)
         patches = F.normalize(self.clip.visual.ln_post(tokens[:, 1:]) @ self.clip.visual.proj, dim=-1)
         return compare_embeddings([patches], F.normalize(pooled, dim=-1), anchors)

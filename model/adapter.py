@@ -171,8 +171,8 @@ class AdaptedCLIP(nn.Module):
 
     def embed_levels(self, tokens: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings (seg, det), as `forward`, of vision tokens [B, N, C] per level."""
-        patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in tokens]  # CLS dropped
-        seg = [
+        patches = [self.clipmodel.visual.ln_post(x[:, 1:]) for x in tokens]  # [B, L, C], CLS dropped
+        seg = [  # [B, L, E]
             F.normalize(project(x), dim=-1)
             for project, x in zip(self.image_adapter["seg_proj"], patches, strict=True)
         ]

@@ -28,6 +28,7 @@ def frozen_patches(
     """
     last, tokens = _tokens_of_both(clip, surgery, image, levels)
     visual, cls = surgery.visual, F.normalize(clip.pool(last), dim=-1)
+    # [B, N, C] -> [B, L, E]: plain CLIP's CLS lends every local patch what the whole image says.
     patches = [F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1) + cls[:, None] for x in tokens]
     return dict(zip(levels, patches, strict=True)), cls
 

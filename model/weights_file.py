@@ -173,7 +173,7 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Wei
 
 
 def check_architecture(state: dict[str, torch.Tensor], model: CLIP, path: Path, model_name: str) -> None:
-    """Raises RuntimeError unless a state dict has the model's names and shapes; the message lists what differs."""
+    """Raises RuntimeError unless {name: tensor} has the model's names and shapes; the message lists what differs."""
     want = model.state_dict()
     problems = [f"{name} is missing" for name in want if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in want]

@@ -127,11 +127,12 @@ def sweep_checkpoints(run: Path | str) -> list[str]:
 
 
 def base_weights(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
-    """The transformer's own tensors, LoRA left out, as peft names them inside the module."""
+    """{name: tensor} of the transformer's own weights, LoRA left out, as peft names them inside the module."""
     return {name: value for name, value in transformer.state_dict().items() if ".lora_" not in name}
 
 
 def on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same {name: tensor} detached, contiguous and on the CPU, as safetensors wants them."""
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from flag_words import SHORT_TRAINING, words
 from PIL import Image
 
 import compare
@@ -33,40 +34,20 @@ def world(tmp_path_factory, model_name, weights, data_root):
     """Folder with base_1, base_2 and loud_1, loud_2: runs of two seeds, and the same with noisy image adapters."""
     root = tmp_path_factory.mktemp("world")
     for seed in (1, 2):
-        train.main(
-            [
-                "--model_name",
-                model_name,
-                "--clip_weights",
-                str(weights),
-                "--img_size",
-                "32",
-                "--surgery_until_layer",
-                "3",
-                "--text_adapt_until",
-                "2",
-                "--image_adapt_until",
-                "2",
-                "--dataset",
-                "MVTec",
-                "--data_root",
-                str(data_root),
-                "--save_path",
-                str(root / f"base_{seed}"),
-                "--training_mode",
-                "full_shot",
-                "--text_epoch",
-                "1",
-                "--image_epoch",
-                "1",
-                "--text_batch_size",
-                "6",
-                "--image_batch_size",
-                "6",
-                "--seed",
-                str(seed),
-            ]
+        own = words(
+            model_name=model_name,
+            clip_weights=weights,
+            img_size=32,
+            text_adapt_until=2,
+            image_adapt_until=2,
+            dataset="MVTec",
+            data_root=data_root,
+            save_path=root / f"base_{seed}",
+            seed=seed,
+            text_lr=1e-5,
         )
+        batches = words(text_batch_size=6, image_batch_size=6)
+        train.main([*SHORT_TRAINING, *own, *batches])
         shutil.copytree(root / f"base_{seed}", root / f"loud_{seed}")
         shake(root / f"loud_{seed}" / "image_adapter.pth")
     rows = []
@@ -228,23 +209,16 @@ def test_a_folder_kept_without_checkpoints_is_compared_by_its_evaluations(compar
 def test_raw_clip_has_no_seed_and_goes_with_every_run(
     compared, world, compare_flags, tmp_path, model_name, weights, data_root
 ):
-    test_script.main(
-        [
-            "--raw_clip",
-            "--model_name",
-            model_name,
-            "--clip_weights",
-            str(weights),
-            "--img_size",
-            "32",
-            "--dataset",
-            "MVTec",
-            "--data_root",
-            str(data_root),
-            "--save_path",
-            str(tmp_path / "raw"),
-        ]
+    own = words(
+        raw_clip=True,
+        model_name=model_name,
+        clip_weights=weights,
+        img_size=32,
+        dataset="MVTec",
+        data_root=data_root,
+        save_path=tmp_path / "raw",
     )
+    test_script.main(own)
     shutil.rmtree(tmp_path / "raw" / "scores")  # as if evaluated before there were scores
     found = compare.main([*compare_flags([str(tmp_path / "raw")], tmp_path / "out")])
     assert found["MVTec"]["arms"]["raw"]["seeds"] == [1, 2]

@@ -9,16 +9,18 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from files import atomic
 from files.atomic import keep, replacing, sha256, sweep, unchanged, write_text
 from files.logs import close_logger, open_logger
 from files.tensors import load_tensors, save_tensors
 from utils import get_logger, lock_run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])

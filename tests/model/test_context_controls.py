@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from cross_attention_world import MODEL, write_world
+from flag_words import words
 
-import test
 import train_cross_attention
 from forward_utils_cross_attention import (
     TextContext,
@@ -89,53 +88,18 @@ def test_a_constant_text_context_is_one_token_for_all_classes(contexts):
     assert all(torch.equal(tokens, torch.full((1, 4), 0.5)) for _, tokens in groups)
 
 
-def test_a_run_with_a_control_is_tested_with_it(tmp_path, data_root, tmp_path_factory):
-    weights = write_world(tmp_path_factory.mktemp("cross"))
-    common = [
-        "--model_name",
-        MODEL,
-        "--clip_weights",
-        str(weights),
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--save_path",
-        str(tmp_path / "run"),
-    ]
-    train_cross_attention.main(
-        [
-            *common,
-            "--img_size",
-            "32",
-            "--text_adapt_until",
-            "2",
-            "--image_adapt_until",
-            "2",
-            "--surgery_until_layer",
-            "3",
-            "--training_mode",
-            "full_shot",
-            "--text_epoch",
-            "1",
-            "--image_epoch",
-            "1",
-            "--image_lr",
-            "1e-2",
-            "--cross_attn_heads",
-            "4",
-            "--context_control",
-            "constant",
-        ]
-    )
-    stored = torch.load(tmp_path / "run" / "text_context_dict.pth", weights_only=True)["text_context"]
+def test_a_run_with_a_control_is_tested_with_it(cross_flags, evaluate, tmp_path):
+    folder = tmp_path / "run"
+    control = words(save_path=folder, cross_attn_heads=4, context_control="constant")
+    train_cross_attention.main([*cross_flags, *control])
+    stored = torch.load(folder / "text_context_dict.pth", weights_only=True)["text_context"]
     assert {len(context["tokens"]) for context in stored.values()} == {1}
-    (result,) = test.main(common)
+    (result,) = evaluate(folder)
     assert result["mean"]["pixel_auroc"] is not None
     with pytest.raises(RuntimeError, match="--context_control was 'constant', is 'none'"):
-        test.main([*common, "--context_control", "none"])
+        evaluate(folder, "--context_control", "none")
     with pytest.raises(RuntimeError, match="whose anchors see no image: leave --text_context image away"):
-        test.main([*common, "--text_context", "image"])
+        evaluate(folder, "--text_context", "image")
 
 
 @pytest.mark.parametrize(

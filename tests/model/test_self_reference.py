@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_attention_world import MODEL, WIDTH, write_world
+from checkpoint_contents import state
+from cross_attention_world import MODEL, WIDTH
+from flag_words import words
 
-import test
 import train_cross_attention
 import train_cross_attention_feedback as feedback
 from forward_utils import get_adapted_text_embedding
@@ -26,13 +27,8 @@ NAMES = ["bottle", "screw", "bottle", "screw"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("cross"))
-
-
-@pytest.fixture(scope="module")
-def clip(world):
-    return create_model(MODEL, 32, "openai", clip_weights=world)
+def clip(cross_weights):
+    return create_model(MODEL, 32, "openai", clip_weights=cross_weights)
 
 
 def build(clip, **settings):
@@ -198,55 +194,13 @@ def test_from_loop_2_on_prompts_see_patches_without_the_reference(clip, images):
 
 
 @pytest.fixture
-def common(world, data_root, tmp_path):
-    return [
-        "--model_name",
-        MODEL,
-        "--clip_weights",
-        str(world),
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--save_path",
-        str(tmp_path / "run"),
-    ]
-
-
-@pytest.fixture
-def train_flags(common):
-    return [
-        *common,
-        "--img_size",
-        "32",
-        "--text_adapt_until",
-        "2",
-        "--image_adapt_until",
-        "2",
-        "--surgery_until_layer",
-        "3",
-        "--training_mode",
-        "full_shot",
-        "--text_epoch",
-        "1",
-        "--image_epoch",
-        "1",
-        "--image_lr",
-        "1e-2",
-        "--text_lr",
-        "1e-2",
-        "--cross_attn_heads",
-        "4",
-    ]
-
-
-def state(folder, file):
-    return torch.load(folder / file, weights_only=True)
+def train_flags(cross_flags, tmp_path):
+    return cross_flags + words(cross_attn_heads=4, self_reference=0.3, save_path=tmp_path / "run")
 
 
 @pytest.mark.bit_equality
-def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, tmp_path):
-    train_cross_attention.main([*train_flags, "--self_reference", "0.3", "--cross_attn_gate", "zero"])
+def test_a_run_learns_the_reference_and_is_tested_with_it(train_flags, evaluate, tmp_path):
+    train_cross_attention.main([*train_flags, "--cross_attn_gate", "zero"])
     image = state(tmp_path / "run", "image_adapter_cross_attn.pth")
     starts = {"weight": 0.3, "typical": TYPICAL, "head_weight": 1.0, "typical_peak": TYPICAL_PEAK}
     assert set(image["self_reference"]) == set(starts)
@@ -259,20 +213,20 @@ def test_a_run_learns_the_reference_and_is_tested_with_it(common, train_flags, t
     assert set(loaded.image_modules) == {"image_adapter", "image_cross_attn", "self_reference"}
     for key, module in loaded.image_modules.items():
         assert all(torch.equal(value, image[key][name]) for name, value in module.state_dict().items()), key
-    (result,) = test.main(common)
+    (result,) = evaluate(tmp_path / "run")
     assert result["mean"]["pixel_auroc"] is not None
     with pytest.raises(RuntimeError, match="--self_reference was 0.3, is 0.0"):
-        test.main([*common, "--self_reference", "0"])
+        evaluate(tmp_path / "run", "--self_reference", "0")
 
 
-def test_a_feedback_run_carries_the_reference_from_loop_to_loop_and_resumes(common, train_flags, tmp_path):
-    flags = [*train_flags, "--self_reference", "0.3", "--loop2_text_epoch", "1", "--loop2_image_epoch", "1"]
+def test_a_feedback_run_carries_the_reference_from_loop_to_loop_and_resumes(train_flags, evaluate, tmp_path):
+    flags = [*train_flags, *words(loop2_text_epoch=1, loop2_image_epoch=1)]
     feedback.main([*flags, "--num_feedback_loops", "1"])
     feedback.main([*flags, "--num_feedback_loops", "2"])
     first, second = (state(tmp_path / "run", f"loop_{loop}_final.pth")["self_reference"] for loop in (1, 2))
     assert set(first) == set(second) == {"weight", "typical", "head_weight", "typical_peak"}
     assert not torch.equal(first["weight"], second["weight"])
-    (result,) = test.main([*common, "--loop", "1"])
+    (result,) = evaluate(tmp_path / "run", "--loop", "1")
     assert result["mean"]["pixel_auroc"] is not None
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from cross_attention_world import MODEL, write_world
+from flag_words import words
 
 import train
 import train_cross_attention
@@ -59,57 +59,24 @@ def test_tokens_are_told_apart_by_what_they_say():
     assert kinds.count("class") == 2 * (3 + 5)
 
 
-def test_a_run_is_explained(tmp_path, data_root, tmp_path_factory):
-    weights = write_world(tmp_path_factory.mktemp("cross"))
-    common = [
-        "--model_name",
-        MODEL,
-        "--clip_weights",
-        str(weights),
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--img_size",
-        "32",
-        "--text_adapt_until",
-        "2",
-        "--image_adapt_until",
-        "2",
-        "--surgery_until_layer",
-        "3",
-        "--training_mode",
-        "full_shot",
-        "--text_epoch",
-        "1",
-        "--image_epoch",
-        "1",
-        "--text_lr",
-        "1e-2",
-    ]
-    train.main([*common, "--save_path", str(tmp_path / "baseline")])
+def test_a_run_is_explained(cross_flags, data_root, tmp_path):
+    train.main([*cross_flags, "--save_path", str(tmp_path / "baseline")])
     train_cross_attention.main(
-        [*common, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "cross_seed1")]
+        [*cross_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "cross_seed1")]
     )
     out = tmp_path / "explanation"
-    explain_cross_attention.main(
-        [
-            "--runs",
-            str(tmp_path / "cross_seed*"),
-            "--baselines",
-            str(tmp_path / "baseline"),
-            "--dataset",
-            "MVTec",
-            "--data",
-            str(data_root),
-            "--out",
-            str(out),
-        ]
+    where = words(
+        runs=tmp_path / "cross_seed*",
+        baselines=tmp_path / "baseline",
+        dataset="MVTec",
+        data=data_root,
+        out=out,
     )
+    explain_cross_attention.main(where)
     found = json.loads(out.with_suffix(".json").read_text("utf-8"))
     run = found["cross_seed1"]
-    for where in ("inside", "outside", "tokens"):
-        assert sum(run["shares"][where].values()) == pytest.approx(1, abs=1e-5)
+    for region in ("inside", "outside", "tokens"):
+        assert sum(run["shares"][region].values()) == pytest.approx(1, abs=1e-5)
     assert set(run["metrics"]) == {"own prompts", "another class's", "a constant", "nothing"}
     assert all(0 < share < 1 for share in run["gradient"].values())
     assert run["anchor cosine"] != found["baseline"]["anchor cosine"]
