@@ -103,6 +103,7 @@ def test_pixel_metrics_are_over_masks_and_image_metrics_over_labels(own, flags, 
     assert found["mean"]["image_auroc"] == (ring["image_auroc"] + scan["image_auroc"]) / 2
     log = (tmp_path / "run" / "test.log").read_text(encoding="utf-8")
     assert "4 of 6 anomalous images have no mask" in log
+    assert "Own: masks are read robust" in log and "'mask_reading': 'robust'" in log
     row = next(line for line in log.splitlines() if line.split()[:1] == ["scan"])
     assert row.split()[1:3] == ["–", "–"] and "–" not in row.split()[3:]
     # What is not known is not drawn as normal either.

@@ -233,6 +233,12 @@ def test_a_run_older_than_a_flag_continues_as_it_was_and_not_with_the_flag():
         check_same_run(old, settings(seed=1, precision="bf16"), "a.pth")
 
 
+def test_a_run_continues_with_the_masks_read_as_they_were():
+    check_same_run({"seed": 1}, settings(seed=1), "a.pth")
+    with pytest.raises(RuntimeError, match="--mask_reading was None, is 'robust'"):
+        check_same_run({"seed": 1}, settings(seed=1, mask_reading="robust"), "a.pth")
+
+
 def test_flags_that_change_no_number_may_differ_and_unknown_ones_are_no_obstacle():
     same = SETTINGS | {"device": "cpu", "workers": 0, "data_root": "a", "save_path": "a"}
     other = same | {"device": "cuda", "workers": 4, "data_root": "b", "save_path": "b"}
