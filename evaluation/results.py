@@ -42,6 +42,7 @@ def write_metrics(
     """Merge one evaluation into `metrics.json` (full precision, undefined = null) and rewrite `metrics.csv`.
 
     Args:
+        result: of evaluation.predictions.evaluate_dataset; its error bounds, if any, are stored beside the metrics.
         evaluation_info: what the numbers depend on (image size, seed, settings of the checkpoint, hashes).
         wanted: the classes that the evaluation is going to have. As long as one is missing, the entry names it under
             "unfinished", and a finished entry of the very same things stays instead.
@@ -71,6 +72,8 @@ def _merge_metrics(path, dataset, checkpoint, result, evaluation_info, wanted):
         ):
             return
         entry["unfinished"] = unfinished
+    if result.get("error_bounds"):
+        entry["error_bounds"] = result["error_bounds"]
     everything.setdefault(dataset, {})[checkpoint] = entry
     write_text(path, json.dumps(everything, indent=1) + "\n")
     table = io.StringIO()

@@ -11,17 +11,18 @@ from torch.utils.data import Dataset
 
 from dataset import DOMAINS, get_dataset
 from dataset.mask_values import mask_reading_of
+from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
 from evaluation.picture_folders import clear_stale, picture_folder
 from evaluation.picture_scores import picture_scores, write_picture_scores
-from evaluation.predictions import evaluate_dataset, shown_mean
+from evaluation.predictions import evaluate_dataset, shown_bounds, shown_mean
 from evaluation.provenance import provenance
 from evaluation.results import format_table, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from evaluation.scores import class_scores, scores_file, write_scores
-from files.pictures import visualize
+from files.pictures import visualize, visualize_batches
 from model.settings import option
 from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
@@ -41,6 +42,10 @@ class EvaluationSettings:
     """evaluation"""
 
     batch_size: int = option(32, "images scored together; changes rounding only")
+    exact_pixels: int = option(
+        EXACT_PIXELS,
+        "pixels of a class up to which pixel metrics are exact; beyond, they are binned, with an error bound",
+    )
     checkpoint: str | None = option(None, "image checkpoint file; default the run's last")
     all: bool = option(False, "evaluate every numbered image checkpoint, or every loop")
     epoch: int | None = option(None, "the image checkpoint after this many epochs instead of the last")
@@ -207,7 +212,10 @@ def keep_class(
         scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
     pictures += picture_scores(predictions, class_name, scorer.domain, scorer.levels)
     write_picture_scores(save_path, dataset, checkpoint, pictures)
-    if settings.own.visualize:
+    if settings.own.visualize and "maps" not in predictions:
+        ends = float(predictions["ends"].min()), float(predictions["ends"].max())
+        visualize_batches(predictions["again"](), predictions["files"], save_path, dataset, class_name, ends)
+    elif settings.own.visualize:
         visualize(
             predictions["masks"],
             predictions["maps"],
@@ -245,10 +253,13 @@ def report(
         workers=settings.run.workers,
         on_metrics=lambda found: write_metrics(save_path, dataset, name, found, info, list(test_sets)),
         on_class=partial(keep_class, scores, pictures, scorer, test_sets, session, name),
+        exact_pixels=settings.own.exact_pixels,
     )
     logger.info(f"{dataset} with {name} @{img_size}px")
     logger.info(f"final results:\n{format_table(result['upstream'])}")
     logger.info("mean over classes: " + shown_mean(result))
+    for line in shown_bounds(result):
+        logger.info(line)
     stored = info | {
         "tested_with": settings.record(),
         "levels": scorer.levels,

@@ -6,7 +6,7 @@ resampled test set a weighted sum over images, so that thousands of them are aff
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,26 @@ import numpy as np
 from dataset.jsonl import Sample
 from files.atomic import replacing, sha256
 from files.names import safe_name
-from metrics import fused_image_score, image_region_weights, only, renamed, unnormalised_image_score
+from metrics import (
+    extremes,
+    fused_score_of_extremes,
+    image_region_weights,
+    only,
+    renamed,
+    unnormalised_score_of_peak,
+)
 
 BINS = (
     512  # half of the bins' borders are quantiles of the abnormal pixels' scores, half of the normal pixels'
 )
 THUMBNAIL = 64  # largest side of the stored maps, in pixels
+ROWS = (
+    "positive",
+    "negative",
+    "overlap",
+    "regions",
+    "thumbnails",
+)  # of ClassScores, made from maps and masks
 RAREST = 3.0  # powers of ten, see rarity_maps
 
 
@@ -52,15 +66,23 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
     """What is kept of one class.
 
     Args:
-        found: predictions from evaluation.predictions.predict_class.
+        found: predictions from evaluation.predictions.predict_class, or accumulate_class.
         samples: the class's dataset.jsonl.Sample rows, in the order of `found`.
         levels: number of levels the maps sum over.
     """
     labels = np.asarray(found["labels"])
     order = sorted(np.flatnonzero(labels >= 0).tolist(), key=lambda i: found["files"][i])
+    fused, own = (score[order] for score in image_scores(found, domain, levels))
+    named = {
+        "files": np.array([found["files"][i] for i in order]),
+        "digests": np.array([digest(samples[i]) for i in order]),
+        "labels": labels[order].astype(np.uint8),
+        "fused": fused,
+        "own": own,
+    }
+    if "maps" not in found:
+        return ClassScores(**named, **{key: in_order(getattr(found["rows"], key), order) for key in ROWS})
     known = found["mask_known"][order]
-    fused = fused_image_score(found["maps"], found["head"], domain, labels >= 0)[order]
-    own = unnormalised_image_score(found["maps"], found["head"], levels)[order]
     seen = only(labels >= 0, found["maps"]), only(labels >= 0, found["masks"]) > 0
     borders = bin_borders(*seen, only(labels >= 0, found["mask_known"]))
     # Image by image: numbers and weights of a whole class's pixels would take several times the maps' memory.
@@ -70,11 +92,7 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
     ]
     positive, negative, overlap, regions = (np.array(column) for column in zip(*rows, strict=True))
     return ClassScores(
-        files=np.array([found["files"][i] for i in order]),
-        digests=np.array([digest(samples[i]) for i in order]),
-        labels=labels[order].astype(np.uint8),
-        fused=fused,
-        own=own,
+        **named,
         positive=positive,
         negative=negative,
         overlap=overlap,
@@ -83,6 +101,18 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
         .round()
         .astype(np.uint8),
     )
+
+
+def image_scores(found: dict, domain: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """(upstream's image score over the labelled images, the one that an image alone determines) [n] each."""
+    ends = found["ends"] if "ends" in found else extremes(found["maps"])
+    fused = fused_score_of_extremes(ends, found["head"], domain, np.asarray(found["labels"]) >= 0)
+    return fused, unnormalised_score_of_peak(ends[:, 1], found["head"], levels)
+
+
+def in_order(rows: np.ndarray, order: list[int]) -> np.ndarray:
+    """Some rows in an order; themselves where that is all of them as they stand."""
+    return rows if order == list(range(len(rows))) else rows[order]
 
 
 def image_histograms(
@@ -111,9 +141,15 @@ def bin_numbers(maps: np.ndarray, masks: np.ndarray, known: np.ndarray | None = 
 
 def bin_borders(maps: np.ndarray, masks: np.ndarray, known: np.ndarray | None = None) -> np.ndarray | None:
     """Borders between the bins of `bin_numbers`, rising; None where no pixel is known."""
-    quantiles = np.linspace(0, 1, BINS // 2)
     scores, defect = only(known, maps), only(known, masks)
-    sides = (scores[side] for side in (defect, ~defect) if side.any())  # one after the other: each is a copy
+    # One after the other: each is a copy.
+    return quantile_borders(scores[side] for side in (defect, ~defect) if side.any())
+
+
+def quantile_borders(sides: Iterable[np.ndarray]) -> np.ndarray | None:
+    """Rising borders of at most BINS bins: quantiles of the scores of every side, [m] each, which lose their order;
+    None without a side."""
+    quantiles = np.linspace(0, 1, BINS // 2)
     found = [np.quantile(side, quantiles, method="lower", overwrite_input=True) for side in sides]
     return np.unique(np.concatenate(found)) if found else None
 
@@ -145,6 +181,11 @@ def rarity_maps(
     defect = np.stack([shrunk(masks[i] > 0, side) for i in order])
     candidates = only(known, small)[only(known, defect) == 0]
     normal = np.sort(candidates if candidates.size else small.reshape(-1))
+    return rarity(small, normal)
+
+
+def rarity(small: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """`rarity_maps` of shrunk maps [n, s, s], by the rising scores of normal pixels [m]."""
     higher = len(normal) - np.searchsorted(normal, small, side="left")
     return np.clip(-np.log10(np.maximum(higher, 10**-RAREST) / len(normal)), 0, RAREST)
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metrics.exact import pixel_metrics
 from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
-from metrics.regions import aupro
 
 METRICS_VERSION = (
     1  # rises with every change that moves a number, so that compare.py never mixes two definitions
@@ -50,13 +50,19 @@ def fused_image_score(
     which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
     ones move no metric.
     """
-    reference = maps if among is None or not among.any() else only(among, maps)
-    # The peak of the scaled map is the scaled peak: no step of scaling ever changes an order.
-    peak = (
-        scaled(maps.max(axis=(1, 2)), reference.min(), reference.max())
-        if maps.size
-        else maps.max(axis=(1, 2))
-    )
+    return fused_score_of_extremes(extremes(maps), head, domain, among)
+
+
+def extremes(maps: np.ndarray) -> np.ndarray:
+    """The lowest and the highest score of every map: [n, 2]. No image score needs more of a map."""
+    return np.stack([maps.min(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)
+
+
+def fused_score_of_extremes(
+    ends: np.ndarray, head: np.ndarray, domain: str, among: np.ndarray | None = None
+) -> np.ndarray:
+    """`fused_image_score` [n] of maps of which only the `extremes` [n, 2] are known, to the last bit."""
+    peak = min_max(ends, among)[..., 1]  # scaling keeps the order, so the peak stays the peak
     return 0.5 * peak + 0.5 * min_max(head, among) if domain == "Industrial" else peak
 
 
@@ -65,7 +71,12 @@ def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) ->
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
     """
-    return 0.5 * maps.max(axis=(1, 2)) / (100.0 * levels) + 0.5 * head
+    return unnormalised_score_of_peak(maps.max(axis=(1, 2)), head, levels)
+
+
+def unnormalised_score_of_peak(peak: np.ndarray, head: np.ndarray, levels: int) -> np.ndarray:
+    """`unnormalised_image_score` [n] of maps of which only the highest score [n] is known."""
+    return 0.5 * peak / (100.0 * levels) + 0.5 * head
 
 
 def metrics_eval(
@@ -111,8 +122,13 @@ def table_row(
     pixel_preds, image_preds = np.asarray(pixel_preds), np.asarray(image_preds)
     pixel = ranking_metrics(only(mask_known, pixel_label), only(mask_known, min_max(pixel_preds)))
     image = reference_ranking_metrics(image_label, fused_image_score(pixel_preds, image_preds, domain))
+    return upstream_row(class_names, pixel, image)
+
+
+def upstream_row(name: str, pixel: dict, image: dict) -> dict[str, str | float | None]:
+    """Row of upstream's table from a class's pixel and image metrics."""
     row = {
-        "class name": class_names,
+        "class name": name,
         "pixel AUC": pixel["auroc"],
         "pixel AP": pixel["ap"],
         "image AUC": image["auroc"],
@@ -140,16 +156,22 @@ def class_metrics(
         levels: number of levels the maps sum over.
         mask_known: [n] bool, the images pixel metrics are over; None for all.
     """
-    seen_masks, seen_maps = only(mask_known, masks), only(mask_known, maps)
-    pixel, fused = (
-        ranking_metrics(seen_masks, seen_maps),
-        reference_ranking_metrics(labels, fused_image_score(maps, head, domain)),
+    return metrics_row(
+        pixel_metrics(only(mask_known, masks), only(mask_known, maps)),
+        labels,
+        fused_image_score(maps, head, domain),
+        unnormalised_image_score(maps, head, levels),
     )
-    alone = reference_ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
+
+
+def metrics_row(
+    pixel: dict[str, float | None], labels: np.ndarray, fused: np.ndarray, alone: np.ndarray
+) -> dict[str, float | None]:
+    """Every metric of one class from its pixel metrics, its labels [n] of 0/1 and both image scores [n]."""
     row = {f"pixel_{key}": value for key, value in pixel.items()}
-    row["pixel_aupro"] = aupro(seen_masks, seen_maps)
-    row |= {f"image_{key}": value for key, value in fused.items()}
-    row |= {f"image_{key}_unnormalised": value for key, value in alone.items()}
+    row |= {f"image_{key}": value for key, value in reference_ranking_metrics(labels, fused).items()}
+    unnormalised = reference_ranking_metrics(labels, alone)
+    row |= {f"image_{key}_unnormalised": value for key, value in unnormalised.items()}
     return row | {"images": len(labels), "abnormal_images": int(np.sum(np.asarray(labels) > 0))}
 
 

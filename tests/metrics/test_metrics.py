@@ -353,22 +353,7 @@ def test_files_keep_the_names_the_unnormalised_metrics_had_and_old_files_are_rea
     assert renamed(both) == row and renamed({"own_image_f1max": 1.0}) == {"image_f1max_unnormalised": 1.0}
 
 
-@pytest.mark.parametrize("values", [3, 40, 10**6])
-@pytest.mark.parametrize("block", [1, 7, 1000, 1 << 20])
-def test_a_curve_taken_block_by_block_is_the_same_curve(monkeypatch, values, block):
-    random = np.random.default_rng(0)
-    masks = np.zeros((3, 20, 21), np.uint8)
-    masks[0, 2:6, 3:9] = masks[0, 10:12, 0:4] = masks[2, 5:6, 5:6] = 255
-    maps = (random.integers(0, values, masks.shape) + (masks > 0)).astype(np.float32)
-    wanted = ranking_metrics(masks, maps), aupro(masks, maps)
-    monkeypatch.setattr("metrics.ranking.BLOCK", block)
-    assert ranking_metrics(masks, maps) == pytest.approx(wanted[0], abs=1e-14)
-    assert ranking_metrics(masks, maps) == pytest.approx(reference_ranking_metrics(masks, maps), abs=1e-12)
-    assert aupro(masks, maps) == pytest.approx(wanted[1], abs=1e-14)
-
-
-def test_pixel_metrics_take_a_few_bytes_a_pixel_beside_maps_and_masks(monkeypatch):
-    monkeypatch.setattr("metrics.ranking.BLOCK", 1 << 12)
+def test_pixel_metrics_take_a_few_bytes_a_pixel_beside_maps_and_masks():
     maps = np.random.default_rng(0).random((8, 256, 256), np.float32)
     masks, labels, head = np.zeros(maps.shape, np.uint8), np.array([0, 1] * 4), np.ones(8, np.float32)
     masks[1::2, 40:90, 60:100] = 1
