@@ -57,7 +57,7 @@ def image_loss(model: Model, anchors_of: Callable, settings: Settings) -> StepLo
 
 def train(session: Session) -> None:
     """Both stages of a run, each from where its checkpoint left it."""
-    settings, device, logger = session
+    settings, device, logger, *_ = session
     dataset, save_path = settings.data.dataset, settings.run.save_path
     clip = create_backbone(settings, device, logger)
     clip_surgery = surgery_of(clip, settings)

@@ -65,7 +65,7 @@ def image_loss(model: Model, contexts: dict, anchors_of: Callable, settings: Set
 
 def train(session: Session) -> None:
     """Both stages of a run, each from where its checkpoint left it."""
-    settings, device, logger = session
+    settings, device, logger, *_ = session
     dataset, save_path = settings.data.dataset, settings.run.save_path
     clip = create_backbone(settings, device, logger)
     clip_surgery = surgery_of(clip, settings)

@@ -17,19 +17,22 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation of range(length) that depends on (seed, epoch) only; call `set_epoch` before each epoch."""
+    """A permutation of range(length) that depends on (seed, epoch) only; call `set_epoch` before each epoch.
+
+    `skip`: indices left out at its begin, for an epoch that goes on in its middle; `set_epoch` sets it to 0.
+    """
 
     def __init__(self, length: int, seed: int):
         self.length = length
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch, self.skip = epoch, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self):
         generator = keyed_generator(self.seed, "order", self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter(torch.randperm(self.length, generator=generator).tolist()[self.skip :])

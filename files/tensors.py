@@ -57,8 +57,15 @@ def save_tensors(path: Path | str, content: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the message says what is intact and how to go on.
         TypeError: it holds something that could not be read again.
+        FloatingPointError: a tensor is not finite; what was at `path` before is still there.
     """
     content = on_cpu(content)
+    broken = not_finite(content)
+    if broken:
+        raise FloatingPointError(
+            f"{path} is not written, because it would hold values that are not finite: {broken}. The training has "
+            "diverged: start again from the last checkpoint with a lower learning rate"
+        )
     sealed = {**content, DIGESTS: content_digests(content)}
     needed = sum(value.nbytes for _, value in leaves(content) if isinstance(value, Tensor))
     with replacing(path, needed) as file:
@@ -79,6 +86,19 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
+def not_finite(content: Any) -> str:
+    """Places of a content's tensors that hold NaN or infinity, with their number; "" where all are finite."""
+    found = []
+    for place, value in leaves(content):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            value = value.float() if value.element_size() == 1 else value  # no test of its own in 8 bits
+            broken = value.numel() - int(value.isfinite().sum())
+            if broken:
+                found.append(f"{place} ({broken} of {value.numel()})")
+    more = f" and {len(found) - 4} tensors more" if len(found) > 4 else ""
+    return ", ".join(found[:4]) + more
+
+
 def reading_failure(error: BaseException) -> str:
     """Why a file cannot be read; of torch's text for a refused pickle only the cause, not its advice to trust it."""
     if isinstance(error, pickle.UnpicklingError) and "WeightsUnpickler error:" in str(error):
@@ -97,7 +117,7 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> TensorFile:
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFile: the file is damaged or no checkpoint.
+        DamagedFile: the file is damaged or no checkpoint, or a tensor in it is not finite.
         RuntimeError: it lacks a key.
     """
     path = Path(path)
@@ -118,6 +138,13 @@ def load_tensors(path: Path | str, keys: tuple | list = ()) -> TensorFile:
     if missing or not isinstance(content, dict):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise Refusal(f"checkpoint {path} lacks {missing}; it holds {found}: give a file of the right kind")
+    broken = not_finite(content)
+    if broken:
+        raise DamagedFile(
+            f"checkpoint {path} holds values that are not finite: {broken}. The training had diverged when it was "
+            "written, or somebody changed it; the images are not the cause. Use an earlier one: training goes on from "
+            "it by itself, testing takes --checkpoint"
+        )
     content = TensorFile(content)
     content.sha256 = digest
     return content

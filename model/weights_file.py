@@ -14,7 +14,15 @@ from files.atomic import sha256_of, unchanged
 from files.command import Refusal
 from files.digests import state_digest
 from files.state_dict import nested_state, unwrapped
-from files.tensors import UNREADABLE, DamagedFile, TensorFile, load_safetensors, read_archive, reading_failure
+from files.tensors import (
+    UNREADABLE,
+    DamagedFile,
+    TensorFile,
+    load_safetensors,
+    not_finite,
+    read_archive,
+    reading_failure,
+)
 from files.torchscript import is_torchscript, read_torchscript
 from model.names import architecture_name, weights_name
 
@@ -157,7 +165,7 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Wei
         what was loaded.
 
     Raises:
-        DamagedFile: it cannot be read.
+        DamagedFile: it cannot be read, or a weight is not finite.
         RuntimeError: names or shapes differ from the architecture; the message lists them.
         ValueError: somebody wrote into it meanwhile.
     """
@@ -166,6 +174,12 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Wei
         read = read_state_dict(path)
         state = {name: value.float() for name, value in read.items()}
         check_architecture(state, model, path, model_name)
+        broken = not_finite(state)
+        if broken:
+            raise DamagedFile(
+                f"{path} holds CLIP weights that are not finite: {broken}. No image is the cause; download it again, "
+                "or point --clip_weights at an intact file"
+            )
         source = WeightsSource(path.name, read.sha256, state_digest(state))
         resize_pos_embed(state, model)
         model.load_state_dict(state)

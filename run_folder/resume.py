@@ -139,25 +139,28 @@ def resume_stage(
     """
     if not path.is_file():
         return
-    extendable = may_be_extended(state.name, session.settings, extendable)
-    optimizer_key = f"{state.name}_optimizer"
-    content = newest_intact(path, [*state.modules, "epoch", optimizer_key], session.logger)
-    check_same_run(content.get("settings"), session.settings, path, extendable)
-    check_backbone(content, source, path)
-    for key, module in state.modules.items():
-        load_module(module, content[key], path)
-    state.optimizer.load_state_dict(content[optimizer_key])
-    if "rng" in content:
-        restore_rng(content["rng"])
-    else:
+    content = newest_intact(path, [*state.modules, "epoch", f"{state.name}_optimizer"], session.logger)
+    check_of_this_run(content, path, state, session, extendable, source)
+    state.restore(content, path)
+    if "rng" not in content:
         session.logger.warning(
             f"{path.name} carries no RNG state (a file of AA-CLIP): the run goes on, but not bit for bit"
         )
-    if state.scheduler is not None and "scheduler" in content:
-        state.scheduler.load_state_dict(content["scheduler"])
-    state.history.extend(content.get("history", []))
-    state.epoch = content["epoch"]
     session.logger.info(f"{path.name}: {state.epoch} epochs done, continuing from there")
+
+
+def check_of_this_run(
+    content: dict[str, Any],
+    path: Path,
+    state: TrainState,
+    session: Session,
+    extendable: frozenset[str] | set[str] | None,
+    source: WeightsSource | None,
+) -> None:
+    """Refuse a file of another run for going on with a stage; arguments and errors as `resume_stage`."""
+    extendable = may_be_extended(state.name, session.settings, extendable)
+    check_same_run(content.get("settings"), session.settings, path, extendable)
+    check_backbone(content, source, path)
 
 
 def check_same_run(

@@ -15,16 +15,23 @@ from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
 from model.weights_file import published_as
+from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
 from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
+from run_folder.signals import Stopped, StopSignals, stop_signals
 from utils import choose_device, close_logger, get_logger, lock_run, seed_generators, setup_seed
 
 
 class Session(NamedTuple):
-    """What every part of a command may need."""
+    """What every part of a command may need.
+
+    `signals`: None where nobody listens to them. `left_out`: None unless steps that are not finite may be left out.
+    """
 
     settings: Settings
     device: torch.device
     logger: Logger
+    signals: StopSignals | None = None
+    left_out: LeftOut | None = None
 
 
 @contextmanager
@@ -42,6 +49,9 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
         logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
     try:
         yield choose_device(run.device), logger
+    except Stopped as stop:
+        logger.warning(str(stop))
+        raise
     except BaseException as error:
         logger.error(f"stopped by {type(error).__name__}: {error}", extra=FILE_ALONE)
         raise
@@ -57,15 +67,20 @@ def sweep_run(folder: Path | str) -> list[str]:
 
 @contextmanager
 def training_session(settings: Settings) -> Iterator[Session]:
-    """The session of a training command: `open_run`, the settings in the log, the user's datasets declared."""
-    with open_run(settings.run, "train.log") as (device, logger):
+    """The session of a training command: `open_run`, the settings in the log, the user's datasets declared.
+
+    From its begin to its end the process listens to SIGTERM, SIGINT and SIGUSR1.
+    """
+    with open_run(settings.run, "train.log") as (device, logger), stop_signals() as signals:
         record = settings.record()
         logger.info("flags: " + ", ".join(f"{key}={value}" for key, value in sorted(record.items())))
         corrections = corrections_in(record)
         kind = f"corrected: {corrections}" if corrections else "none corrected, as in AA-CLIP"
         logger.info(f"known deviations of AA-CLIP (docs/method.md): {kind}; device {device}")
         declare_datasets(settings.data)
-        yield Session(settings, device, logger)
+        can_leave_out = settings.training.on_nan == "skip"
+        left_out = LeftOut(MOST_LEFT_OUT, logger.warning) if can_leave_out else None
+        yield Session(settings, device, logger, signals, left_out)
 
 
 def declare_datasets(data: DataSettings) -> None:

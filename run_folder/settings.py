@@ -129,6 +129,22 @@ class TrainingSettings:
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
     )
+    save_every_steps: int = option(
+        0, "steps between saves inside an epoch; 0: none", moves_numbers=False, added_later=True
+    )
+    save_every_minutes: float = option(
+        10.0,
+        "minutes between saves inside an epoch that takes longer; 0: none",
+        moves_numbers=False,
+        added_later=True,
+    )
+    on_nan: str = option(
+        "stop",
+        "at a loss or gradient that is not finite; skip: leave out up to 10 such steps of a run",
+        moves_numbers=False,
+        added_later=True,
+        choices=["stop", "skip"],
+    )
     criterion: list = option(
         ["dice_loss", "focal_loss"],
         "accepted for AA-CLIP's command lines; never read, there or here",

@@ -9,7 +9,14 @@ from torch import nn
 
 from forward_utils_cross_attention import TextContext
 from model.clip import CLIP
-from run_folder.checkpoints import keep_previous, rng_state, save_checkpoint, versions
+from run_folder.checkpoints import (
+    keep_previous,
+    load_module,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+    versions,
+)
 from run_folder.identity import NO_TEXT, Identity, compare_identity, weights_digest
 from run_folder.settings import Settings
 
@@ -69,12 +76,8 @@ class TrainState:
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self, files: list[Path], record: Record | None = None) -> None:
-        """Write the stage's checkpoint to each of some files.
-
-        Args:
-            record: left out of the files when None, as AA-CLIP's functions are called.
-        """
+    def content(self, record: Record | None = None) -> dict[str, Any]:
+        """What a checkpoint of the stage holds; with a record also what the run is."""
         content = {"epoch": self.epoch} | {key: module.state_dict() for key, module in self.modules.items()}
         content |= {
             f"{self.name}_optimizer": self.optimizer.state_dict(),
@@ -85,6 +88,31 @@ class TrainState:
             content["scheduler"] = self.scheduler.state_dict()
         if record is not None:
             content |= record.content()
+        return content
+
+    def restore(self, content: dict[str, Any], path: Path | str) -> None:
+        """Put back what `content` gave, of the file `path`; random states and schedule where the file has them.
+
+        Raises:
+            RuntimeError: the file is of other adapter settings.
+        """
+        for key, module in self.modules.items():
+            load_module(module, content[key], path)
+        self.optimizer.load_state_dict(content[f"{self.name}_optimizer"])
+        if "rng" in content:
+            restore_rng(content["rng"])
+        if self.scheduler is not None and "scheduler" in content:
+            self.scheduler.load_state_dict(content["scheduler"])
+        self.history[:] = content.get("history", [])
+        self.epoch = content["epoch"]
+
+    def save(self, files: list[Path], record: Record | None = None) -> None:
+        """Write the stage's checkpoint to each of some files.
+
+        Args:
+            record: left out of the files when None, as AA-CLIP's functions are called.
+        """
+        content = self.content(record)
         # Of several files one is the epoch's own and stays; AA-CLIP's functions write its files and no other.
         if record is not None and len(files) == 1:
             keep_previous(files[0])

@@ -111,6 +111,22 @@ class FillTrainingSettings:
     )
     log_every: int = option(10, "steps per log line", moves_numbers=False)
     save_every: int = option(500, "steps per checkpoint; one more at the end", moves_numbers=False)
+    save_every_steps: int = option(
+        0,
+        "steps between saves to go on from, deleted at the next checkpoint; 0: none",
+        moves_numbers=False,
+        added_later=True,
+    )
+    save_every_minutes: float = option(
+        10.0, "the same by minutes since the last save; 0: none", moves_numbers=False, added_later=True
+    )
+    on_nan: str = option(
+        "stop",
+        "at a loss or gradient that is not finite; skip: leave out up to 10 such steps of a run",
+        moves_numbers=False,
+        added_later=True,
+        choices=("stop", "skip"),
+    )
     debug: bool = option(
         False,
         "log the shapes of the first two steps, and show the traceback of an error",
@@ -170,6 +186,9 @@ def check(settings: FillSettings) -> None:
     for flag in ("steps", "batch_size", "log_every", "save_every"):
         if values[flag] < 1:
             raise ValueError(f"--{flag} {values[flag]}: expected 1 or more")
+    for flag in ("save_every_steps", "save_every_minutes"):
+        if not values[flag] >= 0:
+            raise ValueError(f"--{flag} {values[flag]}: expected 0 (never) or more")
     for flag in ("text_drop", "semantic_drop", "fill_share"):
         if values[flag] is not None and not 0 <= values[flag] <= 1:
             raise ValueError(f"--{flag} {values[flag]}: expected a share between 0 and 1")

@@ -2,6 +2,7 @@
 a semantic map through a small cross-attention."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from logging import Logger
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 try:
     from synthesis.memory import estimate_memory, log_memory
+    from synthesis.saver import STEPS_LEFT_OUT, RunSaver
     from synthesis.settings import FillSettings, check, check_resume, for_its_model, parse_flags
     from synthesis.system import FillSystem, assemble, semantic_mode_of
     from synthesis.training import Schedule, make_optimizer, train
@@ -18,7 +20,6 @@ try:
         load_weights_into,
         newest_intact_checkpoint,
         read_config,
-        save_system,
         sweep_checkpoints,
     )
 except ModuleNotFoundError as error:
@@ -29,8 +30,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from files.command import run_main
+from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
 from run_folder.session import open_run
 from run_folder.settings import RunSettings
+from run_folder.signals import StopSignals, stop_signals
 from synthesis.data import Triptychs
 
 MASK_LEVEL = 0.02  # how far from black or white a pixel of a black-and-white map may be, in [-1, 1]
@@ -48,12 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(settings)
     own = settings.run
     dataset = Triptychs(own.data, settings.task.size)
-    with open_run(RunSettings(own.seed, own.out, own.device, own.workers), "train.log") as (device, logger):
-        run(settings, dataset, device, logger)
+    its_run = RunSettings(own.seed, own.out, own.device, own.workers)
+    with open_run(its_run, "train.log") as (device, logger), stop_signals() as signals:
+        run(settings, dataset, device, logger, signals)
 
 
-def run(settings: FillSettings, dataset: Triptychs, device: torch.device, logger: Logger) -> None:
-    """Start or resume a run and train it to its end."""
+def run(
+    settings: FillSettings,
+    dataset: Triptychs,
+    device: torch.device,
+    logger: Logger,
+    signals: StopSignals | None = None,
+) -> None:
+    """Start or resume a run and train it to its end; `signals` None: nobody listens to them."""
     sweep_checkpoints(settings.run.out)
     done, folder = newest_intact_checkpoint(settings.run.out, logger)
     stored = read_config(folder) if folder else {}
@@ -82,16 +92,12 @@ def run(settings: FillSettings, dataset: Triptychs, device: torch.device, logger
     if done >= training.steps:
         logger.info(f"nothing to do: {done} steps are trained, --steps is {training.steps}")
         return
-    train(
-        system,
-        dataset,
-        optimizer,
-        schedule,
-        logger,
-        first_step=done,
-        workers=own.workers,
-        save=lambda step: save_system(own.out, step, system, config, optimizer),
-    )
+    left_out = None
+    if training.on_nan == "skip":
+        left_out = LeftOut(max(0, MOST_LEFT_OUT - stored.get(STEPS_LEFT_OUT, 0)), logger.warning)
+    saver = RunSaver(own.out, system, config, optimizer, schedule, signals=signals, left_out=left_out)
+    with signals.finishing() if signals is not None else nullcontext():
+        train(system, dataset, optimizer, schedule, logger, first_step=done, workers=own.workers, save=saver)
     logger.info(f"done: checkpoints in {Path(own.out)}")
 
 

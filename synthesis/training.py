@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from dataset.randomness import keyed_generator
+from run_folder.signals import ignore_stop_signals
 from synthesis.debug import loss_with_shapes
 from synthesis.guard import StepGuard
+from synthesis.saver import RunSaver
 from synthesis.system import FillSystem
 from synthesis.training_step import Schedule, training_loss
 from utils import on_terminal
@@ -74,6 +76,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=default_collate,
         pin_memory=is_pinned,
+        worker_init_fn=ignore_stop_signals,
     )
 
 
@@ -106,7 +109,7 @@ def train(
     *,
     first_step: int = 0,
     workers: int = 0,
-    save: Callable[[int], None] | None = None,
+    save: Callable[[int], None] | RunSaver | None = None,
 ) -> None:
     """Train LoRA and attention.
 
@@ -118,9 +121,11 @@ def train(
         logger: gets one line per `log_every` steps.
         first_step: steps done before, after a resume.
         workers: loader processes; no number depends on them.
-        save: save(step) is called every `save_every` steps and at the end.
+        save: save(step) is called every `save_every` steps and at the end; a RunSaver also saves between them, stops
+            the run if a signal asks to, and says what steps may be left out.
 
     Raises:
+        Stopped: a signal asked to stop, and what was done is saved.
         FloatingPointError: the loss or a gradient is not finite; found when the losses are next read, at a log line or
             a checkpoint, and no parameter has moved from that step on.
     """
@@ -128,30 +133,53 @@ def train(
     loader = make_loader(dataset, schedule, first_step, workers, is_pinned)
     lr_scheduler = make_lr_scheduler(optimizer, schedule, first_step)
     parameters, started = system.trainable(), time.perf_counter()
-    guard, steps = StepGuard(parameters), range(first_step, schedule.steps)
+    saver = save if isinstance(save, RunSaver) else None
+    guard = StepGuard(parameters, saver.left_out if saver else None)
+    steps = range(first_step, schedule.steps)
     for step, batch in zip(tqdm(steps, disable=not on_terminal(), unit="step"), loader, strict=True):
-        if schedule.debug and step < first_step + DEBUG_STEPS:
-            loss = loss_with_shapes(system, batch, schedule, step, logger)
-        else:
-            loss = training_loss(system, batch, schedule, step)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip)
         rate = optimizer.param_groups[0]["lr"]
-        guard.step(optimizer, loss, norm)
+        debugger = logger if schedule.debug and step < first_step + DEBUG_STEPS else None
+        train_step(system, batch, optimizer, schedule, step, guard=guard, debugger=debugger)
         if lr_scheduler:
             lr_scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
         done = step + 1
         is_logged = done % schedule.log_every == 0 or done == schedule.steps
         is_saved = save and (done % schedule.save_every == 0 or done == schedule.steps)
-        seen = guard.read(done) if is_logged or is_saved else []
+        is_asked = saver is not None and saver.is_asked  # once: a signal may come at any line
+        is_in_between = saver and not is_saved and (is_asked or saver.is_due(done))
+        seen = guard.read(done) if is_logged or is_saved or is_in_between else []
         if is_logged:
-            seconds = (time.perf_counter() - started) / len(seen)
+            seconds = (time.perf_counter() - started) / max(1, len(seen))
             log_progress(system, schedule, logger, done, seen, f"lr {rate:.2e}", f"{seconds:.2f} s/step")
             guard.clear()
             started = time.perf_counter()
         if is_saved:
             save(done)
+        elif is_in_between:
+            saver.in_between(done)
+        if is_asked:
+            saver.stop(done)
+
+
+def train_step(
+    system: FillSystem,
+    batch: dict[str, torch.Tensor | list[str]],
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    step: int,
+    *,
+    guard: StepGuard,
+    debugger: logging.Logger | None = None,
+) -> None:
+    """One optimiser step, taken where loss and gradient are finite; `debugger`: told the shapes, None: not."""
+    if debugger is not None:
+        loss = loss_with_shapes(system, batch, schedule, step, debugger)
+    else:
+        loss = training_loss(system, batch, schedule, step)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(guard.parameters, schedule.gradient_clip)
+    guard.step(optimizer, loss, norm, batch.get("name", ()))
+    optimizer.zero_grad(set_to_none=True)
 
 
 def log_progress(
@@ -167,8 +195,11 @@ def log_progress(
 
     Args:
         done: steps done.
-        seen: [[loss, gradient norm]] of the interval's steps.
+        seen: [[loss, gradient norm]] of the interval's steps that were taken.
     """
+    if not seen:
+        logger.info(f"step {done}/{schedule.steps}: every step since the last line was left out")
+        return
     loss = sum(step_loss for step_loss, _ in seen) / len(seen)
     logger.info(
         f"step {done}/{schedule.steps} loss {loss:.4f} gradient norm {seen[-1][1]:.3f} {rate} "

@@ -27,6 +27,8 @@ class Schedule(NamedTuple):
     log_every: int = 10
     save_every: int = 500
     debug: bool = False  # log the shapes of the first two steps
+    save_every_steps: int = 0  # between two checkpoints; 0: never
+    save_every_minutes: float = 10.0  # the same by time
 
 
 class StepInputs(NamedTuple):

@@ -21,7 +21,14 @@ from files.atomic import cannot_write, failures_explained, sha256
 from files.command import Refusal
 from files.given import require_regular
 from files.state_dict import unwrapped
-from files.tensors import UNREADABLE, DamagedFile, load_safetensors, load_tensors, save_tensors
+from files.tensors import (
+    UNREADABLE,
+    DamagedFile,
+    load_safetensors,
+    load_tensors,
+    not_finite,
+    save_tensors,
+)
 from synthesis.system import FillSystem, assemble
 from synthesis.text import Prompt
 
@@ -35,6 +42,9 @@ CONFIG_FILE = "config.json"
 OPTIMISER_FILE = "optimizer.pth"
 HASHES, OWN_HASH = "files_sha256", "config_sha256"  # keys of config.json
 CHECKPOINT = "checkpoint-{:07d}"
+IN_BETWEEN = (
+    "progress-{:07d}"  # between two checkpoints, to go on from after a kill; sampling does not look at it
+)
 
 
 def save_system(
@@ -43,6 +53,7 @@ def save_system(
     system: FillSystem,
     config: dict,
     optimizer: torch.optim.Optimizer | None = None,
+    name: str = CHECKPOINT,
 ) -> Path:
     """Write `run`/checkpoint-`step` as a whole: a killed process leaves the folder complete or not there.
 
@@ -52,12 +63,17 @@ def save_system(
         system: FillSystem.
         config: what `assemble` needs, and whatever else the run wants to know again.
         optimizer: left out of the files when None.
+        name: of the folder, with the step to be filled in.
 
     Returns:
         the checkpoint's folder
+
+    Raises:
+        FloatingPointError: a tensor is not finite; nothing is written.
+        OSError: it cannot be written.
     """
     run = Path(run)
-    folder = run / CHECKPOINT.format(step)
+    folder = run / name.format(step)
     with failures_explained(folder):
         run.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=run, prefix=f".{folder.name}."))
@@ -83,6 +99,15 @@ def write_files(
 ) -> None:
     """The files of one checkpoint; config.json, the last, has the hashes of the others and of itself."""
     transformer = system.backbone.transformer
+    trained = {"lora": get_peft_model_state_dict(transformer), "attention": system.attention.state_dict()}
+    if config["train_backbone"]:
+        trained["backbone"] = base_weights(transformer)
+    broken = not_finite(trained)
+    if broken:
+        raise FloatingPointError(
+            f"no checkpoint is written, because it would hold values that are not finite: {broken}. The training has "
+            "diverged: start again from the last checkpoint with a lower --lr"
+        )
     FluxFillPipeline.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(transformer),
@@ -116,8 +141,8 @@ def sweep_checkpoints(run: Path | str) -> list[str]:
     """Delete the unfinished checkpoints of killed processes; only under the run's lock. Returns their names."""
     found = [
         path
-        for path in sorted(Path(run).glob(".checkpoint-*"))
-        if re.fullmatch(r"\.checkpoint-\d{7,}\.[a-z0-9_]{8}", path.name)
+        for path in sorted(Path(run).glob(".*-*"))
+        if re.fullmatch(r"\.(checkpoint|progress)-\d{7,}\.[a-z0-9_]{8}", path.name)
         and path.is_dir()
         and not path.is_symlink()
     ]
@@ -141,10 +166,21 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
 
 
-def checkpoints_of(run: Path | str) -> list[tuple[int, Path]]:
-    """[(step, folder)] of a run's checkpoints, by step."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(run).glob("checkpoint-*"))
+def checkpoints_of(run: Path | str, name: str = CHECKPOINT) -> list[tuple[int, Path]]:
+    """[(step, folder)] of a run's checkpoints, or of its folders of another name, by step."""
+    begin = name.partition("{")[0]
+    found = ((re.fullmatch(rf"{begin}(\d+)", path.name), path) for path in Path(run).glob(f"{begin}*"))
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def remove_in_between(run: Path | str, kept: Path | None = None) -> None:
+    """Delete what was saved between two checkpoints, but for one folder."""
+    for _, folder in checkpoints_of(run, IN_BETWEEN):
+        if folder != kept:
+            # Under another name first, so that a kill leaves no half of it to be read.
+            gone = Path(tempfile.mkdtemp(dir=run, prefix=f".{folder.name}."))
+            os.replace(folder, gone)
+            shutil.rmtree(gone)
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -168,13 +204,14 @@ def find_checkpoint(path: Path | str) -> Path:
 def newest_intact_checkpoint(run: Path | str, logger: Logger) -> tuple[int, Path | None]:
     """(steps done, folder) of a run's last checkpoint, or of the newest intact one before; (0, None) without any.
 
-    Only for going on with training: damaged ones are named in a warning.
+    What was saved between two checkpoints counts too. Only for going on with training: damaged ones are named in a
+    warning.
 
     Raises:
         DamagedFile: every one is damaged.
     """
     first = None
-    for step, folder in reversed(checkpoints_of(run)):
+    for step, folder in sorted([*checkpoints_of(run), *checkpoints_of(run, IN_BETWEEN)], reverse=True):
         try:
             for name in read_config(folder).get(HASHES, ()):
                 read_tensors(folder / name)
@@ -281,6 +318,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         wanted = state.sha256 if hashes is None else hashes.get(path.name)
         if wanted != state.sha256:
             raise ValueError(f"its SHA-256 is {state.sha256}, {wanted} was written")
+        broken = not_finite(state)
+        if broken:
+            raise ValueError(f"it holds values that are not finite: {broken}; no picture is the cause")
         return unwrapped(state)
     except UNREADABLE as error:
         raise DamagedFile(f"{path} is missing or damaged ({error}): copy the checkpoint again") from error

@@ -1,6 +1,5 @@
 """The one training loop: a step, an epoch, a stage. The only backward pass that trains the detector is `train_step`."""
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from logging import Logger
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from run_folder.state import TrainState
-from training.finite_steps import FiniteSteps
+from training.epoch import EpochKeeper, EpochSums, batches_from
+from training.epoch import mean_total_norm as mean_total_norm
+from training.finite_steps import FiniteSteps, LeftOut
 from utils import on_terminal
 
 StepLoss = Callable[[dict], dict[str, Tensor]]  # batch on the device -> {term: scalar}
@@ -25,7 +26,8 @@ class StagePlan:
     from there. `clip_norm`: largest norm of the gradient over all trained parameters, or None. `log_gradient_norms_of`:
     {key: module} whose mean gradient norm (before clipping) is logged every epoch. `should_stop`: function (history) ->
     bool, asked before every epoch; True ends the stage. `log_every`: steps between two reads of the loss on a device
-    that has to be waited for; on a CPU every step is looked at.
+    that has to be waited for; on a CPU every step is looked at. `left_out`: what steps that are not finite may be left
+    out; None: a first one ends the stage.
     """
 
     epochs: int
@@ -34,6 +36,7 @@ class StagePlan:
     log_gradient_norms_of: dict[str, nn.Module] = field(default_factory=dict)
     should_stop: Callable[[list], bool] | None = None
     log_every: int = 50
+    left_out: LeftOut | None = None
 
 
 def train_stage(
@@ -44,16 +47,19 @@ def train_stage(
     device: torch.device,
     logger: Logger,
     save: Callable[[TrainState], None],
+    keeper: EpochKeeper | None = None,
 ) -> TrainState:
     """Train one stage from where its state is to the plan's end.
 
     Args:
         loader: iterable of batches, run once per epoch.
         save: called after every epoch.
+        keeper: saves inside an epoch, and stops the stage if a signal asks to; None: neither.
 
     Raises:
         ValueError: the loader is empty, or more epochs are done than wanted.
         FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it, the error names the files.
+        Stopped: a signal asked to stop, and what was done is saved.
     """
     name = state.name
     if state.epoch > plan.epochs:
@@ -69,59 +75,66 @@ def train_stage(
             break
         logger.info(f"training {name} epoch {state.epoch}:")
         announce_epoch(loader, plan.epoch_offset + state.epoch)
-        entry = train_one_epoch(state, step_loss, loader, plan, device)
+        entry = train_one_epoch(state, step_loss, loader, plan, device, keeper)
         log_epoch(entry, state, plan, logger)
         state.history.append(entry)
         state.epoch += 1
         save(state)
+        if keeper is not None:
+            keeper.after_epoch(state)
     return state
 
 
 def train_one_epoch(
-    state: TrainState, step_loss: StepLoss, loader: Iterable[dict], plan: StagePlan, device: torch.device
+    state: TrainState,
+    step_loss: StepLoss,
+    loader: Iterable[dict],
+    plan: StagePlan,
+    device: torch.device,
+    keeper: EpochKeeper | None = None,
 ) -> dict[str, Any]:
-    """One pass over the loader.
+    """One pass over the loader, or what is left of one that `keeper` goes on with.
 
     Returns:
         the epoch's entry of the history: {"epoch" (from 0), "loss", "terms" {term: mean}, "lr" (after the epoch),
-        "seconds", "gradients" {key: mean norm}, and with watched modules "gradient_norm" (mean over all of them)}.
+        "seconds", "gradients" {key: mean norm}, and with watched modules "gradient_norm" (mean over all of them)}, and
+        "steps_left_out" where `--on_nan skip` left some out of the means.
     """
-    begin, losses, sums = time.perf_counter(), [], {}
-    norms = {key: [] for key in plan.log_gradient_norms_of}
-    steps = FiniteSteps(state, steps_per_look(plan, device))
-    progress = tqdm(loader, desc=f"{state.name} epoch {state.epoch}", leave=False, disable=not on_terminal())
+    sums, can_leave_out = EpochSums(plan.log_gradient_norms_of), plan.left_out is not None
+    random_states = keeper.begin(sums, device) if keeper is not None else None
+    if can_leave_out:
+        plan.left_out.more = max(0, plan.left_out.more - sums.left_out)
+    steps = FiniteSteps(state, steps_per_look(plan, device), plan.left_out)
+    progress = tqdm(
+        batches_from(loader, sums.steps, random_states),
+        desc=f"{state.name} epoch {state.epoch}",
+        total=len(loader) if hasattr(loader, "__len__") else None,
+        initial=sums.steps,
+        leave=False,
+        disable=not on_terminal(),
+    )
     for batch in progress:
-        terms, step_norms = train_step(steps, step_loss, to_device(batch, device), plan)
-        losses.append(sum(terms.values()))
-        for term, value in terms.items():
-            sums[term] = sums.get(term, 0.0) + value
-        for key, norm in step_norms.items():
-            norms[key].append(norm)
-        if not progress.disable and len(losses) % plan.log_every == 0:
-            progress.set_postfix(loss=float(torch.stack(losses[-plan.log_every :]).mean()))
+        terms, norms, taken = train_step(steps, step_loss, to_device(batch, device), plan)
+        sums.add(terms, norms, taken if can_leave_out else None)
+        if not progress.disable and sums.steps % plan.log_every == 0:
+            progress.set_postfix(loss=float(torch.stack(sums.losses[-plan.log_every :]).mean()))
+        if keeper is not None:
+            keeper.after_step(state, sums, steps)
     steps.look()
-    if not losses:
+    if not sums.steps:
         raise ValueError(
             f"stage {state.name!r}: the loader gave no batch; the dataset is empty or smaller than a batch"
         )
-    entry = {
-        "epoch": state.epoch,
-        "loss": float(torch.stack(losses).mean()),
-        "terms": {term: float(total) / len(losses) for term, total in sums.items()},
-        "lr": state.optimizer.param_groups[0]["lr"],
-        "seconds": round(time.perf_counter() - begin, 2),
-        "gradients": {key: float(torch.stack(values).mean()) for key, values in norms.items()},
-    }
-    return entry | ({"gradient_norm": mean_total_norm(norms)} if norms else {})
+    return sums.entry(state)
 
 
 def train_step(
     steps: FiniteSteps, step_loss: StepLoss, batch: dict, plan: StagePlan
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """One optimiser step on a batch that is on the device; only a look that is due waits for a CUDA device.
 
     Returns:
-        ({term: detached loss}, {key: gradient norm of a watched module}).
+        ({term: detached loss}, {key: gradient norm of a watched module}, whether the step was taken).
 
     Raises:
         FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it.
@@ -135,10 +148,10 @@ def train_step(
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, plan.clip_norm, norm)
     terms = {term: value.detach() for term, value in terms.items()}
-    steps.take(terms, norm, batch)
+    taken = steps.take(terms, norm, batch)
     if state.scheduler is not None:
         state.scheduler.step()
-    return terms, norms
+    return terms, norms, taken
 
 
 def steps_per_look(plan: StagePlan, device: torch.device | str) -> int:
@@ -175,12 +188,6 @@ def announce_epoch(loader: Iterable[dict], epoch: int) -> None:
     for part in (getattr(loader, "dataset", None), getattr(loader, "sampler", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
-
-
-def mean_total_norm(norms: dict[str, list[Tensor]]) -> float:
-    """Mean over the steps of the gradient's norm over all modules, from {key: norm of every step}."""
-    by_module = torch.stack([torch.stack(values) for values in norms.values()])  # [modules, steps]
-    return float(by_module.norm(dim=0).mean())
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

@@ -86,7 +86,7 @@ def image_loss(run: Run, contexts: dict, anchors_of: Callable) -> StepLoss:
 
 def prepare(session: Session) -> Run:
     """What a run starts from: backbone, adapted model with a baseline's adapters if wanted, batches."""
-    settings, device, logger = session
+    settings, device, logger, *_ = session
     clip = create_backbone(settings, device, logger)
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
@@ -102,7 +102,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
     Args:
         test_sets_of, evaluate_loop: evaluation.loops's, for `--eval_every_loop`.
     """
-    settings, _, logger = session
+    settings, _, logger, *_ = session
     save_path, plans = settings.run.save_path, recipes.plan(settings)
     # Before anything is trained, so that a missing dataset stops the run at once.
     test_sets = test_sets_of(settings, settings.feedback.eval_every_loop, logger)
@@ -111,6 +111,8 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
         run = run._replace(evaluate=partial(evaluate_loop, session, run.model, test_sets=test_sets))
 
     loops, final = finished_loops_of(session, run.model, EXTENDABLE, run.record)
+    for loop in loops if session.left_out else ():
+        session.left_out.before(loop["text"] + loop["image"])
     if loops:
         write_loops(save_path, loops)  # a run killed between its last loop and these files gets them now
     for plan in plans[len(loops) :]:

@@ -1,11 +1,11 @@
 """No step on a loss or a gradient that is not finite, and no wait for the device to find out."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from run_folder.guarded_step import LeftOut, step_where
 from run_folder.state import TrainState
 
 
@@ -21,28 +21,32 @@ class Taken(NamedTuple):
 class FiniteSteps:
     """Takes the optimiser steps of an epoch as long as losses and gradients are finite.
 
-    To read a number of a CUDA device is to wait for all it has to do. So `every` steps are looked at together. The
-    first that is not finite and all behind it leave parameters and optimiser state as they are, which the device
-    decides by itself, and the look then ends the stage. With `every` 1 each step is looked at before it is taken.
+    To read a number of a CUDA device is to wait for all it has to do. So `every` steps are looked at together. A step
+    that is not finite leaves parameters and optimiser state as they are, which the device decides by itself; so do all
+    steps behind the first that may not be left out, and the look then ends the stage. With `every` 1 each step is
+    looked at before it is taken.
 
     Raises:
         ValueError: `every` is below 1.
     """
 
-    def __init__(self, state: TrainState, every: int):
+    def __init__(self, state: TrainState, every: int, left_out: LeftOut | None = None):
         if every < 1:
             raise ValueError(f"--log_every {every}: expected 1 step or more")
-        self.state, self.every = state, every
+        self.state, self.every, self.left_out = state, every, left_out or LeftOut()
         self.taken: list[Taken] = []
-        self.sound: Tensor | None = None  # whether all steps since the last look are finite
+        self.broken: Tensor | None = None  # number of steps since the last look that are not finite
 
-    def take(self, terms: dict[str, Tensor], norm: Tensor, batch: dict) -> None:
-        """Step the optimiser, unless this step or one since the last look is not finite.
+    def take(self, terms: dict[str, Tensor], norm: Tensor, batch: dict) -> Tensor:
+        """Step the optimiser, unless this step is not finite or one since the last look ends the stage.
 
         Args:
             terms: {term: detached scalar} of the loss.
             norm: of the gradient over all trained parameters.
-            batch: what they are of; its "file_name" is said if it ends the stage.
+            batch: what they are of; its "file_name" is said if it is left out or ends the stage.
+
+        Returns:
+            whether it was stepped, a boolean scalar on the device.
 
         Raises:
             FloatingPointError: as `look`.
@@ -50,26 +54,55 @@ class FiniteSteps:
         finite = sum(terms.values()).isfinite() & norm.isfinite()
         self.taken.append(Taken(finite, terms, norm, batch.get("file_name", ["(the batch names no files)"])))
         if self.every == 1:
-            self.look()
-            self.state.optimizer.step()
-            return
-        self.sound = finite if self.sound is None else self.sound & finite
-        step_where(self.state.optimizer, self.sound)
+            if all(self.look()):
+                self.state.optimizer.step()
+            return finite
+        self.broken = ~finite + (0 if self.broken is None else self.broken)
+        sound = finite & (self.broken <= self.left_out.more)
+        step_where(self.state.optimizer, sound)
         if len(self.taken) == self.every:
             self.look()
+        return sound
 
-    def look(self) -> None:
+    def look(self) -> list[bool]:
         """Read which of the steps since the last look were finite: the one place that waits for the device.
 
+        Returns:
+            of each of these steps whether it was.
+
         Raises:
-            FloatingPointError: one was not; nothing has been stepped since.
+            FloatingPointError: one was not and may not be left out; nothing has been stepped since.
         """
         if not self.taken:
-            return
+            return []
         finite = torch.stack([step.finite for step in self.taken]).tolist()
-        if not all(finite):
-            raise FloatingPointError(self._message(self.taken[finite.index(False)]))
-        self.taken, self.sound = [], None
+        for step, is_finite in zip(self.taken, finite, strict=True):
+            if is_finite:
+                continue
+            if self.left_out.more == 0:
+                raise FloatingPointError(f"{self._message(step)}. {self._remedy()}")
+            self.left_out.more -= 1
+            self.left_out.warn(
+                f"{self._message(step)}: the step is left out, {self.left_out.more} more may be"
+            )
+        self.taken, self.broken = [], None
+        return finite
+
+    def _remedy(self):
+        """What may help; the weights are looked at first, because no file is to blame for theirs."""
+        broken = [
+            f"{key}.{name}"
+            for key, module in self.state.modules.items()
+            for name, value in module.state_dict().items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ]
+        if broken:
+            return (
+                f"Nothing was updated. The cause is no file: of the weights {', '.join(broken[:4])} was not finite "
+                "before this step; start from another checkpoint, or lower the stage's learning rate"
+            )
+        before = "" if self.left_out.warn is None else "as many steps as may be were left out before; "
+        return f"Nothing was updated; {before}look at these files, or lower the stage's learning rate"
 
     def _message(self, step):
         """What a user needs to find the cause."""
@@ -80,30 +113,5 @@ class FiniteSteps:
         shown = ", ".join(f"{name} = {value}" for name, value in values.items())
         return (
             f"stage {self.state.name!r}, epoch {self.state.epoch}: the {what} is not finite ({shown}) for "
-            f"{', '.join(map(str, step.files))}. Nothing was updated; look at these files, or lower the stage's "
-            "learning rate"
+            f"{', '.join(map(str, step.files))}"
         )
-
-
-@torch.no_grad()
-def step_where(optimizer: torch.optim.Optimizer, sound: Tensor) -> None:
-    """`optimizer.step()` where `sound`, a boolean scalar on the device, is true; else parameters and state stay.
-
-    Any optimiser is guarded, at the price of a copy of what it moves (for Adam three times the trained parameters) and
-    of two small kernels per tensor. Step counters that an optimiser keeps on the CPU count every call.
-    """
-    before = {key: value.clone() for key, value in moving(optimizer, sound.device)}
-    optimizer.step()
-    for key, now in moving(optimizer, sound.device):
-        # A state that this step has made starts at zero, as Adam's moments do.
-        torch.where(sound, now, before.get(key, torch.zeros_like(now)), out=now)
-
-
-def moving(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[tuple[tuple, Tensor]]:
-    """((parameter's number, name in the state), tensor) of all a step may change on a device."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in enumerate(parameters):
-        yield (number, "parameter"), parameter
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.device == device:
-                yield (number, name), value

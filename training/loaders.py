@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 from dataset import BaseDataset, EpochSampler, get_dataset
 from run_folder.settings import Settings
+from run_folder.signals import ignore_stop_signals
 from utils import choose_device
 
 
@@ -38,6 +39,7 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pinned,
+            worker_init_fn=ignore_stop_signals,
         )
         for images, size in zip(sets, sizes, strict=True)
     )
@@ -51,4 +53,5 @@ def unaugmented(loader: DataLoader) -> DataLoader:
         loader.batch_size,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
+        worker_init_fn=ignore_stop_signals,
     )

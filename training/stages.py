@@ -1,6 +1,8 @@
 """The two stages: their losses, written once for every script, and how a stage of a run starts, goes on and is kept."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from forward_utils import SIMILARITY_SCALE, calculate_seg_loss, patch_logits, probability_map
 from model.adapter import AdaptedCLIP
 from run_folder.kinds import RunKind
+from run_folder.progress import EpochFile
 from run_folder.resume import resume_stage
 from run_folder.session import Session
 from run_folder.settings import TrainingCorrections
 from run_folder.state import Record, TrainState
 from training.base_weights import Origins, summarise
 from training.engine import StagePlan, StepLoss, train_stage
+from training.epoch import EpochKeeper
 from training.optimisation import adam, image_schedule, only_training
 
 
@@ -185,9 +189,33 @@ def continue_stage(
     Args:
         origins: of training.base_weights.load_base, or what else a fresh stage's weights are said to come from.
     """
-    resume_stage(stage.file, state, session, stage.extendable, stage.model.clipmodel.source)
+    keeper = resume_in_epoch(session, stage, state, record)
     summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
-    return train_and_save(stage, state, step_loss, loader, plan, session.device, session.logger, record)
+    if session.left_out is not None:
+        session.left_out.before(state.history)
+        plan = replace(plan, left_out=session.left_out)
+    finishing = session.signals.finishing() if session.signals is not None else nullcontext()
+    with finishing, only_training(stage.model, stage.modules):
+        return train_stage(
+            state,
+            step_loss,
+            loader,
+            plan,
+            session.device,
+            session.logger,
+            lambda now: stage.save(now, record),
+            keeper,
+        )
+
+
+def resume_in_epoch(session: Session, stage: Stage, state: TrainState, record: Record) -> EpochKeeper:
+    """Put a stage where its files left it, inside an epoch if one had begun; returns who keeps its epochs."""
+    training, source = session.settings.training, stage.model.clipmodel.source
+    file = EpochFile(stage.file, record)
+    keeper = EpochKeeper(file, training.save_every_steps, training.save_every_minutes, session.signals)
+    resume_stage(stage.file, state, session, stage.extendable, source)
+    keeper.begun = file.resume(state, session, stage.extendable, source)
+    return keeper
 
 
 def train_and_save(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cross_attention_cost
+from benchmarks import cross_attention_cost, interruption_cost
 
 
 def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
@@ -27,3 +27,9 @@ def test_no_training_step_waits_for_the_gpu(capsys):
     cross_attention_cost.main(flags)
     told = json.loads(capsys.readouterr().out)
     assert (told["stage 1 steps without a wait"], told["stage 2 steps without a wait"]) == (2, 3)
+
+
+def test_the_interruption_benchmark_times_guard_and_save(capsys):
+    interruption_cost.main(["--random_weights", "--img_size", "64", "--quick", "--device", "cpu"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["step s"] > 0 and told["save s"] > 0 and told["save MB"] > 0
