@@ -215,6 +215,15 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         "feedback",
     ]
     assert (out / "report.html").is_file() and (out / "contact_sheet_DemoB.png").is_file()
+    compared = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert compared["hypotheses"] == ["cross-attention:image_auroc:DemoB", "cross-attention:pixel_ap:DemoB"]
+    rows = compared["datasets"]["DemoB"]["arms"]
+    # Eight classes can decide two hypotheses: no verdict here is out of reach whatever the runs say.
+    declared = [rows["cross-attention"]["metrics"][metric] for metric in ("image_auroc", "pixel_ap")]
+    assert [row["hypotheses"] for row in declared] == [2, 2]
+    assert all(row["verdict"] in ("helps", "hurts", "not shown") for row in declared)
+    assert not any("verdict" in row for row in rows["feedback"]["metrics"].values())
+    assert "decides two hypotheses" in report
     assert "This is the quick demo" in report and "[4/4] compare" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'seed': 3.* choose another --out"):
         demo.main(["--out", str(out), "--seed", "4"])
