@@ -36,6 +36,14 @@ def require_regular(path: Path | str, source: str = "") -> None:
         raise ValueError(f"{begin}{str(path)!r} is {what}: put a regular file there, or delete it")
 
 
+def can_name_a_file(value: object) -> bool:
+    """Whether a value from somebody's JSON is text that a file system could have as a path."""
+    try:
+        return isinstance(value, str) and bool(value) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        return False
+
+
 def require_inside(path: Path | str, folder: Path | str) -> None:
     """Raises ValueError where a path leads out of a folder, itself or through a link; the folder may be a link."""
     real = os.path.realpath(path)

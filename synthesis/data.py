@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows
-from files.given import require_inside, require_regular
+from files.given import can_name_a_file, require_inside, require_regular
 
 PANELS = ("visible", "target", "semantic")
 INDEX = "triptych.jsonl"
@@ -149,7 +149,7 @@ def _from_index(file: Path) -> list[Entry]:
         paths = {}
         for panel in PANELS:
             value = row.get(panel)
-            if not isinstance(value, str) or not value:
+            if not can_name_a_file(value):
                 raise ValueError(f"{source}: {panel} is {value!r}: expected a path relative to {file.parent}")
             real = os.path.realpath(os.path.join(folder, value))
             if not real.startswith(os.path.join(folder, "")):

@@ -1,6 +1,7 @@
 """The quick part of the table of promises: a few cases of every row, in a process of its own that can be killed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +20,13 @@ PROMISES = sorted(
 
 NOT_YET = {  # rows whose cases describe what is still to be built; strict: a row that holds leaves this list
     "signals",
+    "finite",
     "wrong_inputs",
     "stale",
     "pictures",
     "metadata",
     "names",
+    "same_seed",
 }
 
 
@@ -32,7 +35,8 @@ def quick(tmp_path_factory):
     """Folder of the quick table's rows."""
     folder = tmp_path_factory.mktemp("promises")
     command = [sys.executable, "tests/reliability.py", "--quick", "--out", str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert (folder / "table.md").is_file(), ended.stdout + ended.stderr
     return folder
 

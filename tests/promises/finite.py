@@ -13,7 +13,7 @@ from files.digests import leaves
 from files.tensors import load_tensors, save_tensors
 from promises.kills import Victim, victims
 from promises.rows import Bench, promise, run
-from promises.world import World, assert_done, assert_refused, make_world
+from promises.world import World, assert_done, assert_refused, error_of, make_world
 
 BAD = {"NaN": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 OPTIMISERS = ("text_optimizer", "image_optimizer")
@@ -111,7 +111,10 @@ def in_training(victim: Victim, where: str, step: int, folder: Path) -> str:
     for path in place.rglob("*.safetensors"):
         assert_finite(load_file(path), path.name)
     shutil.rmtree(place)
-    assert ended.code > 0 and "not finite" in ended.text, f"exit {ended.code}: {ended.text[-300:]}"
+    error = error_of(ended.text)
+    assert ended.code > 0 and ("not finite" in error or "nan" in error), (
+        f"exit {ended.code}: {ended.text[-300:]}"
+    )
     return "stopped"
 
 

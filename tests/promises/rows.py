@@ -131,6 +131,8 @@ def try_case(row: dict[str, Any], counts: Counter, case: str, check: Callable[[]
         row["failed"] += 1
         counts["failed"] += 1
         if len(row["failures"]) < SHOWN:
+            while getattr(error, "exceptions", None):  # of several that hypothesis found, the first
+                error = error.exceptions[0]
             line = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {error}"[:400]
             row["failures"].append({"case": case, "what": what, "at": f"{line.name}:{line.lineno}"})

@@ -16,7 +16,7 @@ from promises.world import assert_done, assert_same_run
 def same_seed(bench: Bench) -> Iterator[tuple[str, Callable]]:
     found, wholes = victims(bench.folder), {}
     for victim in found[: bench.size(4, 2)]:
-        for workers in ("0", "2")[: bench.size(2, 1)]:
+        for workers in ("2", "0")[: bench.size(2, 1)]:
             yield (
                 f"{victim.name}, {workers} workers",
                 partial(repeated, victim, workers, bench.folder, wholes),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import compare
 from files.atomic import sha256
@@ -30,6 +31,7 @@ def stale(bench: Bench) -> Iterator[tuple[str, Callable]]:
     yield "metrics.json has the hash of every file it came from", partial(hashes_kept, one)
     for change in CHANGES[:: bench.size(1, 5)]:
         yield f"compare.py after: {change}", partial(compared_after, world, change, bench.folder)
+    yield "training replaces the file that is being tested", partial(replaced_meanwhile, world, one)
     yield "--all with another run's epoch", partial(mixed_epochs, world, one)
     yield "pictures of images that are no longer there", partial(old_pictures, world, bench.folder)
 
@@ -90,6 +92,36 @@ def scores_of(world: World) -> dict[str, int]:
         for run_folder in world.folder.glob("run_*")
         for path in run_folder.glob("scores/Own/*.npz")
     }
+
+
+def replaced_meanwhile(world: World, one: Path) -> str:
+    """The hashes beside the numbers are of what was loaded, not of what lies there when they are written."""
+    place = Path(shutil.copytree(one, one.with_name("replaced")))
+    shutil.rmtree(place / "scores")
+    (place / "metrics.json").unlink()
+    file, other = place / "image_adapter.pth", one.with_name("run_2") / "image_adapter.pth"
+    loaded, later = sha256(file), sha256(other)
+
+    def replaced():
+        iterate = DataLoader.__iter__
+
+        def replacing(loader):
+            shutil.copy(other, file)
+            return iterate(loader)
+
+        DataLoader.__iter__ = replacing
+        world.testing(place)()
+
+    assert_done(run(replaced, place))
+    assert sha256(file) == later, "it was not replaced"
+    kept = (place / "metrics.json").read_text(encoding="utf-8")
+    for path in place.glob("scores/Own/*.npz"):
+        with np.load(path) as scores:
+            kept += "".join(str(scores[name]) for name in scores.files if scores[name].dtype.kind in "US")
+    assert later not in kept, "the numbers carry the hash of a file they are not of"
+    assert loaded in kept, "the numbers carry no hash of their file"
+    shutil.rmtree(place)
+    return "kept"
 
 
 def mixed_epochs(world: World, one: Path) -> str:

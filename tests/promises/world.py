@@ -1,6 +1,7 @@
 """What the rows work in: a tiny random CLIP, a folder of pictures, the commands at their smallest size."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -187,11 +188,17 @@ def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def assert_refused(ended: Any, *words: str) -> str:
     """Raises unless a command ended with an error that has all these words; returns "refused"."""
-    tail = ended.text[-3000:]
-    assert ended.code > 0, f"it went on (exit {ended.code}): {tail[-300:]}"
-    missing = [word for word in words if str(word) not in tail]
-    assert not missing, f"refused, but not in these words {missing}: {tail[-400:]}"
+    assert ended.code > 0, f"it went on (exit {ended.code}): {ended.text[-300:]}"
+    error = error_of(ended.text)
+    missing = [word for word in words if str(word) not in error]
+    assert not missing, f"refused, but not in these words {missing}: {error[-400:]}"
     return "refused"
+
+
+def error_of(text: str) -> str:
+    """The error that a command's output ends with, without what was logged before: from the last `Kind: ` on."""
+    begins = [found.start() for found in re.finditer(r"^[\w.]+: ", text, re.MULTILINE)]
+    return text[begins[-1] :] if begins else text[-1000:]
 
 
 def assert_done(ended: Any) -> str:

@@ -164,6 +164,8 @@ def test_a_missing_or_empty_folder_is_refused_with_what_is_expected(tmp_path):
     [
         ({"target": "../a.png"}, ValueError, "triptych.jsonl:1: target '../a.png' leads outside"),
         ({"semantic": None}, ValueError, "triptych.jsonl:1: semantic is None"),
+        ({"visible": "a\0.png"}, ValueError, "triptych.jsonl:1: visible is 'a.*expected a path"),
+        ({"target": "\ud800.png"}, ValueError, "triptych.jsonl:1: target is .*expected a path"),
         ({"visible": "no.png"}, FileNotFoundError, "triptych.jsonl:1: visible 'no.png' is no file"),
     ],
 )
