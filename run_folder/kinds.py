@@ -33,6 +33,7 @@ FEEDBACK = RunKind(
     "feedback", None, "loop_", CROSS_ATTENTION.text_keys, CROSS_ATTENTION.image_keys, "ckpt/feedback"
 )
 KINDS = (CROSS_ATTENTION, BASELINE, FEEDBACK)  # the longer prefix first
+EPOCH_FILE = "epoch_in_progress.pth"  # the state inside an epoch, of whatever stage is in one
 FINAL_MODEL = "final_model.pth"  # of a feedback run, beside one loop_{n}_final.pth per loop
 
 

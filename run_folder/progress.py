@@ -6,15 +6,14 @@ from typing import Any
 from files.tensors import DamagedFile
 from model.weights_file import WeightsSource
 from run_folder.checkpoints import load_checkpoint, save_checkpoint
+from run_folder.kinds import EPOCH_FILE
 from run_folder.resume import check_of_this_run
 from run_folder.session import Session
 from run_folder.state import Record, TrainState
 
-EPOCH_FILE = "epoch_in_progress.pth"  # a checkpoint of a stage with two keys more
-
 
 class EpochFile:
-    """Keeps what a stage has done of an epoch.
+    """Keeps what a stage has done of an epoch, as a checkpoint of the stage with two keys more.
 
     The next checkpoint makes it useless: it is deleted then, and what a kill between the two leaves is never used.
     """
@@ -52,9 +51,7 @@ class EpochFile:
         except DamagedFile as error:
             session.logger.warning(f"{error}. Going on from the last whole epoch")
             return None
-        if (
-            content["stage_file"] != self.stage_file.name
-        ):  # another stage goes on from it, or this one overwrites it
+        if content["stage_file"] != self.stage_file.name:  # whose stage goes on from it, if this one has ended
             return None
         if content["epoch"] != state.epoch:
             session.logger.info(
