@@ -134,7 +134,14 @@ def galleries_of(
     for dataset, result in results.items():
         try:
             sets = get_dataset(
-                dataset, result["img_size"], "full_shot", 0, "test", quiet_logger(), data_root=data_root
+                dataset,
+                result["img_size"],
+                "full_shot",
+                0,
+                "test",
+                quiet_logger(),
+                data_root=data_root,
+                look=False,
             )
         except FileNotFoundError as error:
             notes.append(f"No image grid of {dataset}, its images are not here: {error}")

@@ -7,6 +7,7 @@ PROBLEM, NOTE = "problem", "note"
 UNREADABLE = "unreadable file"
 KINDS = {  # {kind: (problem or note, what it means)}
     UNREADABLE: (PROBLEM, "damaged, truncated or no picture: training and testing stop there"),
+    "cut short": (PROBLEM, "the end of the file is missing: training and testing stop where its pixels do"),
     "several frames": (PROBLEM, "which one is meant is not known: training and testing stop there"),
     "too large": (PROBLEM, "more pixels than are read: training and testing stop there"),
     "no defined white": (PROBLEM, "float or 32-bit picture: training and testing stop there"),

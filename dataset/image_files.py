@@ -1,6 +1,7 @@
 """Decoding one picture and its masks, with errors that name the file and the metadata line it came from."""
 
 import functools
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+TAIL = 1 << 14  # bytes at a file's end that are searched for its mark
 # What Pillow raises for damaged or foreign files; everything else is a bug and passes through.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -60,6 +63,7 @@ class Header(NamedTuple):
     is_deep: bool = False  # 16 bits a channel
     is_transparent: bool = False
     is_lossy: bool = False
+    is_cut_short: bool = False  # its format's end mark is missing
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -117,7 +121,18 @@ def header_of(what: str, path: str, source: str) -> Header:
             is_deep(image),
             image.has_transparency_data,
             is_lossy_file(image, path),
+            is_cut_short(path, image.format),
         )
+
+
+def is_cut_short(path: str, kind: str | None) -> bool:
+    """Whether a PNG or JPEG lacks the mark it ends with, as after an interrupted copy; other data may follow it."""
+    mark = END_MARKS.get(kind)
+    if mark is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - TAIL))
+        return mark not in file.read()
 
 
 def read_image(path: str, source: str, upright: bool = True) -> Image.Image:

@@ -100,8 +100,9 @@ def header_findings(samples: Sequence[Sample], headers: Headers, reading: Readin
 
 
 def of_one_file(what: str, path: str, header: Header, sample: Sample) -> list[Finding]:
-    """Bit depth, palette, transparency and lossy compression of a file."""
+    """Missing end, bit depth, palette, transparency and lossy compression of a file."""
     found = {
+        "cut short": header.is_cut_short,
         f"16-bit {what}": header.is_deep,
         f"palette {what}": header.mode == "P",
         "transparent image" if what == "image" else "alpha mask": header.is_transparent,

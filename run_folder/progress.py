@@ -51,7 +51,9 @@ class EpochFile:
         except DamagedFile as error:
             session.logger.warning(f"{error}. Going on from the last whole epoch")
             return None
-        if content["stage_file"] != self.stage_file.name:  # whose stage goes on from it, if this one has ended
+        if (
+            content["stage_file"] != self.stage_file.name
+        ):  # whose stage goes on from it, if this one has ended
             return None
         if content["epoch"] != state.epoch:
             session.logger.info(

@@ -146,6 +146,21 @@ def test_kinds_of_files_are_said_with_what_will_be_read(tmp_path, caplog):
     assert all(f"{kind}: " in text for kind in [*kinds, "16-bit mask"])
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_files_that_were_copied_in_part_are_named_before_the_first_is_decoded(tmp_path, caplog, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path)
+    one = Sample(str(path), None, 0, "ring", path.name, "rows:1")
+    assert "cut short" not in said(caplog, [one])[1]
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"another program's notes")
+    assert "cut short" not in said(caplog, [one])[1]
+    path.write_bytes(whole[: len(whole) // 2])
+    _, text = said(caplog, [one])
+    assert "cut short: the end of the file is missing" in text and f"a.{ending}" in text
+
+
 def test_every_file_is_opened_once(tmp_path, monkeypatch):
     one = sample(tmp_path, 0, (16, 12))
     opened = []
