@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dataset.folders import IMAGE_ENDINGS
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows
 
 PANELS = ("visible", "target", "semantic")
 INDEX = "triptych.jsonl"
 LAYOUTS = ("strips", "folders", "jsonl")
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+ENDINGS = tuple(sorted(IMAGE_ENDINGS))
 
 
 class Entry(NamedTuple):
