@@ -40,13 +40,12 @@ class Scan:
     def __init__(self, folder: Path):
         self.folder = folder
         self.notes: list[str] = []  # sentences for the log line
-        self._left_out: dict[str, list[str]] = {}
+        self._left_out: dict[str, dict[str, None]] = {}  # {reason: paths, in the order they were met}
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Count something that is not taken."""
         name = Path(os.path.relpath(path, self.folder)).as_posix()
-        if name not in self._left_out.setdefault(reason, []):
-            self._left_out[reason].append(name)
+        self._left_out.setdefault(reason, {})[name] = None
 
     def pictures(self, folder: Path) -> list[Path]:
         """The pictures directly in a folder, sorted by name; a missing folder has none."""
@@ -91,7 +90,7 @@ class Scan:
         anomalous = sum(row["label"] == 1 for row in rows)
         parts = [f"{len(rows)} pictures read, {anomalous} of them anomalous"]
         for reason, paths in sorted(self._left_out.items()):
-            parts.append(f"{len(paths)} left out, {reason} ({_some(paths)})")
+            parts.append(f"{len(paths)} left out, {reason} ({_some(list(paths))})")
         return "; ".join([*parts, *self.notes])
 
     @property

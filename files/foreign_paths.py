@@ -8,8 +8,10 @@ WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # C:\folder, \\server\share
 
 
 def has_control(text: str) -> bool:
-    """Whether a name holds a character that moves the cursor or ends a line: NUL, newline, escape, U+2028."""
-    return not text.isprintable() and any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in text)
+    """Whether a name holds NUL or a character that moves the cursor or ends a line: newline, escape, U+2028; a tab may
+    stand in names."""
+    kinds = {unicodedata.category(one) for one in text if one != "\t"} if not text.isprintable() else set()
+    return not kinds.isdisjoint(("Cc", "Zl", "Zp"))
 
 
 def composed(text: str) -> str:

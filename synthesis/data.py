@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dataset.folders import IMAGE_ENDINGS
 from dataset.image_files import read_image
 from dataset.jsonl import read_rows
 from files.given import can_name_a_file, require_inside, require_regular
@@ -26,7 +27,7 @@ from files.given import can_name_a_file, require_inside, require_regular
 PANELS = ("visible", "target", "semantic")
 INDEX = "triptych.jsonl"
 LAYOUTS = ("strips", "folders", "jsonl")
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+ENDINGS = tuple(sorted(IMAGE_ENDINGS))
 
 
 class Entry(NamedTuple):

@@ -13,6 +13,7 @@ from synthesis.data import ENDINGS, pictures_in, to_tensor
 from synthesis.semantic_maps import MAPS, canny_map, luminance_map, mask_map
 
 SHEET = "contact_sheet.png"
+WRITTEN = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # endings of results
 
 
 class Paths(Protocol):
@@ -123,8 +124,8 @@ def output(flag: str, path: str | None, stem: str | None) -> Path | None:
         if Path(path).is_file():
             raise ValueError(f"--{flag} {path} is a file: --visible is a folder, name one")
         return Path(path) / f"{stem}.png"
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise ValueError(f"--{flag} {path}: expected a file that ends in one of {', '.join(ENDINGS)}")
+    if Path(path).suffix.lower() not in WRITTEN:
+        raise ValueError(f"--{flag} {path}: expected a file that ends in one of {', '.join(WRITTEN)}")
     return Path(path)
 
 

@@ -92,12 +92,18 @@ def scan_polyps(scan: Scan, classes: list[str]) -> list[dict]:
 def _normal_rows(scan: Scan, images: Path, class_name: str) -> list[dict]:
     return [
         {"image_path": image.relative_to(scan.folder).as_posix(), "label": 0, "class_name": class_name}
-        for image in scan.pictures(images)
+        for image in _pictures(scan, images)
     ]
 
 
+def _pictures(scan: Scan, images: Path) -> list[Path]:
+    for path in scan.folders(images):
+        scan.leave_out("folders among pictures", path)
+    return scan.pictures(images)
+
+
 def _anomalous_rows(scan: Scan, images: Path, masks: Path, class_name: str) -> list[dict]:
-    pictures = scan.pictures(images)
+    pictures = _pictures(scan, images)
     by_stem = masks_of(scan, masks, [image.stem for image in pictures])
     rows, without_mask = [], []
     for image in pictures:

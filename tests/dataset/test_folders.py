@@ -65,6 +65,7 @@ def test_hidden_files_and_folders_are_none_and_all_else_that_is_left_out_is_said
     (own / "ring/test/good/2.xcf").write_text("x")
     (own / "ring/test/good/3.png").symlink_to("nowhere.png")
     (own / "ring/test/dent").mkdir()
+    draw(own, "ring/test/good/more/0.png")
     with caplog.at_level(logging.INFO):
         rows = scan("Own", own, LOGGER)
     assert listed(rows) == [
@@ -82,6 +83,7 @@ def test_hidden_files_and_folders_are_none_and_all_else_that_is_left_out_is_said
         "1 left out, beside the folders of test (ring/test/stray.png)",
         "1 left out, masks of no picture (ring/ground_truth/cut/9_mask.png)",
         "folders without a picture: ring/test/dent",
+        "1 left out, folders among pictures (ring/test/good/more)",
         "cup are not among the dataset's classes",
     ):
         assert text in line

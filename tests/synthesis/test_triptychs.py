@@ -45,6 +45,15 @@ def test_strips_folders_and_jsonl_give_identical_tensors(data_root, tmp_path, si
             assert all(torch.equal(other[panel], items[0][panel]) for panel in PANELS)
 
 
+def test_strips_of_every_ending_are_found_and_hidden_files_are_none(tmp_path):
+    for name in ("a.webp", "b.gif", ".c.png"):
+        Image.new("RGB", (6, 2), 255).save(tmp_path / name)
+    assert [entry.name for entry in Triptychs(tmp_path, 2).entries if not entry.name.startswith(".")] == [
+        "a",
+        "b",
+    ]
+
+
 def test_a_strip_is_cut_into_visible_target_semantic_between_minus_one_and_one(tmp_path):
     write_strip(tmp_path / "a.png")
     (item,) = Triptychs(tmp_path, 4)
