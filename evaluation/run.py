@@ -15,7 +15,7 @@ from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
-from evaluation.picture_folders import clear_stale, picture_folder
+from evaluation.picture_folders import clear_stale
 from evaluation.picture_scores import picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_bounds, shown_mean
 from evaluation.provenance import provenance
@@ -154,8 +154,8 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         results.append(report(session, scorer, test_sets, name, info))
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:
         session.logger.info(write_loop_table(settings.run.save_path, run.identity.run))
-    attention = picture_folder(settings.run.save_path, "attention", settings.data.dataset)
-    clear_stale(attention, name, info, draws=bool(own.attention_of))
+    draws = bool(own.attention_of)
+    clear_stale(settings.run.save_path, "attention", settings.data.dataset, name, info, draws=draws)
     if own.attention_of:
         draw_attention(tested, scorer, test_sets, settings, session.logger)
     return results
@@ -240,9 +240,7 @@ def report(
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
     scores, pictures = {}, []
-    stale = clear_stale(
-        picture_folder(save_path, "visualization", dataset), name, info, draws=settings.own.visualize
-    )
+    stale = clear_stale(save_path, "visualization", dataset, name, info, draws=settings.own.visualize)
     if stale:
         logger.info(f"deleted {stale} pictures of an earlier evaluation of {dataset}")
     result = evaluate_dataset(

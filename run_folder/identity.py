@@ -28,16 +28,13 @@ from run_folder.settings import CROSS_ATTENTION_GROUPS
 
 NO_TEXT = "none"  # stands for the digest of a text side: anchors of plain CLIP
 SHOWN = 3  # differences named in a refusal
-LENGTHS = (
-    "text_epoch",
-    "image_epoch",
-    "num_feedback_loops",
-)  # a run may go on: its files may have other ones
-HARMLESS = {
+# A run may go on: its files may have other ones.
+LENGTHS = ("text_epoch", "image_epoch", "num_feedback_loops")
+COMPARED = {  # flags that move numbers; of those that only feedback recipes have, the run's id tells
     one.name
     for group in CROSS_ATTENTION_GROUPS.values()
     for one in fields(group)
-    if not one.metadata["moves_numbers"]
+    if one.metadata["moves_numbers"] and one.name not in LENGTHS
 }
 STORED = ("run", "kind", "rows", "prompts", "text", "base")  # what "identity" holds of an Identity
 
@@ -243,7 +240,7 @@ def differing_settings(stored: dict[str, Any], expected: dict[str, Any]) -> str 
     parts = [
         f"--{flag} was {stored[flag]!r}, expected {value!r}"
         for flag, value in expected.items()
-        if flag in stored and flag not in HARMLESS and flag not in LENGTHS and stored[flag] != value
+        if flag in COMPARED and flag in stored and stored[flag] != value
     ]
     return f"other settings: {', '.join(parts)}" if parts else None
 

@@ -17,6 +17,7 @@ from run_folder.identity import (
     identity_in,
     prompts_identity,
     text_side,
+    warn_of_unchecked,
 )
 from run_folder.kinds import BASELINE, CROSS_ATTENTION, FEEDBACK, RunKind, find_run, text_checkpoint
 from run_folder.settings import Settings
@@ -38,6 +39,7 @@ def load_parts(model: AdaptedCLIP, path: Path | str, text_only: bool = False) ->
         loading.read_text(text_checkpoint(kind, image_file), image)
     else:
         loading.read(image_file, kind.text_keys)
+    warn_of_unchecked(loading.unchecked, path, logging.getLogger(__name__))
 
 
 class Loading:

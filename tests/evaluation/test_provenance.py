@@ -145,14 +145,18 @@ def test_no_picture_of_an_earlier_evaluation_stays_beside_new_numbers(run, flags
 def test_pictures_that_do_not_say_what_they_show_are_cleared(tmp_path):
     folder = tmp_path / "visualization" / "X"
     info = dict.fromkeys(("checkpoints", "weights_sha256", "backbone", "rows", "tested_with"), 1)
-    assert clear_stale(folder, "a.pth", info, draws=False) == 0 and not folder.exists()
+
+    def clear(checkpoint, draws, **changed):
+        return clear_stale(tmp_path, "visualization", "X", checkpoint, info | changed, draws=draws)
+
+    assert clear("a.pth", False) == 0 and not any(tmp_path.iterdir())
     (folder / "c").mkdir(parents=True)
     (folder / "c" / "0.png").touch()
     (folder / "c" / "notes.txt").touch()
-    assert clear_stale(folder, "a.pth", info, draws=False) == 1
-    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["notes.txt"]
-    clear_stale(folder, "a.pth", info, draws=True)
+    assert clear("a.pth", False) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+    clear("a.pth", True)
     (folder / "c" / "0.png").touch()
-    assert clear_stale(folder, "a.pth", info, draws=True) == 0  # the same again, as one image after the other
-    assert clear_stale(folder, "b.pth", info, draws=False) == 0
-    assert clear_stale(folder, "a.pth", info | {"rows": 2}, draws=False) == 1
+    assert clear("a.pth", True) == 0  # the same again, as one image after the other
+    assert clear("b.pth", False) == 0
+    assert clear("a.pth", False, rows=2) == 1
