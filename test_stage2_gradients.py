@@ -27,7 +27,7 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.settings import option
 from run_folder.flags import parse
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
-from run_folder.loaded_run import load_parts
+from run_folder.loading import load_parts
 from run_folder.session import create_adapted_model, create_backbone, declare_datasets
 from run_folder.settings import Settings, TrainingSettings
 from training.engine import StepLoss, gradient_norm, to_device

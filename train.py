@@ -10,10 +10,11 @@ from model.adapter import AdaptedCLIP as Model
 from model.clip import CLIP
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import BASELINE as KIND
+from run_folder.resume import begin_run
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.settings import BASELINE_GROUPS as GROUPS
 from run_folder.settings import Settings
-from run_folder.state import TrainState, record_of
+from run_folder.state import TrainState
 from training.base_weights import load_base
 from training.command import run_training
 from training.engine import StagePlan, StepLoss
@@ -61,14 +62,17 @@ def train(session: Session) -> None:
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
     text_loader, image_loader = training_loaders(settings, logger)
-    record, origins = record_of(settings, clip), load_base(model, settings.base)
+    origins, base = load_base(model, settings, logger)
+    record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
 
     stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
     text = run_stage(session, stage, loss, text_loader, record, origins)
 
-    anchors_of = fixed_anchors(model if settings.training.text_epoch > 0 else clip, dataset)
+    adapted = settings.training.text_epoch > 0
+    anchors_of = fixed_anchors(model if adapted else clip, dataset)
 
     stage, loss = image_stage(KIND, model, save_path), image_loss(model, anchors_of, settings)
+    record = record.built_on(model if adapted else None, stage.file)
     image = run_stage(session, stage, loss, image_loader, record, origins)
     write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
     logger.info(f"done: checkpoints in {save_path}")

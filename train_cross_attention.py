@@ -17,10 +17,11 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention as Model
 from model.clip import CLIP
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import CROSS_ATTENTION as KIND
+from run_folder.resume import begin_run
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.settings import CROSS_ATTENTION_GROUPS as GROUPS
 from run_folder.settings import Settings
-from run_folder.state import TrainState, record_of, save_contexts
+from run_folder.state import TrainState, save_contexts
 from training.base_weights import load_base
 from training.command import run_training
 from training.engine import StagePlan, StepLoss
@@ -69,7 +70,8 @@ def train(session: Session) -> None:
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
     text_loader, image_loader = training_loaders(settings, logger)
-    record, origins = record_of(settings, clip), load_base(model, settings.base)
+    origins, base = load_base(model, settings, logger)
+    record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
 
     stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
     text = run_stage(session, stage, loss, text_loader, record, origins)
@@ -78,9 +80,10 @@ def train(session: Session) -> None:
     features = frozen_image_features(model, clip_surgery, model.levels[:1])
     text_context, images = settings.contexts.text_context, unaugmented(text_loader)
     anchors_of, means = anchors_and_means(model, dataset, text_context, features, images)
-    save_contexts(f"{save_path}/text_context_dict.pth", contexts, means)
 
     stage, loss = image_stage(KIND, model, save_path), image_loss(model, contexts, anchors_of, settings)
+    record = record.built_on(model, stage.file)
+    save_contexts(f"{save_path}/text_context_dict.pth", contexts, means, record)
     image = run_stage(session, stage, loss, image_loader, record, origins)
     write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
     logger.info(f"done: checkpoints in {save_path}")

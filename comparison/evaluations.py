@@ -1,19 +1,31 @@
 """Evaluations of runs: making those that are missing or out of date, and reading them."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch.utils.data import Dataset
 
 from comparison.arms import Run
 from comparison.comparable import NETWORK_FLAGS
-from evaluation.run import DEFAULTS, GROUPS, UNTRAINED, evaluate_run
-from evaluation.scores import read_about, scores_file
+from dataset import get_dataset
+from dataset.paths import dataset_folder, resolve_data_root
+from evaluation.provenance import prompts_sha256, tested_rows
+from evaluation.run import DEFAULTS, GROUPS, LOCAL_CONTRAST, UNTRAINED, evaluate_run
+from evaluation.scores import digest, read_about, read_scores, scores_file
 from files.atomic import sha256
 from metrics import METRICS_VERSION
 from run_folder.flags import parse
+from run_folder.identity import differing_rows
 
 
-def outdated(run: Run, dataset: str) -> str | None:
-    """Why a run's stored scores on a dataset cannot be used, or None if they can."""
+def outdated(run: Run, dataset: str, test_sets: dict[str, Dataset] | None = None) -> str | None:
+    """Why a run's stored scores on a dataset cannot be used, or None if they can.
+
+    Args:
+        test_sets: the dataset as it is now, {class: its images}; None where it is not here and cannot be compared.
+    """
     path = scores_file(run.folder, dataset, run.checkpoint)
     if not path.is_file():
         return "not evaluated yet"
@@ -29,13 +41,67 @@ def outdated(run: Run, dataset: str) -> str | None:
             file = run.folder / name
             if not file.is_file() or sha256(file) != stored:
                 return f"{name} is another file than the evaluated one"
-    return None
+    prompts = evaluation_info.get("prompts_sha256")
+    if run.checkpoint != LOCAL_CONTRAST and prompts not in (None, prompts_sha256(dataset)):
+        return "evaluated with other real names or prompts"
+    return changed_rows(path, evaluation_info, test_sets) if test_sets is not None else None
+
+
+def changed_rows(path: Path, evaluation_info: dict, test_sets: dict[str, Dataset]) -> str | None:
+    """How the test images, masks or rows differ from those a scores file was made of, or None."""
+    if "rows" in evaluation_info:
+        changed = differing_rows(evaluation_info["rows"], tested_rows(test_sets.values()))
+        return f"evaluated on {changed}" if changed else None
+    # Files of older versions know the images by their whole contents alone.
+    before = {
+        (name, file): content
+        for name, scores in read_scores(path)[0].items()
+        for file, content in zip(scores.files.tolist(), scores.digests.tolist(), strict=True)
+    }
+    now = {
+        (name, sample.file_name): digest(sample)
+        for name, images in test_sets.items()
+        for sample in images.samples
+        if sample.label is not None
+    }
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return (
+        f"evaluated on other images, masks or rows: {changed[0][1]} and {len(changed) - 1} more"
+        if changed
+        else None
+    )
+
+
+def rows_evaluated(runs: Sequence[Run], dataset: str) -> set[str]:
+    """SHA-256s of the test images that stored scores of some runs on a dataset were made of."""
+    files = [scores_file(run.folder, dataset, run.checkpoint) for run in runs]
+    return {read_about(file)["rows_sha256"] for file in files if file.is_file()}
+
+
+def sets_now(dataset: str, flags: Sequence[str]) -> dict[str, Dataset] | None:
+    """A dataset's test images as they are now; None where they are not here, as beside kept evaluations.
+
+    Args:
+        flags: of test.py, of which --data_root is looked at.
+
+    Raises:
+        ValueError, FileNotFoundError: they are here and their rows are not whole; the dataset is unknown.
+    """
+    roots = [value for flag, value in zip(flags, flags[1:], strict=False) if flag == "--data_root"]
+    try:
+        root = resolve_data_root(roots[-1] if roots else None)
+        dataset_folder(dataset, root)
+    except FileNotFoundError:
+        return None
+    return get_dataset(dataset, 1, None, 0, "test", logging.getLogger("compare"), data_root=root)
 
 
 def evaluate_missing(
     runs: Sequence[Run], datasets: Sequence[str], flags: Sequence[str], say: Callable[[str], None]
 ) -> None:
     """Evaluate every run on every dataset where that is missing or out of date, as test.py does.
+
+    Out of date is what was made of another checkpoint, of other prompts, or of other images, masks or rows.
 
     Args:
         flags: further flags for test.py, for instance ["--data_root", ...].
@@ -44,9 +110,14 @@ def evaluate_missing(
     Raises:
         FileNotFoundError: a run is kept without its checkpoint and was not evaluated on a dataset.
     """
+    # Evaluations that contradict one another are left to the refusal, which names the images.
+    sets = {
+        dataset: sets_now(dataset, flags) if len(rows_evaluated(runs, dataset)) < 2 else None
+        for dataset in datasets
+    }
     for run in runs:
         for dataset in datasets:
-            reason = outdated(run, dataset)
+            reason = outdated(run, dataset, sets[dataset])
             if reason is None:
                 continue
             say(f"evaluating {run.folder} ({run.checkpoint}) on {dataset}: {reason}")

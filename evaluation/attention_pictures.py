@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from evaluation.picture_folders import picture_folder
 from evaluation.scorer import AnomalyScorer
 from files.names import safe_name
 from files.pictures import overlay, sheet, to_picture, write_png
@@ -112,7 +113,7 @@ def draw_attention(
             "loop that was trained with it"
         )
     first_patches = run.first_patches(contexts)
-    folder = Path(settings.run.save_path) / "attention" / safe_name(dataset)
+    folder = picture_folder(settings.run.save_path, "attention", dataset)
     for name in settings.own.attention_of:
         class_name, item = find_image(test_sets, name)
         image, picture = item["image"].to(model.device), to_picture(item["image"])

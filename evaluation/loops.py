@@ -8,15 +8,17 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from dataset import DOMAINS, get_dataset
+from dataset import get_dataset
 from evaluation.picture_scores import picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_mean
+from evaluation.provenance import provenance
 from evaluation.results import UNDEFINED, write_metrics
 from evaluation.scorer import scorer_of
 from files.atomic import write_text
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import full_precision
 from run_folder.checkpoints import restore_rng, rng_state
+from run_folder.identity import identity_in
 from run_folder.kinds import FEEDBACK, loop_file
 from run_folder.loaded_run import LoadedRun
 from run_folder.session import Session
@@ -72,6 +74,7 @@ def evaluate_loop(
         content["loop"],
         content["cross_attention"],
         mean_anchors=content["mean_anchors"],
+        identity=identity_in(content),
     )
     scorer, pictures = scorer_of(run, dataset), []
     before = rng_state()
@@ -87,21 +90,19 @@ def evaluate_loop(
             ),
         )
     restore_rng(before)
-    evaluation_info = {
-        "model_name": settings.model.model_name,
-        "img_size": settings.model.img_size,
-        "domain": DOMAINS[dataset],
-        "kind": FEEDBACK.name,
-        "settings": settings.record(),
-    }
-    write_metrics(save_path, dataset, file.name, result, evaluation_info)
+    tested = settings.change(dataset=dataset)
+    info = provenance(tested, scorer.domain, test_sets, FEEDBACK.name, run=run)
+    write_metrics(save_path, dataset, file.name, result, info)
     write_picture_scores(save_path, dataset, file.name, pictures)
-    write_loop_table(save_path)
+    write_loop_table(save_path, run.identity.run)
     logger.info(f"{dataset} after loop {content['loop']}: {shown_mean(result)}")
 
 
-def write_loop_table(save_path: Path | str) -> str:
+def write_loop_table(save_path: Path | str, run: str | None = None) -> str:
     """Write loops.md from what metrics.json holds of a run's loops.
+
+    Args:
+        run: the run's id, which leaves out what other runs left there; None where its files do not say it.
 
     Returns:
         the text.
@@ -118,6 +119,8 @@ def write_loop_table(save_path: Path | str) -> str:
                 int(match[1]): entry["mean"]
                 for name, entry in entries.items()
                 if (match := re.fullmatch(r"loop_(\d+)_final\.pth" + ending, name))
+                and entry.get("run") in (run, None)
+                and "unfinished" not in entry
             }
             if means:
                 parts += ["", f"## {dataset}{ending}", "", loop_table(means)]

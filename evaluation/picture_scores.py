@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.scores import scores_file
+from evaluation.scores import image_scores, scores_file
 from files.atomic import write_text
-from metrics import fused_image_score, unnormalised_image_score
 
 
 class PictureScore(NamedTuple):
@@ -30,9 +29,8 @@ def picture_scores(
     predictions: dict[str, Any], class_name: str, domain: str, levels: int
 ) -> list[PictureScore]:
     """The scores of one class's pictures, in their order; `predictions` of evaluation.predictions.predict_class."""
-    maps, head, labels = predictions["maps"], predictions["head"], np.asarray(predictions["labels"])
-    fused = fused_image_score(maps, head, domain, labels >= 0)
-    own = unnormalised_image_score(maps, head, levels)
+    labels = np.asarray(predictions["labels"])
+    fused, own = image_scores(predictions, domain, levels)
     return [
         PictureScore(file, class_name, int(label) if label >= 0 else None, float(score), float(alone))
         for file, label, score, alone in zip(predictions["files"], labels, fused, own, strict=True)

@@ -1,26 +1,51 @@
 """A dataset class by class: predictions of a scorer, and their metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from evaluation.accumulate import EXACT_PIXELS, ClassAccumulator, is_exact, spread_order, warm_up_images
 from evaluation.scorer import AnomalyScorer
-from metrics import class_metrics, mean_row, only, table_row
+from metrics import (
+    class_metrics,
+    fused_score_of_extremes,
+    mean_row,
+    metrics_row,
+    only,
+    table_row,
+    unnormalised_score_of_peak,
+    upstream_row,
+)
 from utils import on_terminal
 
 
 def shown_mean(result: dict[str, Any]) -> str:
-    """The defined means of a result in one line."""
-    mean = result["mean"].items()
-    return ", ".join(f"{key} {value:.4f}" for key, value in mean if isinstance(value, float))
+    """The defined means of a result in one line; those of binned pixels with what their error cannot exceed."""
+    errors = result.get("error_bounds", {}).get("mean", {})
+    shown = []
+    for key, value in result["mean"].items():
+        if isinstance(value, float):
+            error = errors.get(key)
+            shown.append(f"{key} {value:.4f}" + ("" if error is None else f" (± {error:.1e})"))
+    return ", ".join(shown)
+
+
+def shown_bounds(result: dict[str, Any]) -> list[str]:
+    """One line for every class whose pixels were counted in bins: what the errors of its metrics cannot exceed."""
+    lines = []
+    for name, bounds in result["error_bounds"].get("classes", {}).items():
+        errors = ", ".join(f"{key} ± {error:.1e}" for key, error in bounds.items() if error is not None)
+        lines.append(f"{name}: pixels beyond --exact_pixels were counted in bins: {errors or 'none counts'}")
+    return lines
 
 
 @torch.no_grad()
-def predict_class(
+def predict_batches(
     scorer: AnomalyScorer,
     images: Dataset,
     class_name: str,
@@ -28,26 +53,70 @@ def predict_class(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
-) -> dict[str, Any]:
-    """Score every test image of one class.
+) -> Iterator[dict[str, Any]]:
+    """Score every test image of one class, batch by batch.
+
+    Yields:
+        {"maps" [b, S, S] float32, "head" [b] float32, "masks" [b, S, S] uint8, "mask_known" [b] bool, "labels" [b] of
+        0/1 and -1 for unlabelled, "files" [b], "images" [b, 3, S, S] tensor}
+    """
+    pinned = torch.device(device).type == "cuda"
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pinned)
+    for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
+        maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name)
+        labels = np.asarray(batch["label"])
+        yield {
+            "maps": maps.float().cpu().numpy(),
+            "head": head.float().cpu().numpy(),
+            "masks": batch["mask"][:, 0].numpy().astype(np.uint8),
+            "mask_known": np.asarray(batch.get("mask_known", labels >= 0)) > 0,
+            "labels": labels,
+            "files": list(batch["file_name"]),
+            "images": batch["image"],
+        }
+
+
+def predict_class(scorer: AnomalyScorer, images: Dataset, class_name: str, **how: Any) -> dict[str, Any]:
+    """Score every test image of one class and keep all maps; arguments as `predict_batches`.
 
     Returns:
         {"maps" [n, S, S] float32, "head" [n] float32, "masks" [n, S, S] uint8, "mask_known" [n] bool, "labels" [n] of
         0/1 and -1 for unlabelled, "files" [n]}
     """
-    parts = {key: [] for key in ("maps", "head", "masks", "mask_known", "labels", "files")}
-    pinned = torch.device(device).type == "cuda"
-    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pinned)
-    for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
-        maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name)
-        parts["maps"].append(maps.float().cpu().numpy())
-        parts["head"].append(head.float().cpu().numpy())
-        parts["masks"].append(batch["mask"][:, 0].numpy().astype(np.uint8))
-        labels = np.asarray(batch["label"])
-        parts["mask_known"].append(np.asarray(batch.get("mask_known", labels >= 0)) > 0)
-        parts["labels"].append(labels)
-        parts["files"].extend(batch["file_name"])
-    return {key: value if key == "files" else np.concatenate(value) for key, value in parts.items()}
+    found = {key: [] for key in ("head", "mask_known", "labels", "files")}
+    maps = masks = None  # filled in place: to join batches at the end would take their memory twice
+    for batch in predict_batches(scorer, images, class_name, **how):
+        done = len(found["files"])
+        if maps is None:
+            maps = np.empty((len(images), *batch["maps"].shape[1:]), np.float32)
+            masks = np.empty(maps.shape, np.uint8)
+        maps[done : done + len(batch["files"])] = batch["maps"]
+        masks[done : done + len(batch["files"])] = batch["masks"]
+        found["files"].extend(batch["files"])
+        for key in ("head", "mask_known", "labels"):
+            found[key].append(batch[key])
+    joined = {key: value if key == "files" else np.concatenate(value) for key, value in found.items()}
+    return {"maps": maps, "masks": masks} | joined
+
+
+def accumulate_class(
+    scorer: AnomalyScorer, images: Dataset, class_name: str, exact_pixels: int, **how: Any
+) -> dict[str, Any]:
+    """Score every test image of one class and keep counts; arguments as `predict_batches`.
+
+    Args:
+        exact_pixels: the images that choose the bins hold no more, or are one batch.
+
+    Returns:
+        what `ClassAccumulator.finish` does, and "again": function () -> `predict_batches` in the class's order.
+    """
+    order, done = spread_order(images), 0
+    accumulator = ClassAccumulator(len(images), warm_up_images(images, exact_pixels))
+    for batch in predict_batches(scorer, Subset(images, order), class_name, **how):
+        count = len(batch["files"])
+        accumulator.add(order[done : done + count], batch)
+        done += count
+    return accumulator.finish() | {"again": partial(predict_batches, scorer, images, class_name, **how)}
 
 
 def evaluate_dataset(
@@ -57,33 +126,74 @@ def evaluate_dataset(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
+    on_metrics: Callable[[dict], None] | None = None,
     on_class: Callable[[str, dict], None] | None = None,
+    exact_pixels: int = EXACT_PIXELS,
 ) -> dict[str, Any]:
     """Metrics of every class of a dataset.
 
     Args:
         test_sets: {class name: dataset}.
-        on_class: function (class name, predictions) called after each class, for pictures.
+        on_metrics: function (result of the classes so far) called after each class, so that a later error loses none.
+        on_class: function (class name, predictions) called after that, for pictures.
+        exact_pixels: a class of more pixels is counted in bins, and its predictions have no maps and masks.
 
     Returns:
-        {"classes": {name: metrics}, "mean": metrics, "upstream": [rows of upstream's table, None where undefined]}
+        {"classes": {name: metrics}, "mean": metrics, "upstream": [rows of upstream's table, None where undefined],
+        "error_bounds": {"classes": {name: {pixel metric: bound}}, "mean": {pixel metric: bound}} of the binned classes,
+        {} without}
     """
-    classes, upstream = {}, []
+    classes, bounds, upstream = {}, {}, []
+    how = {"batch_size": batch_size, "device": device, "workers": workers}
     for name, images in test_sets.items():
-        predictions = predict_class(
-            scorer, images, name, batch_size=batch_size, device=device, workers=workers
-        )
+        if is_exact(images, exact_pixels):
+            predictions = predict_class(scorer, images, name, **how)
+        else:
+            predictions = accumulate_class(scorer, images, name, exact_pixels, **how)
+            bounds[name] = error_bounds(predictions)
         classes[name], row = metrics_of(predictions, name, scorer)
         upstream.append(row)
+        if on_metrics is not None:
+            on_metrics(result_of(classes, upstream, bounds))
         if on_class is not None:
             on_class(name, predictions)
+        del predictions  # before the next class takes its memory
+    return result_of(classes, upstream, bounds)
+
+
+def result_of(
+    classes: dict[str, dict], upstream: list[dict], bounds: dict[str, dict] | None = None
+) -> dict[str, Any]:
+    """What `evaluate_dataset` returns, of {class: metrics}, rows of upstream's table and binned classes' bounds."""
     average = mean_row([{key: row[key] for key in row if key != "class name"} for row in upstream])
-    upstream.append({"class name": "Average"} | average)
-    return {"classes": classes, "mean": mean_row(list(classes.values())), "upstream": upstream}
+    rows = [*upstream, {"class name": "Average"} | average]
+    found = {"classes": dict(bounds), "mean": mean_bounds(bounds, classes)} if bounds else {}
+    return {
+        "classes": dict(classes),
+        "mean": mean_row(list(classes.values())),
+        "upstream": rows,
+        "error_bounds": found,
+    }
+
+
+def error_bounds(predictions: dict[str, Any]) -> dict[str, float | None]:
+    """{pixel metric: what its error cannot exceed} of a binned class; None where the metric is undefined."""
+    return {f"pixel_{key}": estimate.error for key, estimate in predictions["pixel"].items()}
+
+
+def mean_bounds(bounds: dict[str, dict], classes: dict[str, dict]) -> dict[str, float | None]:
+    """Bounds of the means over the classes where a metric is defined; exact classes have no error."""
+    mean = {}
+    for key in next(iter(bounds.values())):
+        errors = [bounds.get(name, {}).get(key, 0.0) for name, row in classes.items() if row[key] is not None]
+        mean[key] = float(np.mean(errors)) if errors else None
+    return mean
 
 
 def metrics_of(predictions: dict[str, Any], name: str, scorer: AnomalyScorer) -> tuple[dict, dict]:
     """(every metric, row of upstream's table) of a class's labelled images."""
+    if "maps" not in predictions:
+        return binned_metrics_of(predictions, name, scorer)
     labelled = predictions["labels"] >= 0
     masks, labels, maps, head, known = (
         only(labelled, predictions[key]) for key in ("masks", "labels", "maps", "head", "mask_known")
@@ -92,3 +202,17 @@ def metrics_of(predictions: dict[str, Any], name: str, scorer: AnomalyScorer) ->
         class_metrics(masks, labels, maps, head, scorer.domain, scorer.levels, known),
         table_row(masks, labels, maps, head, name, scorer.domain, known),
     )
+
+
+def binned_metrics_of(predictions: dict[str, Any], name: str, scorer: AnomalyScorer) -> tuple[dict, dict]:
+    """`metrics_of` a class without maps: exact image metrics, estimated pixel metrics."""
+    labelled = predictions["labels"] >= 0
+    labels, ends, head = (only(labelled, predictions[key]) for key in ("labels", "ends", "head"))
+    row = metrics_row(
+        {key: estimate.value for key, estimate in predictions["pixel"].items()},
+        labels,
+        fused_score_of_extremes(ends, head, scorer.domain),
+        unnormalised_score_of_peak(ends[:, 1], head, scorer.levels),
+    )
+    sides = [{key: row[f"{side}_{key}"] for key in ("auroc", "ap")} for side in ("pixel", "image")]
+    return row, upstream_row(name, *sides)

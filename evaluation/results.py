@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,22 +32,30 @@ def _cell(value: str | float | None) -> str:
 
 
 def write_metrics(
-    save_path: Path | str, dataset: str, checkpoint: str, result: dict, evaluation_info: dict
+    save_path: Path | str,
+    dataset: str,
+    checkpoint: str,
+    result: dict,
+    evaluation_info: dict,
+    wanted: Sequence[str] = (),
 ) -> None:
     """Merge one evaluation into `metrics.json` (full precision, undefined = null) and rewrite `metrics.csv`.
 
     Args:
-        evaluation_info: what the numbers depend on (image size, seed, settings of the checkpoint).
+        result: of evaluation.predictions.evaluate_dataset; its error bounds, if any, are stored beside the metrics.
+        evaluation_info: what the numbers depend on (image size, seed, settings of the checkpoint, hashes).
+        wanted: the classes that the evaluation is going to have. As long as one is missing, the entry names it under
+            "unfinished", and a finished entry of the very same things stays instead.
 
     Raises:
         ValueError: the folder's metrics.json is not readable; it is left as it is.
     """
     path = Path(save_path) / "metrics.json"
     with FileLock(Path(save_path) / ".metrics.lock"):  # two evaluations may end at the same time
-        _merge_metrics(path, dataset, checkpoint, result, evaluation_info)
+        _merge_metrics(path, dataset, checkpoint, result, evaluation_info, wanted)
 
 
-def _merge_metrics(path, dataset, checkpoint, result, evaluation_info):
+def _merge_metrics(path, dataset, checkpoint, result, evaluation_info, wanted):
     try:
         everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except json.JSONDecodeError as error:
@@ -55,6 +64,16 @@ def _merge_metrics(path, dataset, checkpoint, result, evaluation_info):
         ) from error
     classes = {name: with_old_names(row) for name, row in result["classes"].items()}
     entry = evaluation_info | {"classes": classes, "mean": with_old_names(result["mean"])}
+    unfinished = [name for name in wanted if name not in classes]
+    if unfinished:
+        before = everything.get(dataset, {}).get(checkpoint, {"unfinished": []})
+        if "unfinished" not in before and all(
+            before.get(key) == evaluation_info[key] for key in evaluation_info
+        ):
+            return
+        entry["unfinished"] = unfinished
+    if result.get("error_bounds"):
+        entry["error_bounds"] = result["error_bounds"]
     everything.setdefault(dataset, {})[checkpoint] = entry
     write_text(path, json.dumps(everything, indent=1) + "\n")
     table = io.StringIO()

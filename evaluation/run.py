@@ -1,27 +1,32 @@
 """Evaluating a run's checkpoints on a dataset: everything test.py and compare.py write into its folder."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import Logger
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset import DOMAINS, get_dataset
+from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
+from evaluation.picture_folders import clear_stale, picture_folder
 from evaluation.picture_scores import picture_scores, write_picture_scores
-from evaluation.predictions import evaluate_dataset, shown_mean
+from evaluation.predictions import evaluate_dataset, shown_bounds, shown_mean
+from evaluation.provenance import provenance
 from evaluation.results import format_table, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from evaluation.scores import class_scores, scores_file, write_scores
-from files.pictures import visualize
-from metrics import METRICS_VERSION
+from files.pictures import visualize, visualize_batches
 from model.settings import option
 from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run, load_run
+from run_folder.loading import check_one_run
 from run_folder.session import Session, create_backbone, declare_datasets, sweep_run
 from run_folder.settings import Settings
 from utils import choose_device, close_logger, get_logger, setup_seed
@@ -36,6 +41,10 @@ class EvaluationSettings:
     """evaluation"""
 
     batch_size: int = option(32, "images scored together; changes rounding only")
+    exact_pixels: int = option(
+        EXACT_PIXELS,
+        "pixels of a class up to which pixel metrics are exact; beyond, they are binned, with an error bound",
+    )
     checkpoint: str | None = option(None, "image checkpoint file; default the run's last")
     all: bool = option(False, "evaluate every numbered image checkpoint, or every loop")
     epoch: int | None = option(None, "the image checkpoint after this many epochs instead of the last")
@@ -88,6 +97,8 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     logger = get_logger(settings.run.save_path, "test.log")
     sweep_run(settings.run.save_path)
     try:
+        if len(files) > 1:
+            check_one_run(files, find_run(settings.run.save_path)[1][0])
         if files:
             settings = describe_run(files[-1], kind, settings)  # load_run logs what it changes
         logger.info(f"args: {settings.record()}")
@@ -114,11 +125,12 @@ def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[
     settings = session.settings
     dataset, img_size = settings.data.dataset, settings.model.img_size
     if settings.own.local_contrast:
-        name, scorer = LOCAL_CONTRAST, LocalContrast(img_size, DOMAINS[dataset])
+        name, scorer, clip = LOCAL_CONTRAST, LocalContrast(img_size, DOMAINS[dataset]), None
     else:
         clip = create_backbone(settings, session.device, session.logger)
         name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size)
-    return report(session, scorer, test_sets, name, BASELINE.name, settings.record(), {})
+    info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
+    return report(session, scorer, test_sets, name, info)
 
 
 def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
@@ -134,9 +146,12 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         if scorer is None or run.kind is FEEDBACK:  # other runs have one text side, whose anchors stay
             scorer = scorer_of(tested, settings.data.dataset)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
-        results.append(report(session, scorer, test_sets, name, run.kind.name, run.stored, run.files))
+        info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
+        results.append(report(session, scorer, test_sets, name, info))
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:
-        session.logger.info(write_loop_table(settings.run.save_path))
+        session.logger.info(write_loop_table(settings.run.save_path, run.identity.run))
+    attention = picture_folder(settings.run.save_path, "attention", settings.data.dataset)
+    clear_stale(attention, name, info, draws=bool(own.attention_of))
     if own.attention_of:
         draw_attention(tested, scorer, test_sets, settings, session.logger)
     return results
@@ -155,81 +170,96 @@ def note_training_weight(settings: Settings, stored: dict[str, Any], logger: Log
         )
 
 
+class Pictures(Sequence):
+    """The images [3, S, S] of a data set, each read when it is drawn: a class of thousands does not lie in memory."""
+
+    def __init__(self, images: Dataset):
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._images[index]["image"]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+
 def keep_class(
     scores: dict,
     pictures: list,
     scorer: AnomalyScorer,
     test_sets: dict[str, Dataset],
-    settings: Settings,
+    session: Session,
+    checkpoint: str,
     class_name: str,
     predictions: dict[str, Any],
 ) -> None:
-    """Keep what a comparison needs of a class's predictions in `scores`, every picture's scores in `pictures`, and
-    draw them where that is asked for."""
-    images = test_sets[class_name]
+    """Keep what a comparison needs of a class's predictions in `scores`, every picture's scores in `pictures` and their
+    file, and draw them where that is asked for.
+
+    Args:
+        checkpoint: its entry in metrics.json.
+    """
+    settings, images = session.settings, test_sets[class_name]
+    dataset, save_path = settings.data.dataset, settings.run.save_path
     if (predictions["labels"] >= 0).any():
         scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
     pictures += picture_scores(predictions, class_name, scorer.domain, scorer.levels)
-    if settings.own.visualize:
+    write_picture_scores(save_path, dataset, checkpoint, pictures)
+    if settings.own.visualize and "maps" not in predictions:
+        ends = float(predictions["ends"].min()), float(predictions["ends"].max())
+        visualize_batches(predictions["again"](), predictions["files"], save_path, dataset, class_name, ends)
+    elif settings.own.visualize:
         visualize(
             predictions["masks"],
             predictions["maps"],
             predictions["files"],
-            settings.run.save_path,
-            settings.data.dataset,
+            save_path,
+            dataset,
             class_name,
-            [item["image"] for item in images],
+            Pictures(images),
             predictions["mask_known"],
         )
 
 
 def report(
-    session: Session,
-    scorer: AnomalyScorer,
-    test_sets: dict[str, Dataset],
-    name: str,
-    kind: str,
-    trained_with: dict | None,
-    files: dict[str, str],
+    session: Session, scorer: AnomalyScorer, test_sets: dict[str, Dataset], name: str, info: dict[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate one checkpoint and write everything about it.
+    """Evaluate one checkpoint and write everything about it, metrics class by class and before any picture.
 
     Args:
         name: its entry in metrics.json.
-        kind: of the run.
-        trained_with: the checkpoint's settings.
-        files: {name: SHA-256} of what was loaded.
+        info: what stands beside the metrics, of evaluation.provenance.provenance.
     """
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
     scores, pictures = {}, []
-    keep = partial(keep_class, scores, pictures, scorer, test_sets, settings)
+    stale = clear_stale(
+        picture_folder(save_path, "visualization", dataset), name, info, draws=settings.own.visualize
+    )
+    if stale:
+        logger.info(f"deleted {stale} pictures of an earlier evaluation of {dataset}")
     result = evaluate_dataset(
         scorer,
         test_sets,
         batch_size=settings.own.batch_size,
         device=session.device,
         workers=settings.run.workers,
-        on_class=keep,
+        on_metrics=lambda found: write_metrics(save_path, dataset, name, found, info, list(test_sets)),
+        on_class=partial(keep_class, scores, pictures, scorer, test_sets, session, name),
+        exact_pixels=settings.own.exact_pixels,
     )
     logger.info(f"{dataset} with {name} @{img_size}px")
     logger.info(f"final results:\n{format_table(result['upstream'])}")
     logger.info("mean over classes: " + shown_mean(result))
-    evaluation_info = {
-        "model_name": settings.model.model_name,
-        "img_size": img_size,
-        "domain": scorer.domain,
-        "kind": kind,
-        "settings": trained_with,
-    }
-    write_metrics(save_path, dataset, name, result, evaluation_info)
-    write_picture_scores(save_path, dataset, name, pictures)
-    stored = evaluation_info | {
+    for line in shown_bounds(result):
+        logger.info(line)
+    stored = info | {
         "tested_with": settings.record(),
-        "metrics_version": METRICS_VERSION,
         "levels": scorer.levels,
         "checkpoint": name,
-        "checkpoints": files,
         "classes": result["classes"],
     }
     write_scores(scores_file(save_path, dataset, name), scores, stored)

@@ -112,3 +112,29 @@ def visualize(
             row = example_row(images[i], mask, preds[i], low, high)
         write_png(folder / name, sheet([row]))
     return folder
+
+
+def visualize_batches(
+    batches: Iterable[dict],
+    file_names: Iterable[str],
+    save_dir: Path | str,
+    dataset_name: str,
+    class_name: str,
+    ends: tuple[float, float],
+) -> Path:
+    """`visualize` for a class that is never whole in memory.
+
+    Args:
+        batches: dictionaries with "images" [b, 3, S, S], "masks" and "maps" [b, S, S], "mask_known" [b].
+        file_names: of all images, in the order of the batches.
+        ends: lowest and highest score of the class, the ends of the colour scale.
+    """
+    folder = Path(save_dir) / "visualization" / safe_name(dataset_name) / safe_name(class_name)
+    names = iter(picture_names(file_names))
+    for batch in batches:
+        for image, mask, scores, known in zip(
+            *(batch[key] for key in ("images", "masks", "maps", "mask_known")), strict=True
+        ):
+            row = example_row(image, mask if known else None, scores, *ends)
+            write_png(folder / next(names), sheet([row]))
+    return folder

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metrics.exact import pixel_metrics
 from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
-from metrics.regions import aupro
 
-METRICS_VERSION = (
-    1  # rises with every change that moves a number, so that compare.py never mixes two definitions
-)
+# Rises with every change that moves a number, so that compare.py never mixes two definitions.
+METRICS_VERSION = 1
 
 
 def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
@@ -29,8 +28,15 @@ def min_max(values: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     if not values.size:
         return values
     reference = values if among is None or not among.any() else only(among, values)
-    low, high = reference.min(), reference.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return scaled(values, reference.min(), reference.max())
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(values - low) / (high - low), one copy of the values; zeros where low and high are equal."""
+    if not high > low:
+        return np.zeros_like(values)
+    found = values - low
+    return np.divide(found, high - low, out=found if found.dtype.kind == "f" else None)
 
 
 def fused_image_score(
@@ -40,10 +46,28 @@ def fused_image_score(
 
     Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
     one image's score depends on the others. `metrics.json` carries `unnormalised_image_score`'s metrics beside it,
-    which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
-    ones move no metric.
+    which do not.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores.
+        domain: "Industrial" or "Medical".
+        among: [n] bool, the images that alone set the scale, so that unlabelled images beside labelled ones move no
+            metric; None for all.
     """
-    peak = min_max(maps, among).max(axis=(1, 2))
+    return fused_score_of_extremes(extremes(maps), head, domain, among)
+
+
+def extremes(maps: np.ndarray) -> np.ndarray:
+    """The lowest and the highest score of every map: [n, 2]. No image score needs more of a map."""
+    return np.stack([maps.min(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)
+
+
+def fused_score_of_extremes(
+    ends: np.ndarray, head: np.ndarray, domain: str, among: np.ndarray | None = None
+) -> np.ndarray:
+    """`fused_image_score` [n] of maps of which only the `extremes` [n, 2] are known, to the last bit."""
+    peak = min_max(ends, among)[..., 1]  # scaling keeps the order, so the peak stays the peak
     return 0.5 * peak + 0.5 * min_max(head, among) if domain == "Industrial" else peak
 
 
@@ -51,8 +75,18 @@ def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) ->
     """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores, (cos_abnormal + 1) / 2.
+        levels: number of levels the maps sum over.
     """
-    return 0.5 * maps.max(axis=(1, 2)) / (100.0 * levels) + 0.5 * head
+    return unnormalised_score_of_peak(maps.max(axis=(1, 2)), head, levels)
+
+
+def unnormalised_score_of_peak(peak: np.ndarray, head: np.ndarray, levels: int) -> np.ndarray:
+    """`unnormalised_image_score` [n] of maps of which only the highest score [n] is known."""
+    return 0.5 * peak / (100.0 * levels) + 0.5 * head
 
 
 def metrics_eval(
@@ -98,8 +132,13 @@ def table_row(
     pixel_preds, image_preds = np.asarray(pixel_preds), np.asarray(image_preds)
     pixel = ranking_metrics(only(mask_known, pixel_label), only(mask_known, min_max(pixel_preds)))
     image = reference_ranking_metrics(image_label, fused_image_score(pixel_preds, image_preds, domain))
+    return upstream_row(class_names, pixel, image)
+
+
+def upstream_row(name: str, pixel: dict, image: dict) -> dict[str, str | float | None]:
+    """Row of upstream's table from a class's pixel and image metrics."""
     row = {
-        "class name": class_names,
+        "class name": name,
         "pixel AUC": pixel["auroc"],
         "pixel AP": pixel["ap"],
         "image AUC": image["auroc"],
@@ -127,16 +166,22 @@ def class_metrics(
         levels: number of levels the maps sum over.
         mask_known: [n] bool, the images pixel metrics are over; None for all.
     """
-    seen_masks, seen_maps = only(mask_known, masks), only(mask_known, maps)
-    pixel, fused = (
-        ranking_metrics(seen_masks, seen_maps),
-        reference_ranking_metrics(labels, fused_image_score(maps, head, domain)),
+    return metrics_row(
+        pixel_metrics(only(mask_known, masks), only(mask_known, maps)),
+        labels,
+        fused_image_score(maps, head, domain),
+        unnormalised_image_score(maps, head, levels),
     )
-    alone = reference_ranking_metrics(labels, unnormalised_image_score(maps, head, levels))
+
+
+def metrics_row(
+    pixel: dict[str, float | None], labels: np.ndarray, fused: np.ndarray, alone: np.ndarray
+) -> dict[str, float | None]:
+    """Every metric of one class from its pixel metrics, its labels [n] of 0/1 and both image scores [n]."""
     row = {f"pixel_{key}": value for key, value in pixel.items()}
-    row["pixel_aupro"] = aupro(seen_masks, seen_maps)
-    row |= {f"image_{key}": value for key, value in fused.items()}
-    row |= {f"image_{key}_unnormalised": value for key, value in alone.items()}
+    row |= {f"image_{key}": value for key, value in reference_ranking_metrics(labels, fused).items()}
+    unnormalised = reference_ranking_metrics(labels, alone)
+    row |= {f"image_{key}_unnormalised": value for key, value in unnormalised.items()}
     return row | {"images": len(labels), "abnormal_images": int(np.sum(np.asarray(labels) > 0))}
 
 

@@ -1,4 +1,4 @@
-"""AUPRO: how much of every defective region is found, whatever its size."""
+"""Defective regions, each of which counts the same in AUPRO, whatever its size."""
 
 import cv2
 import numpy as np
@@ -16,42 +16,32 @@ def region_weights(masks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (weights [n, H, W], regions per image [n]); an image's weights sum to its number of regions.
     """
-    masks = np.asarray(masks) > 0
+    masks = np.asarray(masks)
     weights, regions = np.zeros(masks.shape), np.zeros(len(masks), dtype=np.int64)
     for i, mask in enumerate(masks):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        weights[i] = np.where(mask, 1.0 / stats[:, cv2.CC_STAT_AREA].astype(np.float64)[labels], 0.0)
-        regions[i] = count - 1  # label 0 is the background
+        weights[i], regions[i] = image_region_weights(mask)
     return weights, regions
 
 
-def aupro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> float | None:
-    """Area under the per-region-overlap curve up to a false-positive rate (MVTec AD, doi 10.1007/s11263-020-01400-4).
+def image_region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """`region_weights` of one image: (weights [H, W], its regions)."""
+    inside = np.asarray(mask) > 0
+    weights = np.zeros(inside.shape)
+    weights[inside], regions = region_shares(inside)
+    return weights, regions
 
-    Every connected region (8-neighbourhood) counts the same; every distinct score is a threshold; the rate is over
-    all normal pixels; the curve is interpolated at `limit` and the area divided by it.
+
+def region_shares(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """What every defective pixel of one image contributes to the per-region overlap.
 
     Args:
-        masks: [n, H, W], > 0 is defective.
-        maps: [n, H, W] scores.
+        mask: [H, W] bool.
 
     Returns:
-        value in [0, 1], or None without a region or without a normal pixel.
+        (1 / area of its 8-connected region, per defective pixel in reading order, number of regions)
     """
-    masks, maps = np.asarray(masks) > 0, np.asarray(maps)
-    weight, per_image = region_weights(masks)
-    regions = per_image.sum()
-    if regions == 0 or masks.all():
-        return None
-    order = np.argsort(-maps.reshape(-1), kind="stable")
-    score = maps.reshape(-1)[order]
-    last = np.flatnonzero(np.append(np.diff(score) != 0, True))
-    overlap = np.concatenate([[0.0], np.cumsum(weight.reshape(-1)[order])[last] / regions])
-    normal = ~masks.reshape(-1)[order]
-    rate = np.concatenate([[0.0], np.cumsum(normal)[last] / normal.sum()])
-    inside = rate <= limit
-    rate_in, overlap_in = rate[inside], overlap[inside]
-    if rate_in[-1] < limit:
-        overlap_in = np.append(overlap_in, np.interp(limit, rate, overlap))
-        rate_in = np.append(rate_in, limit)
-    return float(np.trapezoid(overlap_in, rate_in) / limit)
+    if not mask.any():
+        return np.zeros(0), 0
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)  # label 0 is the background, which may be empty
+    return (1.0 / areas)[labels[mask]], count - 1

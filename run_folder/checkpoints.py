@@ -77,21 +77,32 @@ def newest_intact(path: Path | str, keys: tuple | list, logger: Logger) -> Tenso
         FileNotFoundError, RuntimeError: as `load_checkpoint`.
         DamagedFile: every one is damaged.
     """
-    path, first = Path(path), None
+    path = Path(path)
+    content, file, errors = read_newest(path, keys)
+    for error in errors:
+        logger.warning(str(error))
+    if errors:
+        logger.warning(f"{path.name} is damaged: going on from {file.name}, which takes its place")
+        copy_file(file, path)
+    return content
+
+
+def read_newest(path: Path | str, keys: tuple | list = ()) -> tuple[TensorFile, Path, list[DamagedFile]]:
+    """What `newest_intact` goes on from, nothing written: (content, file, one error for each damaged one before it).
+
+    Raises:
+        FileNotFoundError, RuntimeError: as `load_checkpoint`.
+        DamagedFile: every one is damaged.
+    """
+    path, errors = Path(path), []
     for file in (path, *earlier_checkpoints(path)):
         try:
-            content = load_checkpoint(file, keys=keys)
+            return load_checkpoint(file, keys=keys), file, errors
         except DamagedFile as error:
-            logger.warning(str(error))
-            first = first or error
-            continue
-        if first is not None:
-            logger.warning(f"{path.name} is damaged: going on from {file.name}, which takes its place")
-            copy_file(file, path)
-        return content
+            errors.append(error)
     raise DamagedFile(
-        f"{first}. No intact checkpoint is left before {path.name}: delete it to train its stage from the begin"
-    ) from first
+        f"{errors[0]}. No intact checkpoint is left before {path.name}: delete it to train its stage from the begin"
+    ) from errors[0]
 
 
 def check_backbone(content: dict[str, Any], source: WeightsSource | None, path: Path | str) -> None:

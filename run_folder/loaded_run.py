@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from files.tensors import TensorFile
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     TextContext,
@@ -32,17 +31,11 @@ from model.settings import (
     NetworkCorrections,
     SelfReferenceSettings,
 )
-from run_folder.checkpoints import check_backbone, load_checkpoint, load_modules, settings_in
+from run_folder.checkpoints import settings_in
 from run_folder.flags import settings_of
-from run_folder.kinds import (
-    BASELINE,
-    CROSS_ATTENTION,
-    FEEDBACK,
-    RunKind,
-    find_run,
-    kind_of_file,
-    text_checkpoint,
-)
+from run_folder.identity import Identity, warn_of_unchecked
+from run_folder.kinds import BASELINE, RunKind, find_run, kind_of_file
+from run_folder.loading import load_weights
 from run_folder.session import create_adapted_model, create_backbone, declare_datasets, surgery_of
 from run_folder.settings import ContextSettings, DataSettings, RunSettings, Settings, corrections_in
 from utils import choose_device
@@ -66,6 +59,7 @@ class LoadedRun:
     `files`: {name: SHA-256} of what was loaded. `loop`: 1 for a run without feedback. `attends`: whether it was
     trained with its cross-attention on; `ablated`: switched off for this test. `adapted_text`: False for a baseline
     without a text adapter, whose anchors are plain CLIP's. `mean_anchors`: those of `--text_context train_mean`.
+    `identity`: what the checkpoint was made of. `unchecked`: what its files do not say of that, in words.
     """
 
     kind: RunKind
@@ -79,14 +73,23 @@ class LoadedRun:
     ablated: bool = False
     adapted_text: bool = True
     mean_anchors: dict[str, Tensor] = field(default_factory=dict)
+    identity: Identity = Identity()
+    unchecked: tuple[str, ...] = ()
 
     def without_cross_attention(self) -> "LoadedRun":
         """The same run with its cross-attention off, the ablation of test.py; a trained self-reference stays."""
         return replace(self, ablated=True)
 
     def at(self, checkpoint: Path, logger: logging.Logger | None = None) -> "LoadedRun":
-        """The run after another of its checkpoints; the model is shared, so the run this is called on ends here."""
-        loaded = load_weights(self.model, self.kind, checkpoint, self.settings, logger)
+        """The run after another of its checkpoints; the model is shared, so the run this is called on ends here.
+
+        Raises:
+            RuntimeError: the checkpoint is of another run or of other settings.
+        """
+        loaded = load_weights(self.model, self.kind, checkpoint, self.settings, logger, self.identity)
+        said = {words.partition(" (")[0] for words in self.unchecked}  # of another file of the same program
+        new = [words for words in loaded["unchecked"] if words.partition(" (")[0] not in said]
+        warn_of_unchecked(new, checkpoint, logger or logging.getLogger(__name__))
         return replace(self, checkpoint=checkpoint, **loaded)
 
     def text_contexts(self, dataset_name: str) -> dict[str, TextContext]:
@@ -142,7 +145,8 @@ def load_run(
     Raises:
         FileNotFoundError: a file of the run is missing.
         ValueError: the folder holds runs of several kinds.
-        RuntimeError: a file is damaged or does not fit, or a flag contradicts the checkpoint.
+        RuntimeError: a file is damaged, of another run or backbone, or does not fit, or a flag contradicts the
+            checkpoint.
     """
     logger = logger or logging.getLogger(__name__)
     if checkpoint is None:
@@ -157,7 +161,15 @@ def load_run(
     clip = create_backbone(settings, where, logger)
     described = replace(settings, cross_attention=None) if kind is BASELINE else settings
     model = create_adapted_model(clip, described, where).eval()
-    return LoadedRun(kind, settings, model, file, **load_weights(model, kind, file, settings, logger))
+    run = LoadedRun(kind, settings, model, file, **load_weights(model, kind, file, settings, logger))
+    again = settings_of(GROUPS, run.stored or {}) if flags is None else adopt(flags, run.stored, file)
+    if again != settings:
+        raise RuntimeError(
+            f"{file} was replaced by one of other settings while it was read: wait until its training writes no more, "
+            "and start again"
+        )
+    warn_of_unchecked(run.unchecked, file, logger)
+    return run
 
 
 def describe_run(
@@ -173,86 +185,6 @@ def describe_run(
     if flags is None:
         return settings_of(GROUPS, stored or {})
     return adopt(flags, stored, file, logger)
-
-
-def load_parts(model: AdaptedCLIP, path: Path | str, text_only: bool = False) -> None:
-    """Load what a run's last checkpoints hold into a model of any kind; what they lack keeps its values.
-
-    Args:
-        model: may have more modules than the run, as a cross-attention model has more than a baseline.
-        path: the run's folder.
-        text_only: its text side alone.
-    """
-    kind, (image_file,) = find_run(path)
-    image_keys = kind.image_keys if kind is BASELINE else tuple(model.image_modules)
-    text_file = text_checkpoint(kind, image_file)
-    for file, keys in ((image_file, () if text_only else image_keys), (text_file, kind.text_keys)):
-        load_on_its_backbone(model, file, {key: getattr(model, key) for key in keys})
-
-
-def load_on_its_backbone(model: AdaptedCLIP, path: Path, modules: dict[str, nn.Module]) -> TensorFile:
-    """`load_modules` of a file that was trained on the model's backbone; RuntimeError where it was another."""
-    return load_modules(
-        path, modules, check=lambda content: check_backbone(content, model.clipmodel.source, path)
-    )
-
-
-def load_weights(
-    model: AdaptedCLIP, kind: RunKind, file: Path, settings: Settings, logger: logging.Logger | None = None
-) -> dict[str, Any]:
-    """Load one checkpoint of a run, with the text side that belongs to it, into a model of its shape.
-
-    Returns:
-        the fields of LoadedRun that depend on it.
-    """
-    logger = logger or logging.getLogger(__name__)
-    if kind is FEEDBACK:
-        content = load_on_its_backbone(model, file, model.text_modules | model.image_modules)
-        loop = content.get("loop", content.get("total_loops"))  # the final model is its last loop
-        logger.info(f"{file.name}: loop {loop}")
-        return {
-            "stored": content.get("settings"),
-            "files": {file.name: content.sha256},
-            "loop": loop,
-            "attends": content.get("cross_attention", True),  # other programs do not say: trained with
-            "mean_anchors": content.get("mean_anchors", {}),
-        }
-    content = load_on_its_backbone(model, file, model.image_modules)
-    files, means = {file.name: content.sha256}, {}
-    text = load_text_side(model, kind, file, logger)
-    if text is not None:
-        files[text_checkpoint(kind, file).name] = text.sha256
-    if kind is CROSS_ATTENTION and settings.contexts.text_context == "train_mean":
-        context_file = file.parent / "text_context_dict.pth"
-        contexts = load_checkpoint(context_file, keys=["mean_anchors"])
-        means, files[context_file.name] = contexts["mean_anchors"], contexts.sha256
-    logger.info(f"load model from epoch {content.get('epoch', 'unknown')}: {file.name}")
-    return {
-        "stored": content.get("settings"),
-        "files": files,
-        "adapted_text": text is not None,
-        "mean_anchors": means,
-    }
-
-
-def load_text_side(
-    model: AdaptedCLIP, kind: RunKind, image_checkpoint: Path, logger: logging.Logger
-) -> TensorFile | None:
-    """Load the text checkpoint of a run; None for a baseline that has none (trained with --text_epoch 0).
-
-    Returns:
-        its content.
-
-    Raises:
-        FileNotFoundError: a cross-attention run lacks it, whose images cannot attend to prompts without it.
-    """
-    path = text_checkpoint(kind, image_checkpoint)
-    if not path.is_file() and kind is BASELINE:
-        logger.info(f"no {path.name} beside {image_checkpoint.name}: anchors from plain CLIP")
-        return None
-    content = load_on_its_backbone(model, path, {key: getattr(model, key) for key in kind.text_keys})
-    logger.info(f"{path.name}: epoch {content.get('epoch')}")
-    return content
 
 
 def adopt(

@@ -1,22 +1,116 @@
 """Going on with a run: is it the same one, and where did it stop."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.jsonl import Sample
 from files.tensors import DamagedFile
 from model.adapter import AdaptedCLIP
+from model.clip import CLIP
 from model.weights_file import WeightsSource
 from run_folder.checkpoints import (
     check_backbone,
     load_checkpoint,
     load_module,
     newest_intact,
+    read_newest,
     restore_rng,
 )
-from run_folder.kinds import finished_loops, loop_file
+from run_folder.identity import (
+    Identity,
+    compare_identity,
+    identity_in,
+    new_run_id,
+    prompts_identity,
+    rows_identity,
+    warn_of_unchecked,
+)
+from run_folder.kinds import FEEDBACK, RunKind, finished_loops, loop_file
 from run_folder.session import Session
 from run_folder.settings import Settings
-from run_folder.state import TrainState
+from run_folder.state import Record, TrainState, record_of
+
+
+def begin_run(
+    session: Session,
+    kind: RunKind,
+    clip: CLIP,
+    samples: Sequence[Sample],
+    base: dict[str, str] | None = None,
+    extendable: frozenset[str] | None = None,
+) -> Record:
+    """The record of a run, once every file that its folder holds of it was found to be of this run.
+
+    It comes before the first step, so that no stage is trained, and no file written, beside one that does not fit.
+
+    Args:
+        samples: of the training set.
+        base: {module's key: SHA-256 of the file it starts from}.
+        extendable: names of the flags that may differ from the files', instead of those of `resume_stage`.
+
+    Raises:
+        RuntimeError: a file is of other settings, another backbone, other images, prompts or base weights.
+        ValueError: a stage of 0 epochs in a folder that holds its file.
+        DamagedFile: no intact file is left of a stage.
+    """
+    settings = session.settings
+    wanted = Identity(
+        kind=kind.name,
+        rows=rows_identity(samples),
+        prompts=prompts_identity(settings.data.dataset),
+        base=base or {},
+        backbone=clip.source,
+    )
+    unchecked, text_of = [], {}
+    for stage, path in files_of_stages(kind, Path(settings.run.save_path)):
+        if kind is not FEEDBACK and getattr(settings.training, f"{stage}_epoch") == 0:
+            raise ValueError(
+                f"--{stage}_epoch 0 in {path.parent}, which holds a {path.name}: choose another --save_path"
+            )
+        try:
+            content = read_newest(path)[0]
+        except DamagedFile:
+            if kind is FEEDBACK:  # what it holds is made again
+                continue
+            raise
+        check_same_run(content.get("settings"), settings, path, may_be_extended(stage, settings, extendable))
+        missing = compare_identity(path, content, wanted)
+        unchecked += [f"{words} ({path.name})" for words in missing]
+        found = identity_in(content)
+        wanted = wanted._replace(run=wanted.run or found.run)
+        if found.text is not None:
+            text_of[path] = found.text
+    warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
+    identity = wanted._replace(run=wanted.run or new_run_id())
+    return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
+
+
+def files_of_stages(kind: RunKind, folder: Path) -> Iterator[tuple[str, Path]]:
+    """(stage, its checkpoint) of those that a run's folder holds, in the order of training.
+
+    Of a feedback run its last finished loop's file, and those of the loop it is in.
+    """
+    if kind is FEEDBACK:
+        finished = finished_loops(folder)
+        own = [
+            (stage, loop_file(folder, len(finished) + 1, f"{stage}_adapter")) for stage in ("text", "image")
+        ]
+        files = [*(("image", path) for _, path in finished[-1:]), *own]
+    else:
+        files = [("text", folder / kind.text_file), ("image", folder / f"{kind.image_prefix}.pth")]
+    return ((stage, path) for stage, path in files if path.is_file())
+
+
+def may_be_extended(
+    stage: str, settings: Settings, extendable: frozenset[str] | set[str] | None
+) -> frozenset[str] | set[str]:
+    """Names of the flags in which a stage's file may differ: `extendable`, or its own and later stages' lengths."""
+    if extendable is not None:
+        return extendable
+    if stage == "text":
+        return {"text_epoch", "image_epoch"}
+    return set() if settings.corrections.milestones[0] < 1 else {"image_epoch"}
 
 
 def resume_stage(
@@ -44,10 +138,7 @@ def resume_stage(
     """
     if not path.is_file():
         return
-    if extendable is None and state.name == "text":
-        extendable = {"text_epoch", "image_epoch"}
-    elif extendable is None:
-        extendable = set() if session.settings.corrections.milestones[0] < 1 else {"image_epoch"}
+    extendable = may_be_extended(state.name, session.settings, extendable)
     optimizer_key = f"{state.name}_optimizer"
     content = newest_intact(path, [*state.modules, "epoch", optimizer_key], session.logger)
     check_same_run(content.get("settings"), session.settings, path, extendable)
@@ -100,7 +191,7 @@ def check_same_run(
 
 
 def finished_loops_of(
-    session: Session, model: AdaptedCLIP, extendable: frozenset[str]
+    session: Session, model: AdaptedCLIP, extendable: frozenset[str], record: Record
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The finished loops of a feedback run; the last one's weights and random state are restored.
 
@@ -108,6 +199,7 @@ def finished_loops_of(
 
     Args:
         extendable: names of the flags that may differ from the files'.
+        record: of the run.
 
     Returns:
         (the loops as training.history.write_history takes them, the content of the last one's file or None)
@@ -115,9 +207,9 @@ def finished_loops_of(
     Raises:
         ValueError: more loops are finished than the run is to have.
         FileNotFoundError: a loop's file is missing between others.
-        RuntimeError: a file is of a run with other flags or of another backbone.
+        RuntimeError: a file is of a run with other flags, of another backbone, of other images or prompts.
     """
-    settings, loops, content = session.settings, [], None
+    settings, loops, content, unchecked = session.settings, [], None, []
     modules = model.text_modules | model.image_modules
     save_path, wanted = settings.run.save_path, settings.feedback.num_feedback_loops
     finished = finished_loops(save_path)
@@ -138,12 +230,13 @@ def finished_loops_of(
             session.logger.warning(f"{error}. Going on from loop {loop - 1}: later loops are made again")
             break
         check_same_run(found["settings"], settings, path, extendable)
-        check_backbone(found, model.clipmodel.source, path)
+        unchecked += compare_identity(path, found, record.identity)
         content, last = found, path
         loops.append({"loop": loop} | content["history"])
     if content is not None:
         for key, module in modules.items():
             load_module(module, content[key], last)
         restore_rng(content["rng"])
+        warn_of_unchecked(unchecked, save_path, session.logger)
         session.logger.info(f"{last.name}: {len(loops)} loops done, continuing from there")
     return loops, content

@@ -10,19 +10,47 @@ from torch import nn
 from forward_utils_cross_attention import TextContext
 from model.clip import CLIP
 from run_folder.checkpoints import keep_previous, rng_state, save_checkpoint, versions
+from run_folder.identity import NO_TEXT, Identity, compare_identity, weights_digest
 from run_folder.settings import Settings
 
 
 class Record(NamedTuple):
-    """What every checkpoint of a run carries beside its weights; `backbone` is {"file", "sha256"} of CLIP's weights."""
+    """What every checkpoint of a run carries beside its weights; `backbone` is {"file", "sha256"} of CLIP's weights.
+
+    `text_of`: {file: digest of the text side it was trained with} of the image checkpoints the run has already.
+    """
 
     settings: dict[str, Any]
     versions: dict[str, str]
     backbone: dict[str, str]
+    identity: Identity | None = None
+    text_of: dict[Path, str] = {}
+
+    def content(self) -> dict[str, Any]:
+        """What goes into a checkpoint."""
+        known = {"settings": self.settings, "versions": self.versions, "backbone": self.backbone}
+        return known if self.identity is None else known | {"identity": self.identity.record()}
+
+    def built_on(self, model: nn.Module | None, image_file: Path | str) -> "Record":
+        """The record of what is trained on a text side, which must be the one that `image_file` was trained with.
+
+        Args:
+            model: has the text side as `text_modules`; None for anchors of plain CLIP.
+            image_file: the checkpoint of stage 2, which need not be there yet.
+
+        Raises:
+            RuntimeError: it is another one.
+        """
+        states = {} if model is None else {key: one.state_dict() for key, one in model.text_modules.items()}
+        text = weights_digest(states) if states else NO_TEXT
+        if Path(image_file) in self.text_of:
+            found = Identity(text=self.text_of[Path(image_file)])
+            compare_identity(image_file, {}, Identity(text=text), found)
+        return self._replace(identity=(self.identity or Identity())._replace(text=text))
 
 
 def record_of(settings: Settings, clip: CLIP) -> Record:
-    """The record of a run started with these settings on this backbone."""
+    """The record of a run started with these settings on this backbone, without an identity."""
     return Record(settings.record(), versions(), clip.source._asdict())
 
 
@@ -56,7 +84,7 @@ class TrainState:
         if self.scheduler is not None:
             content["scheduler"] = self.scheduler.state_dict()
         if record is not None:
-            content |= record._asdict()
+            content |= record.content()
         # Of several files one is the epoch's own and stays; AA-CLIP's functions write its files and no other.
         if record is not None and len(files) == 1:
             keep_previous(files[0])
@@ -64,7 +92,14 @@ class TrainState:
             save_checkpoint(file, content)
 
 
-def save_contexts(path: Path | str, contexts: dict[str, TextContext], means: dict[str, torch.Tensor]) -> None:
-    """Write a text_context_dict.pth: what images attend to, and the anchors of `--text_context train_mean` or {}."""
+def save_contexts(
+    path: Path | str, contexts: dict[str, TextContext], means: dict[str, torch.Tensor], record: Record
+) -> None:
+    """Write a text_context_dict.pth: what images attend to, and the anchors of `--text_context train_mean` or {}.
+
+    Args:
+        record: of `Record.built_on` the text side they were made with.
+    """
     tokens = {name: {"tokens": one.tokens, "real": one.real} for name, one in contexts.items()}
-    save_checkpoint(path, {"text_context": tokens, "mean_anchors": means})
+    identity = {} if record.identity is None else {"identity": record.identity.record()}
+    save_checkpoint(path, {"text_context": tokens, "mean_anchors": means} | identity)

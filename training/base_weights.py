@@ -1,41 +1,77 @@
 """What a stage starts from: a baseline's adapters or fresh ones, said in one line per module."""
 
 import math
+from dataclasses import fields
+from functools import partial
 from logging import Logger
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.adapter import AdaptedCLIP
+from model.settings import MUST_AGREE
 from run_folder.checkpoints import load_modules
-from run_folder.settings import BaseWeights
+from run_folder.identity import (
+    Identity,
+    compare_identity,
+    prompts_identity,
+    text_side,
+    warn_of_unchecked,
+)
+from run_folder.settings import Settings
 
 CRITICAL = 2.225  # of sqrt(n) * D at 0.01 %: Kolmogorov-Smirnov, sqrt(-ln(alpha / 2) / 2)
 # {module's key: (file, epochs), words, or None to say nothing}
 Origins = dict[str, tuple[str, int] | str | None]
 
 
-def load_base(model: AdaptedCLIP, base: BaseWeights | None) -> Origins:
+def load_base(model: AdaptedCLIP, settings: Settings, logger: Logger) -> tuple[Origins, dict[str, str]]:
     """Load a baseline's adapters into a model, strictly.
 
+    They must have been trained on the model's backbone, with its adapter flags and prompts; of both, the image side on
+    the text side.
+
     Args:
-        base: AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`); None for a command that starts afresh.
+        settings: `base` names AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`); None for a command that
+            starts afresh.
 
     Returns:
-        {"text_adapter" or "image_adapter": (file, epochs)} of what was loaded.
+        ({"text_adapter" or "image_adapter": (file, epochs)} of what was loaded, {key: SHA-256 of its file})
 
     Raises:
-        FileNotFoundError, RuntimeError: a file that is missing, damaged or does not fit stops the run.
+        FileNotFoundError, RuntimeError: a file that is missing, damaged, of another kind or does not fit stops the run.
     """
+    base, dataset = settings.base, settings.data.dataset
     if base is None:
-        return {}
+        return {}, {}
     files = {"text_adapter": base.load_base_text_adapter, "image_adapter": base.load_base_image_adapter}
-    return {
-        key: (file, load_modules(file, {key: getattr(model, key)}, keys=["epoch"])["epoch"])
-        for key, file in files.items()
-        if file
+    arithmetic = {
+        one.name: getattr(settings.model, one.name)
+        for one in fields(settings.model)
+        if one.metadata["at_test"] == MUST_AGREE
     }
+    wanted = Identity(settings=arithmetic, prompts=prompts_identity(dataset), backbone=model.clipmodel.source)
+    origins, digests, text = {}, {}, None
+    for key, file in files.items():
+        if not file:
+            continue
+        unchecked = []
+        asked = wanted if key == "text_adapter" else wanted._replace(text=text)
+        content = load_modules(
+            file, {key: getattr(model, key)}, ["epoch"], partial(check_base, file, asked, unchecked)
+        )
+        warn_of_unchecked(unchecked, file, logger)
+        origins[key], digests[key] = (file, content["epoch"]), content.sha256
+        if key == "text_adapter":
+            text = text_side(content, model.text_modules.keys() & content.keys()).text
+    return origins, digests
+
+
+def check_base(path: str, wanted: Identity, unchecked: list[str], content: dict[str, Any]) -> None:
+    """`compare_identity` for `load_modules`; what the file does not say goes into `unchecked`."""
+    unchecked += compare_identity(path, content, wanted)
 
 
 def summarise(

@@ -25,10 +25,10 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP
 from model.settings import CrossAttentionSettings
 from run_folder.checkpoints import rng_state, save_checkpoint
-from run_folder.kinds import FINAL_MODEL, loop_file
-from run_folder.resume import finished_loops_of
+from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
+from run_folder.resume import begin_run, finished_loops_of
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
-from run_folder.state import Record, TrainState, record_of, save_contexts
+from run_folder.state import Record, TrainState, save_contexts
 from training import feedback_recipes as recipes
 from training.base_weights import Origins, load_base
 from training.engine import StagePlan, StepLoss
@@ -91,7 +91,8 @@ def prepare(session: Session) -> Run:
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
     text_loader, image_loader = training_loaders(settings, logger)
-    record, origins = record_of(settings, clip), load_base(model, settings.base)
+    origins, base = load_base(model, settings, logger)
+    record = begin_run(session, FEEDBACK, clip, text_loader.dataset.samples, base, EXTENDABLE)
     return Run(session, model, clip_surgery, text_loader, image_loader, record, origins)
 
 
@@ -109,7 +110,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
     if test_sets:
         run = run._replace(evaluate=partial(evaluate_loop, session, run.model, test_sets=test_sets))
 
-    loops, final = finished_loops_of(session, run.model, EXTENDABLE)
+    loops, final = finished_loops_of(session, run.model, EXTENDABLE, run.record)
     if loops:
         write_loops(save_path, loops)  # a run killed between its last loop and these files gets them now
     for plan in plans[len(loops) :]:
@@ -153,6 +154,7 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
         features = trained_image_features(model, text_contexts() if earlier[-1].cross_attention else {})
     text = train_one_stage(run, plan, "text", earlier, text_loss(run, features, plan.cross_attention))
 
+    run = run._replace(record=run.record.built_on(model, run.file(loop, "image_adapter")))
     contexts = text_contexts()
     if loop == 1:
         features = frozen_image_features(model, run.clip_surgery, model.levels[:1])
@@ -164,7 +166,7 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     seen = features if plan.cross_attention else None
     images = unaugmented(run.text_loader)
     anchors_of, means = anchors_and_means(model, dataset, settings.contexts.text_context, seen, images)
-    save_contexts(run.file(loop, "text_context_dict"), contexts, means)
+    save_contexts(run.file(loop, "text_context_dict"), contexts, means, run.record)
 
     loss = image_loss(run, contexts if plan.cross_attention else {}, anchors_of)
     image = train_one_stage(run, plan, "image", earlier, loss)
@@ -173,7 +175,7 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     content |= {
         key: module.state_dict() for key, module in (model.text_modules | model.image_modules).items()
     }
-    content |= run.record._asdict() | {
+    content |= run.record.content() | {
         "rng": rng_state(),
         "history": {"text": text.history, "image": image.history},
     }

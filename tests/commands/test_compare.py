@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from flag_words import SHORT_TRAINING, words
+from PIL import Image
 
 import compare
 import test as test_script
 import train
+from comparison import evaluations
 from comparison.arms import read_arm, read_run
 from comparison.evaluations import evaluate_missing, outdated
 from comparison.hypotheses import Hypothesis
@@ -262,6 +264,50 @@ def test_runs_tested_at_other_sizes_or_on_other_files_are_refused_with_the_reaso
     with pytest.raises(ValueError, match=r"other test files in class bottle: .*000.png \(other content\)"):
         compare.main(compare_flags([f"{tmp_path}/edited"], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_changed_images_masks_or_rows_are_evaluated_again(
+    compared, world, compare_flags, tmp_path, data_root, monkeypatch, older
+):
+    """Both arms were evaluated on what the images were before; scores of older versions know whole contents alone."""
+    shutil.copytree(data_root, tmp_path / "data")
+    for name in ("base_1", "loud_1"):
+        shutil.copytree(world / name, tmp_path / name)
+    if older:
+        read = evaluations.read_about
+        monkeypatch.setattr(
+            evaluations,
+            "read_about",
+            lambda path: {key: value for key, value in read(path).items() if key != "rows"},
+        )
+    flags = compare_flags([f"{tmp_path}/loud_1"], tmp_path / "out", "--data_root", str(tmp_path / "data"))
+    flags[1] = f"base={tmp_path}/base_1"
+    evaluated = []
+    evaluate = evaluations.evaluate_run
+    monkeypatch.setattr(evaluations, "evaluate_run", lambda given: evaluated.append(given) or evaluate(given))
+    compare.main(flags)
+    assert not evaluated
+    mask = tmp_path / "data" / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png"
+    Image.open(mask).transpose(Image.Transpose.ROTATE_180).save(mask)
+    compare.main(flags)
+    assert len(evaluated) == 2
+
+
+def test_kept_evaluations_of_other_images_are_refused(compared, world, tmp_path, data_root):
+    shutil.copytree(data_root, tmp_path / "data")
+    shutil.copytree(world / "loud_1", tmp_path / "kept", ignore=shutil.ignore_patterns("*.pth"))
+    kept, flags = read_arm(f"{tmp_path}/kept"), ["--data_root", str(tmp_path / "data")]
+    evaluate_missing(kept.runs, ["MVTec"], flags, print)
+    image = tmp_path / "data" / "mvtec_ad" / "bottle" / "test" / "good" / "000.png"
+    shutil.copy(image.with_name("001.jpg"), image)
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint, .*other contents of images.*put the checkpoint"
+    ):
+        evaluate_missing(kept.runs, ["MVTec"], flags, print)
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint, .*rows: 12 there, 11"):
+        evaluate_missing(kept.runs, ["MVTec"], flags, print)
 
 
 def test_one_label_classes_are_null_and_left_out_of_means(compared):

@@ -131,3 +131,13 @@ def test_any_dataset_can_be_drawn_also_without_images(predictions, tmp_path):
         read_rgb(folder / "b.png")[0, 0].tolist() == list(GREEN)
         and read_rgb(folder / "b.png")[7, 7, 2] == 128
     )
+
+
+@pytest.mark.parametrize("letter", ["a", "ö", "漢", "🜁", "_", "/x"])
+def test_names_fit_a_file_system_however_long_and_wide_the_users_are(tmp_path, letter):
+    long = [f"data/{letter * 300}/{end}.png" for end in ("000", "001")]
+    names = picture_names(long)
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 143 for name in names)
+    for name in [*names, safe_name(letter * 300)]:
+        (tmp_path / name).touch()
+    assert safe_name("a" * 120) == "a" * 120 and safe_name("a" * 121).startswith("a" * 100)

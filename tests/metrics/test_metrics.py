@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, an independent AUPRO and upstream's rounding: metrics/."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from metrics import (
     reference_ranking_metrics,
     region_weights,
     renamed,
+    table_row,
     unnormalised_image_score,
     with_old_names,
 )
@@ -49,6 +51,14 @@ def test_ranking_metrics_equal_scikit_learn(kind, seed):
         assert got["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
         assert got["ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
         assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
+
+
+def test_scores_that_are_not_of_the_same_images_are_refused_with_both_sizes():
+    for metrics in (ranking_metrics, reference_ranking_metrics):
+        with pytest.raises(ValueError, match="3 scores for 2 truths"):
+            metrics([0, 1], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"maps of shape \(1, 2, 3\) for masks of \(1, 2, 2\)"):
+        aupro(np.ones((1, 2, 2)), np.ones((1, 2, 3)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -349,3 +359,15 @@ def test_files_keep_the_names_the_unnormalised_metrics_had_and_old_files_are_rea
     both = with_old_names(row)
     assert both == row | {"own_image_auroc": 0.75, "own_image_ap": None}
     assert renamed(both) == row and renamed({"own_image_f1max": 1.0}) == {"image_f1max_unnormalised": 1.0}
+
+
+def test_pixel_metrics_take_a_few_bytes_a_pixel_beside_maps_and_masks():
+    maps = np.random.default_rng(0).random((8, 256, 256), np.float32)
+    masks, labels, head = np.zeros(maps.shape, np.uint8), np.array([0, 1] * 4), np.ones(8, np.float32)
+    masks[1::2, 40:90, 60:100] = 1
+    tracemalloc.start()
+    class_metrics(masks, labels, maps, head, "Industrial", 4)
+    table_row(masks, labels, maps, head, "x", "Industrial")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * maps.size

@@ -166,6 +166,7 @@ TEST = (
         "device": None,
         "workers": 0,
         "fast": False,
+        "exact_pixels": 64 * 518**2,
         "checkpoint": None,
         "all": False,
         "epoch": None,
