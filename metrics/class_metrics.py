@@ -9,9 +9,8 @@ from metrics.exact import pixel_metrics
 from metrics.ranking import ranking_metrics
 from metrics.reference import reference_ranking_metrics
 
-METRICS_VERSION = (
-    1  # rises with every change that moves a number, so that compare.py never mixes two definitions
-)
+# Rises with every change that moves a number, so that compare.py never mixes two definitions.
+METRICS_VERSION = 1
 
 
 def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
@@ -47,8 +46,14 @@ def fused_image_score(
 
     Known deviation of AA-CLIP, kept by default: both parts are min-max scaled over the class's test images first, so
     one image's score depends on the others. `metrics.json` carries `unnormalised_image_score`'s metrics beside it,
-    which do not. With `among` ([n] bool) these images alone set the scale, so that unlabelled images beside labelled
-    ones move no metric.
+    which do not.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores.
+        domain: "Industrial" or "Medical".
+        among: [n] bool, the images that alone set the scale, so that unlabelled images beside labelled ones move no
+            metric; None for all.
     """
     return fused_score_of_extremes(extremes(maps), head, domain, among)
 
@@ -70,6 +75,11 @@ def unnormalised_image_score(maps: np.ndarray, head: np.ndarray, levels: int) ->
     """Image score [n] that one image alone determines: mean of the map's peak and the head score, in half cosines.
 
     A test map sums (100 (cos_abnormal - cos_normal) + 1) / 2 over the levels, hence the division.
+
+    Args:
+        maps: [n, H, W] map scores.
+        head: [n] head scores, (cos_abnormal + 1) / 2.
+        levels: number of levels the maps sum over.
     """
     return unnormalised_score_of_peak(maps.max(axis=(1, 2)), head, levels)
 

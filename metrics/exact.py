@@ -22,7 +22,7 @@ class Thresholds(NamedTuple):
 
 
 def thresholds(positive: np.ndarray, negative: np.ndarray) -> Thresholds:
-    """The thresholds of two rising rows of scores, of positive and of negative elements, neither empty."""
+    """The thresholds of two rising rows of scores, of positive [p] and of negative elements [q], neither empty."""
     first = np.flatnonzero(np.append(True, positive[1:] != positive[:-1]))  # of each run of equal scores
     distinct = positive[first]
     below = np.searchsorted(negative, distinct, side="left")
@@ -74,9 +74,13 @@ def pixel_metrics(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -
         {"auroc", "ap", "f1max", "aupro"} in [0, 1], None where only one label is present.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or masks and maps are not of one shape.
     """
     masks, maps = np.asarray(masks) > 0, np.asarray(maps)
+    if masks.shape != maps.shape:
+        raise ValueError(
+            f"maps of shape {maps.shape} for masks of {masks.shape}: expected one score per pixel"
+        )
     check_finite(maps)
     if masks.all() or not masks.any():
         return dict.fromkeys(("auroc", "ap", "f1max", "aupro"))
@@ -97,16 +101,20 @@ def aupro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> float 
 
     Args:
         masks: [n, H, W], > 0 is defective.
-        maps: [n, H, W] scores.
+        maps: [n, H, W] scores, higher is more anomalous.
+        limit: false-positive rate in (0, 1] up to which the curve counts.
 
     Returns:
         value in [0, 1], or None without a region or without a normal pixel.
+
+    Raises:
+        ValueError: a score is not finite, or masks and maps are not of one shape.
     """
     return pixel_metrics(masks, maps, limit)["aupro"]
 
 
 def check_finite(scores: np.ndarray) -> None:
-    """Raises ValueError where a score is NaN or infinite; takes no memory of the scores' size."""
+    """Raises ValueError where a score, of any shape, is NaN or infinite; takes no memory of the scores' size."""
     # NaN passes through both extremes, and infinity is one of them.
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
         raise ValueError("scores hold NaN or infinity: the model's output is broken, check its checkpoint")

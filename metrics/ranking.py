@@ -7,12 +7,20 @@ from metrics.exact import check_finite, ranking_of, thresholds
 
 
 def flat_and_finite(truth: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(truth as booleans, score), both flat.
+    """(truth as booleans [n], scores [n]), both flat.
+
+    Args:
+        truth: any shape, > 0 is positive.
+        score: as many elements, n.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or there is not one for every truth.
     """
     truth, score = np.asarray(truth).reshape(-1), np.asarray(score).reshape(-1)
+    if len(truth) != len(score):
+        raise ValueError(
+            f"{len(score)} scores for {len(truth)} truths: expected one each, of the same images"
+        )
     check_finite(score)
     return truth if truth.dtype == bool else truth > 0, score
 

@@ -24,6 +24,8 @@ from forward_utils_cross_attention import class_scope, text_context_dictionary, 
 from metrics import with_old_names
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention, CrossAttentionModule
 from model.clip import create_model, surgery_copy
+from run_folder.flags import settings_of
+from run_folder.settings import BASELINE_GROUPS
 from training import stages
 from training.base_weights import load_base, looks_untrained, summarise
 from training.optimisation import only_training
@@ -319,8 +321,8 @@ def test_a_baselines_adapters_are_loaded_strictly_and_said(run, tmp_path):
         run("missing", "--load_base_image_adapter", str(tmp_path / "nothing.pth"))
 
 
-def test_a_command_without_flags_for_a_base_starts_afresh(model):
-    assert load_base(model, None) == {}
+def test_a_command_without_flags_for_a_base_starts_afresh(model, lines):
+    assert load_base(model, settings_of(BASELINE_GROUPS, {}), lines[0]) == ({}, {})
 
 
 def test_a_trained_file_that_looks_untrained_is_named(lines):
@@ -351,7 +353,7 @@ def test_attention_pictures_are_written_for_a_chosen_image(run, evaluate):
     folder, _ = run("run")
     name = "mvtec_ad/bottle/test/broken/000.png"
     evaluate(folder, "--attention_of", name)
-    written = {path.name for path in (folder / "attention" / "MVTec").iterdir()}
+    written = {path.name for path in (folder / "attention" / "MVTec").glob("*.png")}
     base = "mvtec_ad__bottle__test__broken__000"
     assert written == {f"{base}_text_to_image.png", f"{base}_image_to_text.png"}
     with pytest.raises(ValueError, match="stands in no prompt"):

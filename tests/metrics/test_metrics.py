@@ -53,6 +53,14 @@ def test_ranking_metrics_equal_scikit_learn(kind, seed):
         assert got["f1max"] == pytest.approx(f1.max(), abs=1e-12)
 
 
+def test_scores_that_are_not_of_the_same_images_are_refused_with_both_sizes():
+    for metrics in (ranking_metrics, reference_ranking_metrics):
+        with pytest.raises(ValueError, match="3 scores for 2 truths"):
+            metrics([0, 1], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"maps of shape \(1, 2, 3\) for masks of \(1, 2, 2\)"):
+        aupro(np.ones((1, 2, 2)), np.ones((1, 2, 3)))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_pixel_metrics_equal_the_exact_reference_on_whole_maps(seed):
     masks, _, maps, _ = pixels(seed)
