@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cross_attention_cost import DATASET, IMAGE_LR, TINY, Step, alternate, random_batch  # noqa: E402
+from files.command import run_main
 from forward_utils import fixed_anchors  # noqa: E402
 from model.adapter import AdaptedCLIP  # noqa: E402
 from model.clip import create_model  # noqa: E402
@@ -115,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -27,6 +27,7 @@ import sklearn
 
 from evaluation.accumulate import WARM_UP, ClassAccumulator
 from files.atomic import write_text
+from files.command import run_main
 from metrics import (
     ScoreBins,
     binned_pixel_metrics,
@@ -247,4 +248,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

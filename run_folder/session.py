@@ -61,8 +61,11 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
 
 
 def sweep_run(folder: Path | str) -> list[str]:
-    """Delete the unfinished files of killed processes in a run's folder and its scores; returns their names."""
-    return [name for place in (Path(folder), *Path(folder).glob("scores/*/")) for name in sweep(place)]
+    """Delete the unfinished files of killed processes in a run's folder, scores and pictures; returns their names."""
+    places = [Path(folder)]
+    for pattern in ("scores/*/", "attention/*/", "visualization/*/", "visualization/*/*/"):
+        places += Path(folder).glob(pattern)
+    return [name for place in places for name in sweep(place)]
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def contents(script, folder):
     for name in SCRIPTS[script][1]:
         content = load_tensors(folder / name)
         content.pop("settings")
+        content["identity"].pop("run")
         found[name] = without_seconds(content)
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     return found | {"history.json": without_seconds(history)}
