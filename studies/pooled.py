@@ -14,6 +14,7 @@ import numpy as np
 
 from comparison.crossed_effects import MeanOfPairs, mean_of_pairs
 from files.atomic import write_text
+from files.command import run_main
 from studies.arm_runs import ROOT, read_results
 from studies.evidence import IDEA
 
@@ -165,4 +166,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -173,7 +173,6 @@ def test_a_signal_ends_a_run_with_75_and_started_again_it_ends_as_if_never_stopp
 
 @pytest.mark.bit_equality
 @pytest.mark.slow
-@pytest.mark.reliability
 @all_scripts
 @pytest.mark.parametrize("step", range(1, 13))
 def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(start, whole, monkeypatch, script, step):
