@@ -85,7 +85,10 @@ SEEMING = {  # readable, but not what one thinks: (file, content) that dataset.c
     "a mask of another size": (MASK, saved(mask(4, 20, size=SIZE + 2))),
     "an empty mask of a defect": (MASK, saved(mask())),
     "an inverted mask": (MASK, saved(255 - mask(4, 9))),
-    "a mask of one pixel in a large picture": (MASK, saved(mask(4, 5))),
+    "a mask of one pixel in a large picture": (
+        MASK,
+        {MASK: saved(mask(101, 102, size=8 * SIZE)), BAD: saved(picture(size=8 * SIZE))},
+    ),
     "orientation in EXIF": (GOOD, turned()),
     "the same content in both labels": (GOOD, None),
 }
@@ -102,14 +105,17 @@ def pictures(bench: Bench) -> Iterator[tuple[str, Callable]]:
             yield f"{what} as {name}: check", partial(listed, *arguments)
     for number, (what, (name, content)) in enumerate(list(SEEMING.items())[: bench.size(len(SEEMING), 2)]):
         yield f"{what}: check", partial(listed, world, bench.folder / f"seeming_{number}", name, content)
+    yield "nothing wrong: check", partial(nothing_listed, world, bench.folder / "control")
     yield "several problems at once: check", partial(all_listed, world, bench.folder / "all")
 
 
-def spoilt(world: World, folder: Path, name: str, content: bytes | None) -> World:
-    """A copy of the world with one other file; None: the content of a defective picture."""
+def spoilt(world: World, folder: Path, name: str, content: bytes | dict[str, bytes] | None) -> World:
+    """A copy of the world with one other file, or several; None: the content of a defective picture."""
     other = copied(world, folder)
     own = other.data / "own"
-    (own / name).write_bytes((own / BAD).read_bytes() if content is None else content)
+    content = (own / BAD).read_bytes() if content is None else content
+    for file, data in (content if isinstance(content, dict) else {name: content}).items():
+        (own / file).write_bytes(data)
     return other
 
 
@@ -152,11 +158,21 @@ def check(world: World) -> str:
     return "\n".join([ended.text, *reports])
 
 
-def listed(world: World, folder: Path, name: str, content: bytes | None) -> str:
-    """dataset.check lists a file, which it does not list in the untouched world."""
-    other = spoilt(world, folder, name, content)
-    assert Path(name).name in check(other), f"{name} is not listed"
+def listed(world: World, folder: Path, name: str, content: bytes | dict[str, bytes] | None) -> str:
+    """dataset.check lists a file, or the picture it is the mask of."""
+    text = check(spoilt(world, folder, name, content))
+    shown = {Path(name).name, Path(name).name.replace("_mask", "")}
+    assert any(one in text for one in shown), f"{name} is not listed"
     return "listed"
+
+
+def nothing_listed(world: World, folder: Path) -> str:
+    """The control: nothing is wrong with the untouched world."""
+    other = copied(world, folder)
+    text = check(other)
+    shown = [row["image_path"] for row in read_rows(other.rows) if Path(row["image_path"]).name in text]
+    assert not shown, f"listed: {shown}: {text[-300:]}"
+    return "nothing listed"
 
 
 def all_listed(world: World, folder: Path) -> str:

@@ -44,6 +44,7 @@ def race(victim: Victim, seed: int, folder: Path, wholes: dict[str, Any]) -> str
     assert_same_run(victim.read(place), whole)
     shutil.rmtree(place)
     if codes == [0, 0]:
+        assert seed % 2, "both worked in the folder at the same time"
         return "one after the other"
     (loser,) = [one for one in ended if one.code]
     assert loser.code > 0 and "another process is working in" in loser.text, loser.text[-300:]

@@ -151,8 +151,12 @@ def check_files(folder: Path) -> int:
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
-    """{file: content} of a run's checkpoints."""
-    return {path.name: load_tensors(path) for path in sorted(folder.glob("*.pth"))}
+    """{file: content} of a run's checkpoints, without the run's own random name."""
+    found = {path.name: dict(load_tensors(path)) for path in sorted(folder.glob("*.pth"))}
+    for content in found.values():
+        if isinstance(content.get("identity"), dict):
+            content["identity"] = {key: value for key, value in content["identity"].items() if key != "run"}
+    return found
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:
