@@ -34,7 +34,8 @@ def load_base(model: AdaptedCLIP, settings: Settings, logger: Logger) -> tuple[O
     the text side.
 
     Args:
-        settings: `base` names AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`), or None.
+        settings: `base` names AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`); None for a command without
+            these flags.
 
     Returns:
         ({"text_adapter" or "image_adapter": (file, epochs)} of what was loaded, {key: SHA-256 of its file})
@@ -43,6 +44,8 @@ def load_base(model: AdaptedCLIP, settings: Settings, logger: Logger) -> tuple[O
         FileNotFoundError, RuntimeError: a file that is missing, damaged, of another kind or does not fit stops the run.
     """
     base, dataset = settings.base, settings.data.dataset
+    if base is None:
+        return {}, {}
     files = {"text_adapter": base.load_base_text_adapter, "image_adapter": base.load_base_image_adapter}
     arithmetic = {
         one.name: getattr(settings.model, one.name)
