@@ -11,6 +11,7 @@ from typing import Any
 
 from dataset.mask_values import MASK_READINGS
 from model.settings import (
+    CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
     CrossAttentionSettings,
@@ -20,7 +21,6 @@ from model.settings import (
     option,
 )
 
-CONTEXT_CONTROLS = ("none", "other_class", "constant")
 DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
     "text_loss_levels": ("last", "all"),
     "quick_gelu": (False, True),
