@@ -64,9 +64,8 @@ def _write(args: argparse.Namespace) -> None:
         rows = scan(args.dataset, data.folder, logger)
         source = f"scan of {data.folder}"
         numbered = [(f"{source}, row {number}", row) for number, row in enumerate(rows, start=1)]
-        check_rows(
-            numbered, CLASS_NAMES[args.dataset], data, source, logger
-        )  # what would be refused is not written
+        # What a command that reads the rows would refuse is not written.
+        check_rows(numbered, CLASS_NAMES[args.dataset], data, source, logger)
     contents = [rows, *([select(rows, args.shot, args.seed)] if args.shot else [])]
     for name, content in zip(names, contents, strict=True):
         write_rows(content, out / name)
