@@ -51,10 +51,8 @@ class EpochFile:
         except DamagedFile as error:
             session.logger.warning(f"{error}. Going on from the last whole epoch")
             return None
-        if (
-            content["stage_file"] != self.stage_file.name
-        ):  # whose stage goes on from it, if this one has ended
-            return None
+        if content["stage_file"] != self.stage_file.name:
+            return None  # that stage goes on from it, if this one has ended
         if content["epoch"] != state.epoch:
             session.logger.info(
                 f"{self.path.name} is of epoch {content['epoch']}, {state.epoch} are done: not used"

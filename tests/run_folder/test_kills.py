@@ -15,8 +15,10 @@ from cross_attention_world import MODEL, write_world
 
 import train
 import train_cross_attention
+from dataset.constants import CLASS_NAMES
 from files import atomic
 from files.tensors import load_tensors
+from forward_utils import class_tokens
 from run_folder.progress import EPOCH_FILE
 from training import engine
 
@@ -26,13 +28,14 @@ SCRIPTS = {
     train: ("text_adapter", "image_adapter"),
     train_cross_attention: ("text_adapter_cross_attn", "image_adapter_cross_attn"),
 }
-STEPS = 9  # 12 images in batches of 4, one epoch and two
-RANDOM_KILLS = 60  # of each script
+RANDOM_KILLS = 40  # of each script
 MOMENTS = ("fsync", "replace", "unlink")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    for name in CLASS_NAMES["MVTec"]:
+        class_tokens("MVTec", name)  # once here, not in every child
     return write_world(tmp_path_factory.mktemp("killed"))
 
 
