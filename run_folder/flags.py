@@ -82,7 +82,10 @@ def build_parser(
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every help text, and the description as its author broke it."""
+    """Defaults behind every help text that has one to show, and the description as its author broke it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def add_flag(section: argparse._ArgumentGroup, one: Field, default: Any) -> None:

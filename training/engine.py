@@ -134,7 +134,8 @@ def train_step(
     """One optimiser step on a batch that is on the device; only a look that is due waits for a CUDA device.
 
     Returns:
-        ({term: detached loss}, {key: gradient norm of a watched module}, whether the step was taken).
+        ({term: detached scalar of the loss}, {key: scalar gradient norm of a watched module}, whether the step was
+        taken, a boolean scalar), all on the device.
 
     Raises:
         FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it.
@@ -172,7 +173,7 @@ def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger:
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """A batch with its tensors on the device, masks as float and labels as int64."""
+    """A batch with its tensors on the device: image [B, 3, H, W], mask [B, 1, H, W] float32, label [B] int64."""
     if "mask_known" in batch:
         batch = batch | {"mask_known": batch["mask_known"].to(device, non_blocking=True)}
     return batch | {

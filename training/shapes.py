@@ -71,7 +71,7 @@ def sizes_of(run: Run, batch: dict) -> dict[str, int]:
         "1+L": 1 + patches,
         "C": visual.proj.shape[0],
         "P": prompts,
-        "P*77": prompts * length,
+        "P*T": prompts * length,
         "W": clip.ln_final.weight.shape[0],
         "E": clip.embed_dim,
     }
@@ -128,7 +128,7 @@ def check_image_stage(run: Run, batch: dict) -> tuple[list[Row], dict[str, float
     with torch.no_grad():
         seg, det = model(batch["image"])
     logits, head = notes["compare"]
-    axes = "P*77 W" if contexts_of.context_control != "constant" else "1 W"
+    axes = "P*T W" if contexts_of.context_control != "constant" else "1 W"
     return [
         row("text context of a class", axes, contexts[batch["class_name"][0]].tokens),
         *attention_rows(attended, "image tokens", "n 1+L C", "prompt tokens of the class", "S W"),

@@ -141,7 +141,7 @@ def test_check_shapes_prints_every_documented_shape_and_gradient_norm_and_writes
     assert re.search(rf"\[P, T, W\] = \[16, \d+, {WIDTH}\]$", text["prompts that attend"])
     assert text["anchors"].endswith(f"[B, E, 2] = [6, {WIDTH}, 2]")
     assert text["similarity map"].endswith("[B, 2, H, H] = [6, 2, 32, 32]")
-    assert image["text context of a class"].endswith(f"[P*77, W] = [1232, {WIDTH}]")
+    assert image["text context of a class"].endswith(f"[P*T, W] = [1232, {WIDTH}]")
     assert re.search(r"\[n, 1\+L, C\] = \[\d, 17, 32\]$", image["image tokens that attend"])
     for level in (1, 2, 3, 4):
         assert image[f"patches of level {level}"].endswith(f"[B, L, E] = [3, 16, {WIDTH}]")
