@@ -31,7 +31,7 @@ class Record(NamedTuple):
     versions: dict[str, str]
     backbone: dict[str, str]
     identity: Identity | None = None
-    text_of: dict[Path, str] = {}
+    text_of: dict[Path, str] | None = None
 
     def content(self) -> dict[str, Any]:
         """What goes into a checkpoint."""
@@ -50,9 +50,9 @@ class Record(NamedTuple):
         """
         states = {} if model is None else {key: one.state_dict() for key, one in model.text_modules.items()}
         text = weights_digest(states) if states else NO_TEXT
-        if Path(image_file) in self.text_of:
-            found = Identity(text=self.text_of[Path(image_file)])
-            compare_identity(image_file, {}, Identity(text=text), found)
+        trained_with = (self.text_of or {}).get(Path(image_file))
+        if trained_with is not None:
+            compare_identity(image_file, {}, Identity(text=text), Identity(text=trained_with))
         return self._replace(identity=(self.identity or Identity())._replace(text=text))
 
 
