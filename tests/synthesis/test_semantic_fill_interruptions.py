@@ -155,7 +155,10 @@ def test_saves_between_checkpoints_come_at_their_time_and_only_the_last_stays(tm
     monkeypatch.setattr(saver, "is_due", later)
     training.train(system, items(triptychs(4)), optimizer, plan, LOGGER, save=saver)
     assert saved[2:] == [["progress-0000002"]] * 2 + [["progress-0000004"]] * 2
-    assert sorted(folder.name for folder in tmp_path.glob("*-*")) == ["checkpoint-0000007", "checkpoint-0000008"]
+    assert sorted(folder.name for folder in tmp_path.glob("*-*")) == [
+        "checkpoint-0000007",
+        "checkpoint-0000008",
+    ]
 
 
 def broken_at(monkeypatch, numbers):
