@@ -42,6 +42,9 @@ def region_shares(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """
     if not mask.any():
         return np.zeros(0), 0
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    areas = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)  # label 0 is the background, which may be empty
-    return (1.0 / areas)[labels[mask]], count - 1
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    part = mask[top : top + height, left : left + width]
+    count, labels = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
+    own = labels[part]
+    areas = np.maximum(np.bincount(own, minlength=count), 1)  # label 0 is the background
+    return (1.0 / areas)[own], count - 1

@@ -35,12 +35,11 @@ class ScoreBins:
     def __init__(self, sample: np.ndarray, size: int = SIZE):
         self.size = size
         self.exponent, self.first = fitting_window(sample, size)
-        self.counts = np.zeros(
-            (3, size)
-        )  # all pixels, defective pixels, overlap; whole numbers are exact to 2**53
+        self.counts = np.zeros((3, size))  # all pixels, defective ones, overlap; exact to 2**53
         self.far_keys, self.far_counts = np.zeros(0), np.zeros((3, 0))
         self.regions = 0
         self.pixels = self.far_pixels = 0
+        self.waiting, self.waiting_pixels = [], 0  # (scores, shares) of defective pixels
         self.tied = True  # until a score is seen that is no border
 
     @property
@@ -77,15 +76,24 @@ class ScoreBins:
             self.far_pixels += beyond.size
             self._add_far(bin_keys(beyond, self.exponent), np.ones(beyond.size), 0, 0)
         if defect.size:
-            keys = bin_keys(defect, self.exponent)
-            inside, places = self._places(keys)
-            self.counts[1] += np.bincount(places, minlength=self.size)
-            self.counts[2] += np.bincount(places, shares[inside], minlength=self.size)
-            if not inside.all():
-                self._add_far(keys[~inside], 0, np.ones(np.sum(~inside)), shares[~inside])
+            self.waiting.append((defect, shares))
+        self.waiting_pixels += defect.size
+        if self.waiting_pixels >= self.size // 4:
+            self._count_defects()
         self.regions += regions
         while len(self.far_keys) > FAR_BINS:
             self.widen()
+
+    def _count_defects(self):
+        """Put the defective pixels that wait into their bins: many at once, as each time touches every bin."""
+        defect, shares = (np.concatenate(part) for part in zip(*self.waiting, strict=True))
+        self.waiting, self.waiting_pixels = [], 0
+        keys = bin_keys(defect, self.exponent)
+        inside, places = self._places(keys)
+        self.counts[1] += np.bincount(places, minlength=self.size)
+        self.counts[2] += np.bincount(places, shares[inside], minlength=self.size)
+        if not inside.all():
+            self._add_far(keys[~inside], 0, np.ones(np.sum(~inside)), shares[~inside])
 
     def _places(self, keys):
         """(which bins are in the window, their numbers there)"""
@@ -132,6 +140,8 @@ class ScoreBins:
 
     def falling(self) -> BinCounts:
         """The counts of the bins that hold a pixel, the highest scores first."""
+        if self.waiting:
+            self._count_defects()
         below = np.searchsorted(self.far_keys, self.first)
         used = np.flatnonzero(self.counts[0])
         parts = [self.far_counts[:, :below], self.counts[:, used], self.far_counts[:, below:]]

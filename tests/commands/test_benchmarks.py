@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cross_attention_cost, interruption_cost
+from benchmarks import metrics as metrics_benchmark
 
 
 def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
@@ -14,6 +15,36 @@ def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
     assert (told["text_cross_attn parameters"], told["image_cross_attn parameters"]) == (66048, 82496)
     assert told["stage 1"]["ratio"] > 0 and told["stage 2"]["ratio"] > 0
     assert told["stage 2"]["and self-reference ratio"] > 0
+
+
+def test_the_metrics_benchmark_sets_the_three_side_by_side_and_states_every_difference(
+    tmp_path, monkeypatch, capsys
+):
+    peaks = iter([100, 150, 200, 204])
+    monkeypatch.setattr(metrics_benchmark, "peak_of", lambda *_: {"start": 50.0, "peak": next(peaks)})
+    flags = ["--images", "6", "--side", "96", "--repeats", "1", "--few", "100", "--many", "1100"]
+    metrics_benchmark.main([*flags, "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    speed, memory = told["speed"], told["memory"]
+    assert set(speed["cpu seconds"]) == {"scikit-learn", "exact", "binned"}
+    assert max(speed["exact minus scikit-learn"].values()) < 1e-12
+    for key, error in speed["binned minus exact"].items():
+        assert error <= speed["bound"][key] < 1e-3
+    assert (
+        memory["binned"]["growth percent"] == 2
+        and memory["binned"]["bytes per image"] == 4 * 2**20 / 1000 // 1
+    )
+    table = (tmp_path / "metrics.md").read_text(encoding="utf-8")
+    assert (
+        table in capsys.readouterr().out and f"`python -m benchmarks.metrics {' '.join(flags)} --out" in table
+    )
+
+
+@pytest.mark.parametrize("way", ["exact", "binned"])
+def test_the_metrics_benchmarks_process_tells_its_peak_before_and_after(way, capsys):
+    metrics_benchmark.main(["--child", way, "6", "64"])
+    told = json.loads(capsys.readouterr().out)
+    assert 0 < told["start"] <= told["peak"]
 
 
 def test_waits_can_only_be_looked_for_on_a_gpu():
