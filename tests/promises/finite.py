@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from files.digests import leaves
-from files.tensors import load_tensors, save_tensors
+from files.digests import content_digests, leaves
+from files.tensors import DIGESTS, load_tensors
 from promises.kills import Victim, victims
 from promises.rows import Bench, promise, run
 from promises.world import World, assert_done, assert_refused, error_of, make_world
@@ -68,7 +68,7 @@ def spoilt_run(trained: Path, file: str, key: str, value: float) -> Path:
     content = dict(load_tensors(place / file))
     tensors = [one for _, one in leaves(content[key]) if torch.is_tensor(one) and one.dim()]
     tensors[0].reshape(-1)[0] = value
-    save_tensors(place / file, content)
+    torch.save(content | {DIGESTS: content_digests(content)}, place / file)  # the program would not write it
     return place
 
 

@@ -105,7 +105,7 @@ def write_picture(root: Path, class_name: str, number: int, label: int) -> dict[
     (root / class_name).mkdir(parents=True, exist_ok=True)
     if label:
         mask = np.zeros((SIZE, SIZE), np.uint8)
-        mask[8:20, 6 + number : 24] = 255
+        mask[8 : 20 + 2 * CLASSES.index(class_name), 6 + number : 24] = 255
         pixels[mask > 0] = (220, 30, 30)
         Image.fromarray(mask).save(root / f"{name}_mask.png")
         row["mask_path"] = f"{name}_mask.png"
