@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.jsonl import Sample
+from dataset.mask_values import mask_reading_of
 from files.command import Refusal
 from files.tensors import DamagedFile
 from model.adapter import AdaptedCLIP
@@ -179,8 +180,8 @@ def check_same_run(
     """
     if not stored:
         return
-    current = settings.record()
-    before = settings.defaults(added_later=True) | stored
+    current = with_mask_reading(settings.record(), settings.data.dataset)
+    before = with_mask_reading(settings.defaults(added_later=True) | stored, settings.data.dataset)
     compared = set(settings.flags(moves_numbers=True)) - set(extendable)
     differing = [
         f"--{key} was {value!r}, is {current[key]!r}"
@@ -192,6 +193,13 @@ def check_same_run(
             f"{path} belongs to a run with other settings: {'; '.join(differing)}. "
             "Continue with its flags, or start a new run with another --save_path"
         )
+
+
+def with_mask_reading(record: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """A record that names the reading of masks also where it was left to the dataset."""
+    if "mask_reading" not in record:
+        return record
+    return record | {"mask_reading": mask_reading_of(dataset, record["mask_reading"])}
 
 
 def finished_loops_of(

@@ -22,7 +22,7 @@ from forward_utils import class_tokens
 from run_folder.progress import EPOCH_FILE
 from training import engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.reliability, pytest.mark.bit_equality]
+pytestmark = [pytest.mark.slow, pytest.mark.bit_equality]
 ROOT = Path(train.__file__).resolve().parent
 SCRIPTS = {
     train: ("text_adapter", "image_adapter"),

@@ -235,7 +235,7 @@ def test_a_run_older_than_a_flag_continues_as_it_was_and_not_with_the_flag():
 
 def test_a_run_continues_with_the_masks_read_as_they_were():
     check_same_run({"seed": 1}, settings(seed=1), "a.pth")
-    with pytest.raises(RuntimeError, match="--mask_reading was None, is 'robust'"):
+    with pytest.raises(RuntimeError, match="--mask_reading was 'upstream', is 'robust'"):
         check_same_run({"seed": 1}, settings(seed=1, mask_reading="robust"), "a.pth")
 
 
