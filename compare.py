@@ -10,15 +10,18 @@ behind `--` go to it (for instance: -- --device cuda --workers 4).
 """
 
 import argparse
+import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comparison.arms import Arm, read_arm
+from comparison.crossed_effects import ENOUGH_SEEDS
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
+from comparison.hypotheses import read_hypotheses
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
 from comparison.report import render
@@ -27,18 +30,18 @@ from dataset import get_dataset
 from files.atomic import write_text
 from files.command import run_main
 from run_folder.checkpoints import versions
+from run_folder.flags import HelpFormatter, add_flag
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
+from utils import quiet_logger
 
-ENOUGH_SEEDS = 5
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
+DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with"
     )
@@ -53,14 +56,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="metrics that decide; chosen before looking",
     )
     parser.add_argument(
+        "--hypotheses",
+        nargs="+",
+        metavar="ARM:METRIC[:DATASET]",
+        help="what is to be decided, declared before looking; * for any; default: all arms and datasets in the verdict "
+        "metrics",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="differences below it are of no interest: a 90 %% interval inside it shows that there is none",
+    )
+    parser.add_argument(
         "--replicates", type=int, default=1000, help="resampled test sets per class (bootstrap)"
     )
     parser.add_argument("--resampling_seed", type=int, default=0, help="of the resampled test sets")
-    parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
-    parser.add_argument("--dataset_config", help="JSON/YAML file that declares own datasets")
-    parser.add_argument(
-        "--real_names", help="JSON/YAML file {dataset: {class: real name}} that overrides prompt names"
-    )
+    for one in dataclasses.fields(DataSettings):
+        if one.name in DATA_FLAGS:
+            add_flag(parser, one, one.default)
     return parser
 
 
@@ -105,13 +119,10 @@ def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[s
                 f"Seeds {compared['unpaired_seeds']} of {arm.name} or {baseline.name} have no partner "
                 "and are left out."
             )
-    if any(1 < len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
+    if any(len(compared["seeds"]) < ENOUGH_SEEDS for compared in first_result.values()):
         notes.append(
-            f"With fewer than {ENOUGH_SEEDS} seeds one that shifts all classes can look like an effect: about "
-            "one verdict in ten is false then. Treat these as preliminary."
+            f"With fewer than {ENOUGH_SEEDS} seeds the intervals say nothing about other training seeds."
         )
-    if any(len(compared["seeds"]) == 1 for compared in first_result.values()):
-        notes.append("With one seed the intervals say nothing about other training seeds.")
     return notes
 
 
@@ -119,11 +130,11 @@ def galleries_of(
     results: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
 ) -> dict[str, list[dict]]:
     """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
-    rows, quiet = {}, logging.getLogger("compare")
+    rows = {}
     for dataset, result in results.items():
         try:
             sets = get_dataset(
-                dataset, result["img_size"], "full_shot", 0, "test", quiet, data_root=data_root
+                dataset, result["img_size"], "full_shot", 0, "test", quiet_logger(), data_root=data_root
             )
         except FileNotFoundError as error:
             notes.append(f"No image grid of {dataset}, its images are not here: {error}")
@@ -156,14 +167,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = build_parser().parse_args(own_flags)
     if args.replicates < 100:
         raise ValueError(f"--replicates {args.replicates}: a 95 % interval needs 100 or more")
+    if args.margin is not None and args.margin <= 0:
+        raise ValueError(f"--margin {args.margin}: expected percentage points above 0, for instance 1")
+    hypotheses = read_hypotheses(args.hypotheses, args.verdict_metrics)
+    margin = None if args.margin is None else args.margin / 100
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
     baseline, arms = read_arms(args)
-    flags = [
-        text
-        for flag in ("data_root", "dataset_config", "real_names")
-        if (value := getattr(args, flag))
-        for text in (f"--{flag}", value)
-    ]
+    flags = [text for flag in DATA_FLAGS if (value := getattr(args, flag)) for text in (f"--{flag}", value)]
     every = [run for arm in [baseline, *arms] for run in arm.runs]
     evaluate_missing(every, args.datasets, [*flags, *test_flags], print)
 
@@ -171,13 +181,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         baseline,
         arms,
         args.datasets,
-        verdict_metrics=args.verdict_metrics,
+        hypotheses=hypotheses,
         replicates=args.replicates,
         seed=args.resampling_seed,
+        margin=margin,
     )
     report_info = {
         "command": ["python", "compare.py", *typed],
-        "verdict_metrics": args.verdict_metrics,
+        "verdict_metrics": [
+            metric for metric in METRICS if any(fnmatchcase(metric, one.metric) for one in hypotheses)
+        ],
+        "hypotheses": [str(one) for one in hypotheses],
+        "margin": margin,
         "replicates": args.replicates,
         "resampling_seed": args.resampling_seed,
         "versions": versions(),
@@ -187,10 +202,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     out = Path(args.out)
     write_text(out / "comparison.json", as_json(results, baseline, arms, report_info) + "\n")
     write_text(out / "comparison.csv", csv_text(results))
-    write_text(out / "comparison.md", markdown(results, args.verdict_metrics))
-    write_text(out / "comparison.tex", latex(results, args.verdict_metrics))
+    write_text(out / "comparison.md", markdown(results))
+    write_text(out / "comparison.tex", latex(results, report_info["verdict_metrics"]))
     write_text(out / "report.html", render(results, baseline, arms, report_info, galleries))
-    print(console(results, args.verdict_metrics))
+    print(console(results))
     print(f"\nReport and tables are in {out}")
     return results
 

@@ -28,6 +28,7 @@ __all__ = [
     "anchors_of_batch",
     "calculate_seg_loss",
     "calculate_similarity_map",
+    "class_names",
     "class_prompts",
     "class_tokens",
     "dice_loss",
@@ -92,6 +93,19 @@ def _prompts(normal, abnormal):
     return Prompts(ids, len(normal), tuple((ids.argmax(dim=-1) + 1).tolist()))
 
 
+def class_names(dataset_name: str) -> list[str]:
+    """The classes of a dataset, in the order of every table.
+
+    Raises:
+        ValueError: the dataset is unknown.
+    """
+    if dataset_name not in CLASS_NAMES:
+        raise ValueError(
+            f"dataset {dataset_name!r} is unknown: expected one of {sorted(CLASS_NAMES)}; add it with --dataset_config"
+        )
+    return CLASS_NAMES[dataset_name]
+
+
 def class_tokens(dataset_name: str, class_name: str) -> tuple[Tensor, int]:
     """Token ids [P, T] of a class's prompts and the number of normal ones, which come first.
 
@@ -148,10 +162,14 @@ def anchor_pair(states: tuple[Tensor, Tensor]) -> Tensor:
 def get_adapted_text_embedding(
     model: nn.Module, dataset_name: str, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Anchor pairs of all classes of a dataset: {class name: [E, 2]}."""
+    """Anchor pairs of all classes of a dataset: {class name: [E, 2]}.
+
+    Raises:
+        ValueError: the dataset is unknown.
+    """
     return {
         name: get_adapted_single_class_text_embedding(model, dataset_name, name, device)
-        for name in CLASS_NAMES[dataset_name]
+        for name in class_names(dataset_name)
     }
 
 
@@ -205,7 +223,8 @@ def fixed_anchors(
 
 
 def frozen_image_features(model: nn.Module, surgery: nn.Module, levels: Iterable[int]) -> ImageFeatures:
-    """Stage 1's frozen image side at some levels: function batch -> forward_utils.frozen_patches's result."""
+    """Stage 1's frozen image side at some levels: function batch -> ({level: patches [B, L, E]}, cls [B, E]), of
+    model.frozen_patches."""
     wanted = sorted(set(levels))
     return lambda batch: frozen_patches(model.clipmodel, surgery, batch["image"], wanted)
 
@@ -253,10 +272,13 @@ def calculate_seg_loss(prob: Tensor, mask: Tensor, mask_known: Tensor | None = N
     """focal(p, m) + dice(p_normal, 1 - m) + dice(p_abnormal, m) (AA-CLIP, Eq. 3).
 
     Args:
-        prob: [B, 2, H, W], probabilities of normal and abnormal.
+        prob: [B, 2, H, W], probabilities of normal and abnormal, of `probability_map`.
         mask: [B, 1, H, W], 1 where abnormal.
         mask_known: [B], 1 for the images the loss is over, 0 for those whose defect is in an unknown place; None for
             all. With none known the loss and its gradient are 0.
+
+    Returns:
+        a scalar.
     """
     return (
         focal_loss(prob, mask, mask_known)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.constants import CLASS_NAMES
 from forward_utils import (
     Batch,
     ImageFeatures,
+    class_names,
     encode_anchors,
     fixed_anchors,
     prompts_of,
@@ -72,13 +72,22 @@ def text_context_dictionary(
 
     Args:
         control: of `controlled_text_contexts`, for studies.
+
+    Raises:
+        ValueError: the dataset or the control is unknown.
     """
-    contexts = {name: text_context_of_class(model, dataset_name, name) for name in CLASS_NAMES[dataset_name]}
+    contexts = {name: text_context_of_class(model, dataset_name, name) for name in class_names(dataset_name)}
     return controlled_text_contexts(contexts, control)
 
 
 def scope_named(context_scope: str, control: str = "none") -> Scope:
-    """The scope that `--context_scope` and `--context_control` name."""
+    """The scope of `--context_scope` and `--context_control`: (patches [B, L, E], class names) -> {class: [S, E]}.
+
+    Raises:
+        ValueError: there is no such scope or control.
+    """
+    if context_scope not in CONTEXT_SCOPES:
+        raise ValueError(f"--context_scope {context_scope}: expected one of {', '.join(CONTEXT_SCOPES)}")
     return controlled_scope(CONTEXT_SCOPES[context_scope], control)
 
 
@@ -145,8 +154,8 @@ def first_level(features: ImageFeatures, model: AdaptedCLIPWithCrossAttention) -
 
 
 def one_by_one(first_patches: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """First-level patches at test, one image at a time: under AA-CLIP's surgery attention the batch's other images
-    would leak into a score."""
+    """Function batch -> first-level patches [B, L, E] at test, made of one image at a time: under AA-CLIP's surgery
+    attention the batch's other images would leak into a score."""
     return lambda batch: torch.cat([first_patches({"image": image}) for image in batch["image"].split(1)])
 
 
@@ -219,11 +228,16 @@ def anchors_and_means(
     features: ImageFeatures | None,
     loader: Iterable[Batch],
 ) -> tuple[Callable[[Batch], Tensor], dict[str, Tensor]]:
-    """`anchors_after_stage_1` of a stage that just ended, and `mean_anchors` where `text_context` is "train_mean".
+    """Anchors after a stage 1 that just ended, and what they are averaged from.
 
     Args:
+        text_context: as in `anchors_after_stage_1`.
         features: whose first level prompts attend to; None for nothing.
         loader: batches of the (unaugmented) training images.
+
+    Returns:
+        (function batch -> anchors [B, E, 2], {class name: [E, 2]} of `mean_anchors` where `text_context` is
+        "train_mean", else {}).
     """
     first_patches = None if features is None else first_level(features, model)
     means = {}

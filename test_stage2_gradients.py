@@ -8,7 +8,6 @@ alone. The embedded default is measured on images it renders itself; --run and -
 """
 
 import copy
-import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +33,7 @@ from run_folder.settings import Settings, TrainingSettings
 from training.engine import StepLoss, gradient_norm, to_device
 from training.optimisation import adam
 from training.stages import image_stage_loss
-from utils import choose_device, setup_seed
+from utils import choose_device, quiet_logger, setup_seed
 
 HEALTHY = 0.8
 
@@ -60,7 +59,7 @@ DEFAULTS = {"model_name": "ViT-Tiny-8-demo", "dataset": None, "shot": 0, "save_p
 def training_images(settings: Settings, folder: str) -> tuple[str, Dataset]:
     """(dataset name, images): the training set the flags name, or a few rendered images of DemoA."""
     data, seed, size = settings.data, settings.run.seed, settings.model.img_size
-    quiet = logging.getLogger(__name__)
+    quiet = quiet_logger()
     if data.dataset:
         return data.dataset, get_dataset(
             data.dataset, size, "few_shot", data.shot, "train", quiet, data_root=data.data_root, seed=seed
@@ -138,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_seed(settings.run.seed, settings.run.fast)
     device = choose_device(settings.run.device)
     declare_datasets(settings.data)
-    clip = create_backbone(settings, device, logging.getLogger(__name__))
+    clip = create_backbone(settings, device, quiet_logger())
     model = create_adapted_model(clip, settings, device).eval()
     if own.run:
         load_parts(model, own.run, text_only=own.text_only)

@@ -15,6 +15,7 @@ from run_folder.session import Session, create_adapted_model, create_backbone, s
 from run_folder.settings import BASELINE_GROUPS as GROUPS
 from run_folder.settings import Settings
 from run_folder.state import TrainState, record_of
+from training.base_weights import load_base
 from training.command import run_training
 from training.engine import StagePlan, StepLoss
 from training.history import write_history
@@ -61,15 +62,15 @@ def train(session: Session) -> None:
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
     text_loader, image_loader = training_loaders(settings, logger)
-    record = record_of(settings, clip)
+    record, origins = record_of(settings, clip), load_base(model, settings.base)
 
     stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
-    text = run_stage(session, stage, loss, text_loader, record)
+    text = run_stage(session, stage, loss, text_loader, record, origins)
 
     anchors_of = fixed_anchors(model if settings.training.text_epoch > 0 else clip, dataset)
 
     stage, loss = image_stage(KIND, model, save_path), image_loss(model, anchors_of, settings)
-    image = run_stage(session, stage, loss, image_loader, record)
+    image = run_stage(session, stage, loss, image_loader, record, origins)
     write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
     logger.info(f"done: checkpoints in {save_path}")
 

@@ -9,9 +9,9 @@ from run_folder.flags import parse
 from run_folder.kinds import FEEDBACK
 from training.command import run_training
 from training.feedback import train
-from training.feedback_recipes import GROUPS, fill_in
+from training.feedback_recipes import GROUPS, SHARED_DEFAULTS, fill_in
 
-DEFAULTS = {"save_path": FEEDBACK.save_path}
+DEFAULTS = {"save_path": FEEDBACK.save_path, **SHARED_DEFAULTS}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

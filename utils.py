@@ -66,6 +66,11 @@ def get_logger(save_path: Path | str, file_name: str) -> logging.Logger:
     return open_logger(LOGGER, Path(save_path) / file_name)
 
 
+def quiet_logger() -> logging.Logger:
+    """The same logger where no log is kept: until `get_logger` opens it, nothing below a warning is shown."""
+    return logging.getLogger(LOGGER)
+
+
 def lock_run(save_path: Path | str) -> FileLock:
     """Lock a run folder for this process; release with `.release()` or by ending the process.
 

@@ -32,6 +32,7 @@ from forward_utils_cross_attention import (  # noqa: E402
 from model.adapter import AdaptedCLIP  # noqa: E402
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention  # noqa: E402
 from model.clip import CLIP, create_model, surgery_copy  # noqa: E402
+from run_folder.flags import HelpFormatter  # noqa: E402
 from run_folder.state import TrainState  # noqa: E402
 from training.engine import StagePlan, StepLoss, steps_per_look, train_step  # noqa: E402
 from training.finite_steps import FiniteSteps  # noqa: E402
@@ -168,7 +169,7 @@ def shown_times(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model_name", default=TINY, help="architecture; ViT-L-14-336 is AA-CLIP's")
     parser.add_argument("--img_size", type=int, help="default 128 for the tiny CLIP, 518 otherwise")
     parser.add_argument("--random_weights", action="store_true", help="time does not depend on the weights")

@@ -32,7 +32,7 @@ COLOURS = (
 
 
 def new_figure(height: float, columns: int = 1) -> "tuple[Figure, Axes | np.ndarray]":
-    """(figure, axes or list of axes) without a window system."""
+    """(figure, axes, or [columns] of them) of a height in inches, without a window system."""
     from matplotlib.figure import Figure  # here, because importing it takes a second
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")

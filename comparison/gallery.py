@@ -68,7 +68,15 @@ def draw_row(
     maps: dict[str, np.ndarray],
     dataset: BaseSingleClassDataset,
 ) -> dict:
-    """One image: original, truth, every run's heatmap; `evaluated` is the image's digest."""
+    """One image: original, truth, every run's heatmap.
+
+    Args:
+        evaluated: digest of the image the runs were evaluated on.
+        maps: {run's name: map [h, w]} in powers of ten of rarity.
+
+    Raises:
+        ValueError: the dataset has no such image.
+    """
     index = next(
         (
             i

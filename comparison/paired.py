@@ -7,9 +7,13 @@ import numpy as np
 
 from comparison.arms import Arm, pair
 from comparison.comparable import reasons
-from comparison.replicates import METRICS, image_weights, resampled
-from comparison.significance import compare_pairs, holm, verdict
+from comparison.hypotheses import Hypothesis
+from comparison.replicates import METRICS, image_shares, image_weights, resampled
+from comparison.significance import compare_pairs, holm, units_needed, verdict
 from evaluation.scores import ClassScores, read_scores, scores_file
+
+# With fewer classes no p with classes as units is below 0.05, even uncorrected: single images are tested beside it.
+ENOUGH_CLASSES = units_needed(1)
 
 
 def compare_arms(
@@ -17,24 +21,27 @@ def compare_arms(
     arms: Sequence[Arm],
     datasets: Sequence[str],
     *,
-    verdict_metrics: Sequence[str],
+    hypotheses: Sequence[Hypothesis],
     replicates: int,
     seed: int,
+    margin: float | None = None,
 ) -> dict[str, dict]:
     """Compare every arm with the baseline on every dataset.
 
     Args:
         baseline, arms: comparison.arms.Arm, evaluated on all datasets.
-        verdict_metrics: metrics whose p-values are corrected together and that get a verdict.
+        hypotheses: what was declared before looking; their p-values are corrected together and get a verdict.
         replicates: resampled test sets per class.
         seed: of the resampling.
+        margin: differences below it are of no interest, a fraction; None for none.
 
     Returns:
         {dataset: {"img_size", "rows_sha256", "arms": {arm: see `compare_arm`}, "histogram_error": {pixel metric:
         largest |exact - histogram value| of a class}, "abouts": {arm: [what each run's scores file says]}}}
 
     Raises:
-        ValueError: runs that are not comparable, with every reason; an arm that shares no seed with the baseline.
+        ValueError: runs that are not comparable, with every reason; an arm that shares no seed with the baseline; a
+            hypothesis that names no arm, metric or dataset of the comparison.
     """
     results = {}
     for dataset in datasets:
@@ -54,7 +61,7 @@ def compare_arms(
                 for arm in [baseline, *arms]
             },
         }
-    correct(results, verdict_metrics)
+    correct(results, hypotheses, margin)
     return results
 
 
@@ -81,6 +88,11 @@ def read_all(arms: Sequence[Arm], dataset: str, replicates: int, seed: int) -> d
             ]
             if not differences:
                 evaluated[run.key] = resample_run(classes, evaluation_info, replicates, seed, dataset)
+                if len(classes) < ENOUGH_CLASSES:
+                    evaluated[run.key]["shares"] = {
+                        name: image_shares(scores, evaluation_info["classes"][name])
+                        for name, scores in classes.items()
+                    }
     if refused:
         raise ValueError("\n".join(refused))
     return evaluated
@@ -139,7 +151,9 @@ def compare_arm(baseline: Arm, arm: Arm, evaluated: dict[str, dict], dataset: st
         exact = sides[1] - sides[0]
         moved = resampled_sides[1] - resampled_sides[0]
         random = generator(seed, dataset, metric)
-        row = means(sides, defined) | compare_pairs(exact[defined], moved, random)._asdict()
+        shares = shares_of(runs, [names[i] for i in defined], metric)
+        compared = compare_pairs(exact[defined], moved, random, image_shares=shares)
+        row = means(sides, defined) | compared._asdict()
         row["pairs"] = [
             {"class": names[i], "seed": pairs[j][0], "difference": float(exact[i, j])}
             for i in defined
@@ -161,21 +175,48 @@ def means(sides: Sequence[np.ndarray], rows: Sequence[int]) -> dict[str, float |
     return {"baseline": baseline, "arm": arm}
 
 
-def correct(results: dict[str, dict], verdict_metrics: Sequence[str]) -> None:
-    """Add "p_holm" to every row, and "verdict" to the verdict metrics' rows.
+def shares_of(runs: Sequence[tuple[dict, dict]], classes: Sequence[str], metric: str) -> np.ndarray | None:
+    """What each test image adds to an arm's difference [images of all classes]; None where it was not computed.
 
-    Holm's correction runs over all arms, datasets and verdict metrics together; each other metric is corrected over
-    arms and datasets by itself, as a second look.
+    Args:
+        runs: [(baseline run, arm's run)] of `resample_run`, one per seed.
     """
-    families = {}
-    for result in results.values():
-        for arm in result["arms"].values():
-            for metric, row in arm["metrics"].items():
-                families.setdefault("verdict" if metric in verdict_metrics else metric, []).append(
-                    (metric, row)
-                )
-    for rows in families.values():
-        for (metric, row), p in zip(rows, holm([row["p"] for _, row in rows]), strict=True):
+    by_class = []
+    for name in classes:
+        both = [[run.get("shares", {}).get(name, {}).get(metric) for run in sides] for sides in runs]
+        if any(shares is None for sides in both for shares in sides):
+            return None
+        by_class.append(np.mean([arm - baseline for baseline, arm in both], axis=0))
+    return np.concatenate(by_class) if by_class else None
+
+
+def correct(results: dict[str, dict], hypotheses: Sequence[Hypothesis], margin: float | None = None) -> None:
+    """Add "p_holm" to every row, and "verdict" and "hypotheses" (how many) to the declared ones.
+
+    Holm's correction runs over all declared hypotheses together; what was not declared is corrected over arms and
+    datasets metric by metric, as a second look.
+
+    Raises:
+        ValueError: a hypothesis that names nothing of the comparison.
+    """
+    declared, others = [], {}
+    unused = set(hypotheses)
+    for dataset, result in results.items():
+        for arm, compared in result["arms"].items():
+            for metric, row in compared["metrics"].items():
+                matching = {one for one in hypotheses if one.names(arm, metric, dataset)}
+                unused -= matching
+                (declared if matching else others.setdefault(metric, [])).append(row)
+    if unused:
+        raise ValueError(
+            f"--hypotheses {' '.join(map(str, sorted(unused)))}: names nothing of this comparison; expected "
+            f"ARM:METRIC[:DATASET] with the arms {', '.join(next(iter(results.values()))['arms'])}, "
+            f"the metrics {', '.join(METRICS)} and the datasets {', '.join(results)}"
+        )
+    for rows in (declared, *others.values()):
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
-            if metric in verdict_metrics:
-                row["verdict"] = verdict(row, p)
+    count = sum(row["p"] is not None for row in declared)
+    for row in declared:
+        row["hypotheses"] = count
+        row["verdict"] = verdict(row, row["p_holm"], count, margin)

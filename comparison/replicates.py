@@ -121,3 +121,19 @@ def resampled(
     return {key: rows[key] + error for key, error in errors.items()}, {
         key: error for key, error in errors.items() if key in PIXEL_METRICS
     }
+
+
+def image_shares(scores: ClassScores, exact: dict[str, float | None]) -> dict[str, np.ndarray]:
+    """What each test image adds to a class's metrics: jackknife pseudo-values (Tukey, Annals of Mathematical Statistics
+    29, 1958), n * metric - (n - 1) * metric without the image, divided by n.
+
+    Returns:
+        {metric: [n]} of the defined metrics that stay defined without any single image.
+    """
+    images = len(scores.labels)
+    whole = weighted_metrics(scores, np.ones((1, images)))
+    without = weighted_metrics(scores, 1.0 - np.eye(images))
+    shares = {
+        key: whole[key][0] - (images - 1) / images * without[key] for key in METRICS if exact[key] is not None
+    }
+    return {key: values for key, values in shares.items() if np.isfinite(values).all()}

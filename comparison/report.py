@@ -33,7 +33,8 @@ def render(
     Args:
         results: from paired.compare_arms.
         baseline, arms: comparison.arms.Arm.
-        report_info: {"command": [argv], "verdict_metrics", "notes": [sentences], "replicates", "versions"}.
+        report_info: {"command": [argv], "verdict_metrics", "hypotheses", "margin",
+            "notes": [sentences], "replicates", "versions"}.
         galleries: {dataset: rows from gallery.gallery}.
     """
     evaluation_infos = {}
@@ -48,7 +49,7 @@ def render(
             titles=TITLES,
             command=shlex.join(report_info["command"]),
             report_info=report_info,
-            verdicts=verdict_lines(results, report_info["verdict_metrics"]),
+            verdicts=verdict_lines(results),
             sections=[
                 section(dataset, result, baseline, report_info["verdict_metrics"], galleries.get(dataset, []))
                 for dataset, result in results.items()

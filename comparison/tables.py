@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from comparison.significance import LEVEL
+from comparison.significance import LEVEL, largest_family, units_needed
 from evaluation.results import UNDEFINED
 from files.cells import cell
 
@@ -21,6 +21,10 @@ TITLES = {
     "image_ap_unnormalised": "image AP, unnormalised",
     "image_f1max_unnormalised": "image F1-max, unnormalised",
 }
+VERDICTS = {
+    "equivalent": "no difference beyond the margin",
+    "undecidable": "undecidable with these classes",
+}
 COLUMNS = (
     "dataset",
     "arm",
@@ -31,8 +35,12 @@ COLUMNS = (
     "value",
     "low",
     "high",
+    "bootstrap_low",
+    "bootstrap_high",
     "p",
     "p_holm",
+    "p_images",
+    "detectable",
     "wins",
     "ties",
     "losses",
@@ -94,43 +102,50 @@ def cells(metric: str, row: dict) -> list[str]:
     ]
 
 
-def verdict_lines(
-    results: dict[str, dict], verdict_metrics: Sequence[str]
-) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
-    """One line per dataset and arm in plain words: [(dataset, arm, [(metric, word, text)])]."""
+def verdict_lines(results: dict[str, dict]) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+    """The declared hypotheses by dataset and arm in plain words: [(dataset, arm, [(metric, word, text)])]."""
     lines = []
     for dataset, result in results.items():
         for arm, compared in result["arms"].items():
             words = [
-                (
-                    metric,
-                    compared["metrics"][metric]["verdict"],
-                    verdict_text(metric, compared["metrics"][metric]),
-                )
-                for metric in verdict_metrics
+                (metric, row["verdict"], verdict_text(metric, row))
+                for metric, row in compared["metrics"].items()
+                if "verdict" in row
             ]
-            lines.append((dataset, arm, words))
+            if words:
+                lines.append((dataset, arm, words))
     return lines
 
 
 def verdict_text(metric: str, row: dict) -> str:
-    """The verdict in one metric with its interval, and why a clear difference may still be none."""
+    """The verdict in one metric with its interval, and what a reader needs to weigh it."""
     if row["value"] is None:
         kinds = "pixels of both kinds and masks" if metric.startswith("pixel") else "both labels"
         return f"{TITLES[metric]}: undefined, no class has {kinds}"
     text = (
-        f"{TITLES[metric]}: {row['verdict']}, {percent(row['value'], True)} points, 95 % interval {interval(row)}, "
-        f"p {p_text(row['p_holm'])} after Holm"
+        f"{TITLES[metric]}: {VERDICTS.get(row['verdict'], row['verdict'])}, {percent(row['value'], True)} points, "
+        f"95 % interval {interval(row)}, p {p_text(row['p_holm'])} after Holm over {row['hypotheses']}"
     )
-    if row["verdict"] == "no difference" and not row["low"] <= 0 <= row["high"]:
+    if row["verdict"] == "not shown" and not row["low"] <= 0 <= row["high"]:
         text += " (the interval excludes 0, the corrected p does not confirm it)"
-    elif row["verdict"] == "no difference" and row["p_holm"] < LEVEL:
+    elif row["verdict"] == "not shown" and row["p_holm"] < LEVEL:
         text += " (p alone would say so, the interval does not exclude 0)"
-    if row["smallest_p"] >= LEVEL:
+    if row["verdict"] == "undecidable":
         text += (
-            f" (too few classes and seeds to tell: {row['smallest_p']:.2g} is the smallest p they can give)"
+            f": {row['smallest_p']:.2g} is the smallest p of so few classes; {units_needed(row['hypotheses'])} classes "
+            f"could decide {_counted(row['hypotheses'], 'hypothesis', 'hypotheses')}"
         )
+        if row["smallest_p"] < LEVEL:
+            text += f", or these classes {_counted(largest_family(row['smallest_p']), 'hypothesis', 'hypotheses')}"
+    if row["detectable"] is not None:
+        text += f"; a true {percent(row['detectable'])} points would be found in 4 of 5 such studies"
+    if row["p_images"] is not None:
+        text += f"; these runs on these images only: p {p_text(row['p_images'])}"
     return text
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def seeds_text(seeds: Sequence[int | None]) -> str:
@@ -139,7 +154,7 @@ def seeds_text(seeds: Sequence[int | None]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {known}"
 
 
-def console(results: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
+def console(results: dict[str, dict]) -> str:
     """Aligned tables of every dataset and arm, verdicts last."""
     parts = []
     for dataset, result in results.items():
@@ -153,7 +168,7 @@ def console(results: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
                 for line in lines
             ]
     parts.append("")
-    for dataset, arm, words in verdict_lines(results, verdict_metrics):
+    for dataset, arm, words in verdict_lines(results):
         parts += [f"{dataset}, {arm}: {text}" for _, _, text in words]
     return "\n".join(parts)
 
@@ -169,10 +184,10 @@ def escape_latex(text: object) -> str:
     return "".join(LATEX.get(character, character) for character in str(text))
 
 
-def markdown(results: dict[str, dict], verdict_metrics: Sequence[str]) -> str:
+def markdown(results: dict[str, dict]) -> str:
     """The verdicts, then one table per dataset and arm."""
     lines = ["# Comparison with the baseline", ""]
-    for dataset, arm, words in verdict_lines(results, verdict_metrics):
+    for dataset, arm, words in verdict_lines(results):
         lines += [
             f"* **{escape_markdown(dataset)}, {escape_markdown(arm)}**: "
             + "; ".join(text for *_, text in words)

@@ -21,8 +21,11 @@ def only(chosen: np.ndarray | None, values: ArrayLike) -> np.ndarray:
 
 
 def min_max(values: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """Values scaled by their extremes, or the extremes among some images ([n] bool, if any), to [0, 1]; zeros where
-    those are equal."""
+    """Values [n, ...] scaled by their extremes to [0, 1], of the same shape; zeros where the extremes are equal.
+
+    Args:
+        among: [n] bool, the images whose extremes count, if there are any; None for all.
+    """
     if not values.size:
         return values
     reference = values if among is None or not among.any() else only(among, values)
@@ -60,7 +63,14 @@ def metrics_eval(
     class_names: str,
     domain: str,
 ) -> dict[str, str | float]:
-    """Upstream's table row of one class: `table_row` with AA-CLIP's 0 where only one label is present."""
+    """Upstream's table row of one class: `table_row` with AA-CLIP's 0 where only one label is present.
+
+    Args:
+        pixel_label: [n, 1, H, W] or [n, H, W] of 0/1.  image_label: [n] of 0/1.
+        pixel_preds: [n, H, W] map scores.  image_preds: [n] head scores.
+        class_names: the row's name.
+        domain: "Industrial" or "Medical".
+    """
     row = table_row(pixel_label, image_label, pixel_preds, image_preds, class_names, domain)
     return {key: 0.0 if value is None else value for key, value in row.items()}
 

@@ -10,7 +10,15 @@ from metrics.ranking import flat_and_finite
 def reference_ranking_metrics(truth: ArrayLike, score: ArrayLike) -> dict[str, float | None]:
     """AUROC, average precision and the largest F1 over all thresholds; slower than `ranking_metrics`, same numbers.
 
-    Args, returns and raises as `metrics.ranking.ranking_metrics`.
+    Args:
+        truth: any shape, > 0 is positive.
+        score: same number of elements, higher is more anomalous.
+
+    Returns:
+        {"auroc", "ap", "f1max"}, each in [0, 1], or None where only one label is present (undefined).
+
+    Raises:
+        ValueError: a score is not finite.
     """
     truth, score = flat_and_finite(truth, score)
     if truth.all() or not truth.any():

@@ -1,16 +1,17 @@
 """AA-CLIP's adapted model: residual adapters in both towers of a frozen CLIP (arXiv 2503.06661)."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.adapter_modules import SimpleAdapter, SimpleProj, match_norm
-from model.blocks import run_blocks
+from model.clip import CLIP
 
 SIMILARITY_SCALE = 100.0  # CLIP's logit scale, applied to every cosine of a similarity map
 
@@ -48,14 +49,14 @@ class AdaptedCLIP(nn.Module):
 
     def __init__(
         self,
-        clip_model,
-        text_adapt_weight=0.1,
-        image_adapt_weight=0.1,
-        text_adapt_until=3,
-        image_adapt_until=6,
-        levels=None,
-        relu=False,
-        **unread,
+        clip_model: CLIP,
+        text_adapt_weight: float = 0.1,
+        image_adapt_weight: float = 0.1,
+        text_adapt_until: int = 3,
+        image_adapt_until: int = 6,
+        levels: Sequence[int] | None = None,
+        relu: bool = False,
+        **unread: Any,
     ):
         super().__init__()
         warn_of_unread(unread, signature(AdaptedCLIP).parameters)
@@ -110,6 +111,7 @@ class AdaptedCLIP(nn.Module):
 
     @staticmethod
     def _mix(adapter, x, weight):
+        """w * adapted + (1 - w) * x, the adapted tokens at the norm of x; AA-CLIP's residual adapter."""
         return weight * match_norm(adapter(x), x) + (1 - weight) * x
 
     def encode_text(self, text: Tensor, adapt_text: bool = True) -> Tensor:
@@ -126,14 +128,7 @@ class AdaptedCLIP(nn.Module):
         `after_block` replaces `after_image_block` as the place where adaptation enters.
         """
         visual, after_block = self.clipmodel.visual, after_block or self.after_image_block
-        return run_blocks(
-            visual.transformer.resblocks,
-            visual.embed(image),
-            self.levels,
-            after_block,
-            max(self.levels),
-            autocast=visual.autocast,
-        )[1]
+        return visual.run(visual.embed(image), self.levels, after_block, stop_after=max(self.levels))[1]
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings, compared with anchors by cosine.

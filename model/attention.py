@@ -12,8 +12,11 @@ def scaled_dot_product(
 
     Args:
         query, key, value: [..., tokens, head width].
-        attn_mask: added to the logits, or None.
+        attn_mask: [tokens, tokens], added to the logits, or None.
         dropout_p: probability on the attention weights.
+
+    Returns:
+        [..., tokens, head width].
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
@@ -25,8 +28,8 @@ def scaled_dot_product(
 class BatchFirstAttention(nn.Module):
     """The numbers of a batch-first nn.MultiheadAttention without its transposes, which are slow in bfloat16 on CPUs."""
 
-    def __init__(self, attention):
-        """attention: torch.nn.MultiheadAttention with one fused input projection; its weights are shared."""
+    def __init__(self, attention: nn.MultiheadAttention):
+        """attention: with one fused input projection; its weights are shared."""
         super().__init__()
         self.num_heads = attention.num_heads
         self.in_proj_weight = attention.in_proj_weight

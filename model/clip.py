@@ -1,7 +1,7 @@
 """The frozen CLIP backbone: open_clip's modules under AA-CLIP's public interface."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +24,13 @@ CLIP_VOCABULARY = 49408  # byte pairs of OpenAI's tokenizer
 class VisionTower(nn.Module):
     """A CLIP ViT with the parts AA-CLIP reaches for: `ln_post`, `proj`, `DAPM_replace`."""
 
-    def __init__(self, visual):
-        """visual: open_clip VisionTransformer with a CLS token and CLS pooling."""
+    def __init__(self, visual: VisionTransformer, autocast: torch.dtype | None = None):
+        """
+        Args:
+            visual: with a CLS token and CLS pooling.
+            autocast: dtype of the blocks' matrix products (torch.bfloat16); weights, residual stream and projections
+                stay as they are. None for the weights' own.
+        """
         super().__init__()
         self.conv1 = visual.conv1
         self.class_embedding = visual.class_embedding
@@ -37,13 +42,10 @@ class VisionTower(nn.Module):
         )
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
-        self.autocast = None  # dtype of the blocks' matrix products, None for the weights' own
-
-    def use_bfloat16(self) -> None:
-        """Run the blocks' matrix products in bfloat16; weights, residual stream and projections stay as they are."""
-        self.autocast = torch.bfloat16
-        for block in self.transformer.resblocks:
-            block.attn = BatchFirstAttention(block.attn)
+        self.autocast = autocast
+        if autocast is not None:
+            for block in self.transformer.resblocks:
+                block.attn = BatchFirstAttention(block.attn)
 
     def DAPM_replace(self, DPAM_layer: int, across_batch: bool = True) -> None:  # upstream's names
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
@@ -66,19 +68,34 @@ class VisionTower(nn.Module):
         cls = self.class_embedding.expand(x.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, x], dim=1) + self.positional_embedding)
 
+    def run(
+        self,
+        x: Tensor,
+        levels: Sequence[int] = (),
+        after_block: Callable[[int, Tensor], Tensor] | None = None,
+        stop_after: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`run_blocks` over the tower's blocks, in its precision: tokens [B, N, C] -> (last, [tokens per level])."""
+        return run_blocks(
+            self.transformer.resblocks, x, levels, after_block, stop_after, autocast=self.autocast
+        )
+
 
 class CLIP(nn.Module):
     """Frozen CLIP; parameter names are OpenAI's and open_clip's."""
 
-    def __init__(self, model: nn.Module, source: WeightsSource | None = None):
+    def __init__(
+        self, model: nn.Module, source: WeightsSource | None = None, autocast: torch.dtype | None = None
+    ):
         """
         Args:
             model: open_clip.model.CLIP with a ViT image tower and end-of-text pooling.
             source: where its weights are from; None for random ones.
+            autocast: of the vision tower's blocks, as in VisionTower.
         """
         super().__init__()
         self.source = source
-        self.visual = VisionTower(model.visual)
+        self.visual = VisionTower(model.visual, autocast)
         self.transformer = model.transformer
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
         self.ln_final, self.text_projection, self.logit_scale = (
@@ -110,15 +127,28 @@ class CLIP(nn.Module):
         Returns:
             (pooled [B, E], [tokens [B, N, C] per level]); tokens before `ln_post`, CLS first.
         """
-        x = self.visual.embed(image)
-        x, tokens = run_blocks(
-            self.visual.transformer.resblocks, x, tuple(out_layers), autocast=self.visual.autocast
-        )
+        x, tokens = self.visual.run(self.visual.embed(image), tuple(out_layers))
         return self.pool(x), tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The image embedding [B, E] of the last block's tokens [B, N, C]."""
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+
+    def text_tokens(
+        self,
+        text: Tensor,
+        after_block: Callable[[int, Tensor], Tensor] | None = None,
+        stop_after: int | None = None,
+    ) -> Tensor:
+        """Tokens of the text tower, each of which sees itself and those before: ids [P, T] -> [P, T, W].
+
+        Args:
+            after_block, stop_after: of `run_blocks`; all blocks are run when None.
+        """
+        length = text.shape[1]
+        x = self.token_embedding(text) + self.positional_embedding[:length]
+        causal = self.attn_mask[:length, :length]
+        return run_blocks(self.transformer.resblocks, x, (), after_block, stop_after, attn_mask=causal)[0]
 
     def text_tokens_at_end(
         self, text: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
@@ -131,11 +161,7 @@ class CLIP(nn.Module):
         end = text.argmax(dim=-1)
         if text.device.type == "cpu":
             text = text[:, : int(end.max()) + 1]
-        length = text.shape[1]
-        x = self.token_embedding(text) + self.positional_embedding[:length]
-        x, _ = run_blocks(
-            self.transformer.resblocks, x, after_block=after_block, attn_mask=self.attn_mask[:length, :length]
-        )
+        x = self.text_tokens(text, after_block)
         return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
 
     def encode_text(self, text: Tensor) -> Tensor:
@@ -154,6 +180,7 @@ def create_model(
     *,
     quick_gelu: bool = False,
     clip_weights: Path | str | None = None,
+    vision_autocast: torch.dtype | None = None,
 ) -> CLIP:
     """Build a frozen CLIP backbone and load its weights; the positional arguments are upstream's.
 
@@ -169,6 +196,7 @@ def create_model(
         quick_gelu: build the activation OpenAI trained with. Known deviation, kept by default: off, although OpenAI's
             weights are QuickGELU weights. Networks trained with GELU (the tiny demo CLIP) must leave it off.
         clip_weights: weight file; before the environment's AACLIP_CLIP_WEIGHTS, and both before every other place.
+        vision_autocast: dtype of the vision blocks' matrix products alone (torch.bfloat16 for `--precision bf16`).
 
     Raises:
         ValueError: unknown or unsupported architecture, or an image smaller than a patch. Pixels beyond the last
@@ -187,7 +215,8 @@ def create_model(
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if precision not in dtypes:
         raise ValueError(f"precision {precision!r}: choose one of {sorted(dtypes)}")
-    return CLIP(model, source).to(device=device, dtype=dtypes[precision]).requires_grad_(False).eval()
+    clip = CLIP(model, source, vision_autocast)
+    return clip.to(device=device, dtype=dtypes[precision]).requires_grad_(False).eval()
 
 
 def _build(model_name, img_size, quick_gelu):
@@ -226,7 +255,7 @@ def _build(model_name, img_size, quick_gelu):
 
 @contextmanager
 def full_precision(clip: CLIP) -> Iterator[None]:
-    """Float32 in a backbone's vision blocks also after `VisionTower.use_bfloat16`; as before afterwards."""
+    """Float32 in a backbone's vision blocks that was built with `vision_autocast`; as before afterwards."""
     before, clip.visual.autocast = clip.visual.autocast, None
     try:
         yield

@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 from model.contexts import Scope, TextContext
+from model.settings import CONTEXT_CONTROLS
+
+
+def check_control(control: str) -> None:
+    """Raises ValueError for a control that is none."""
+    if control not in CONTEXT_CONTROLS:
+        raise ValueError(f"--context_control {control}: expected one of {', '.join(CONTEXT_CONTROLS)}")
 
 
 def controlled_scope(scope: Scope, control: str) -> Scope:
@@ -20,7 +27,14 @@ def controlled_scope(scope: Scope, control: str) -> Scope:
         scope: of model.contexts, `class_scope` or `batch_scope`.
         control: "none"; "other_class": a class sees the batch's images of the next class in the batch, and nothing
             where the batch has one class; "constant": every prompt sees one token of equal entries and unit length.
+
+    Returns:
+        a scope: (patches [B, L, E], class names) -> {class: [S, E], or None for nothing}.
+
+    Raises:
+        ValueError: there is no such control.
     """
+    check_control(control)
 
     def shifted(patches, class_names):
         contexts = scope(patches, class_names)
@@ -44,8 +58,9 @@ def controlled_text_contexts(contexts: dict[str, TextContext], control: str) -> 
             token of equal entries and unit length.
 
     Raises:
-        ValueError: "other_class" with a dataset of one class.
+        ValueError: there is no such control, or "other_class" with a dataset of one class.
     """
+    check_control(control)
     if control == "none" or not contexts:
         return contexts
     names = list(contexts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.adapter_cross_attention import Contexts
+from model.cross_attention import Contexts
 
 # (patches [B, L, E], class names) -> {class: [S, E], or None for nothing}
 Scope = Callable[[Tensor, Sequence[str]], dict[str, Tensor | None]]
@@ -40,10 +40,19 @@ def text_context_groups(contexts: dict[str, TextContext], class_names: Sequence[
     Args:
         contexts: {class name: TextContext}. With none at all, nothing attends to anything.
         class_names: of the batch's images, in order.
+
+    Raises:
+        KeyError: a class of the batch has no context, although others have.
     """
     if not contexts:
         return []
-    return [(rows, contexts[name].seen) for name, rows in rows_by_class(class_names).items()]
+    rows_of = rows_by_class(class_names)
+    if missing := sorted(rows_of.keys() - contexts.keys()):
+        raise KeyError(
+            f"no text context of {', '.join(missing)}: there are those of {', '.join(contexts)}; make them of the "
+            "dataset the images are from"
+        )
+    return [(rows, contexts[name].seen) for name, rows in rows_of.items()]
 
 
 def rows_by_class(class_names: Sequence[str]) -> dict[str, list[int]]:
@@ -68,5 +77,6 @@ def batch_scope(patches: Tensor, class_names: Sequence[str]) -> dict[str, Tensor
 
 
 def no_scope(patches: Tensor, class_names: Sequence[str]) -> dict[str, None]:
-    """Prompts that attend to nothing: a loop before `--cross_attn_start_loop`."""
+    """Image context per class: {class: None}, prompts that attend to nothing, whatever the patches [B, L, E]: a loop
+    before `--cross_attn_start_loop`."""
     return dict.fromkeys(rows_by_class(class_names))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.settings import SelfReferenceSettings
+from model.settings import REFERENCE_CONTROLS, SelfReferenceSettings
 from model.transfer import send
 
 TYPICAL = 0.25  # rarity of a patch where "neither way" starts to be learned
@@ -29,7 +29,7 @@ def rarity(patches: Tensor, share: float) -> Tensor:
         [B, L], 1 - mean cosine with them; in [0, 2].
     """
     unit = F.normalize(patches.float(), dim=-1)
-    cosine = unit @ unit.transpose(1, 2)
+    cosine = unit @ unit.transpose(1, 2)  # [B, L, L]
     cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # a patch is no reference for itself
     count = max(1, round(share * (patches.shape[1] - 1)))
     return 1 - cosine.topk(count, dim=-1).values.mean(dim=-1)
@@ -55,7 +55,7 @@ class SelfReference(nn.Module):
             another order of its patches, the same for every image: how rare, but not where.
 
     Raises:
-        ValueError: the share of neighbours or a weight is out of range.
+        ValueError: the share of neighbours or a weight is out of range, or there is no such control.
     """
 
     def __init__(self, levels: int, settings: SelfReferenceSettings):
@@ -68,6 +68,11 @@ class SelfReference(nn.Module):
             raise ValueError(f"--self_reference {weight}: expected a weight above 0, or 0 for none")
         if head_weight < 0:
             raise ValueError(f"--self_reference_head {head_weight}: expected a weight above 0, or 0 for none")
+        if settings.self_reference_control not in REFERENCE_CONTROLS:
+            raise ValueError(
+                f"--self_reference_control {settings.self_reference_control}: expected one of "
+                f"{', '.join(REFERENCE_CONTROLS)}"
+            )
         self.neighbours, self.control = neighbours, settings.self_reference_control
         self.weight = nn.Parameter(torch.full((levels,), float(weight)))
         self.typical = nn.Parameter(torch.full((levels,), TYPICAL))
@@ -85,7 +90,7 @@ class SelfReference(nn.Module):
             image: [B, 3, H, W].
             levels: numbers of vision blocks.
         """
-        tokens = clip.encode_image(image, levels)[1]
+        tokens = clip.encode_image(image, levels)[1]  # [B, N, C] per level, CLS first
         return [self._controlled(rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours)) for x in tokens]
 
     def forward(self, rarities: list[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -98,7 +103,26 @@ class SelfReference(nn.Module):
             return patches, rarities[0].new_zeros(rarities[0].shape[0], 1)
         return patches, (self.head_weight * (peak(rarities) - self.typical_peak))[:, None]
 
+    def with_coordinate(
+        self, seg: list[Tensor], det: Tensor, anchors: Tensor, rarities: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """(seg, det, anchors), each with one more coordinate, E + 1: rarity's, in which the abnormal anchor has 1.
+
+        Args:
+            seg: patches [B, L, E] per level.  det: [B, E].
+            anchors: [B, E, 2].
+            rarities: [B, L] per level, of `rarities`.
+        """
+        rare, peak_of_image = self(rarities)
+        ends = F.pad(anchors.new_ones(*anchors.shape[:-2], 1, 1), (1, 0))  # [B, 1, 2]: 0 normal, 1 abnormal
+        return (
+            [torch.cat(pair, dim=-1) for pair in zip(seg, rare, strict=True)],
+            torch.cat([det, peak_of_image], dim=-1),
+            torch.cat([anchors, ends], dim=-2),
+        )
+
     def _controlled(self, rare):
+        """Rarity [B, L] under the control."""
         if self.control == "constant":
             return torch.full_like(rare, TYPICAL)
         if self.control == "shuffled":

@@ -4,8 +4,10 @@ A field is declared by `option` and becomes a flag of the same name, a key of ev
 `at_test` says so, something that testing takes from the checkpoint.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+Group = TypeVar("Group")
 
 MUST_AGREE, MAY_CHANGE = "must agree", "may change"  # values of `at_test`
 
@@ -40,6 +42,13 @@ def option(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def taken_from(values: dict[str, Any], defaults: Group) -> tuple[Group, dict[str, Any]]:
+    """(the settings `defaults` with what `values` says of their fields, the rest of `values`)."""
+    names = {one.name for one in fields(defaults)}
+    taken = {name: value for name, value in values.items() if name in names}
+    return replace(defaults, **taken), {name: value for name, value in values.items() if name not in names}
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,8 @@ class CrossAttentionSettings:
     no_normalize_context: bool = option(False, "ablation: text context of any length", at_test=MUST_AGREE)
 
 
+# Controls of studies; what they are: model/context_controls.py and model/self_reference.py.
+CONTEXT_CONTROLS = ("none", "other_class", "constant")
 REFERENCE_CONTROLS = ("none", "constant", "shuffled")
 
 

@@ -15,8 +15,8 @@ class ValueValueAttention(nn.Module):
     attends to the same position of the batch's other images (`--surgery_attention spatial` corrects it).
     """
 
-    def __init__(self, attention, across_batch=True):
-        """attention: torch.nn.MultiheadAttention with one fused input projection; its weights are shared."""
+    def __init__(self, attention: nn.Module, across_batch: bool = True):
+        """attention: nn.MultiheadAttention or BatchFirstAttention, one fused input projection; weights are shared."""
         super().__init__()
         self.num_heads = attention.num_heads
         self.in_proj_weight = attention.in_proj_weight
@@ -37,7 +37,7 @@ class ValueValueAttention(nn.Module):
         v = F.linear(query, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         if self.across_batch:
             v = v.transpose(0, 1)  # [N, B, C]: attention now runs over the batch
-        heads = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B or N, heads, tokens, head width]
         out = scaled_dot_product(heads, heads, heads, attn_mask)
         out = out.transpose(1, 2).flatten(-2)
         if self.across_batch:

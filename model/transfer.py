@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on a device; the caller goes on while it travels.
+    """A CPU tensor of any shape on a device; the caller goes on while it travels.
 
     CUDA copies from ordinary memory only after all its work is done; from pinned memory it does not wait.
     """

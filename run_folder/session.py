@@ -78,7 +78,8 @@ def declare_datasets(data: DataSettings) -> None:
 
 def create_backbone(settings: Settings, device: torch.device, logger: Logger) -> CLIP:
     """The frozen CLIP the settings name, with its weights; its vision blocks in bfloat16 if training asks for it."""
-    model = settings.model
+    model, training = settings.model, settings.training
+    in_bfloat16 = training is not None and training.precision == "bf16"
     clip = create_model(
         model.model_name,
         model.img_size,
@@ -87,14 +88,13 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
         require_pretrained=True,
         quick_gelu=settings.network.quick_gelu,
         clip_weights=model.clip_weights,
+        vision_autocast=torch.bfloat16 if in_bfloat16 else None,
     )
     known = published_as(clip.source.sha256)
     published = f", OpenAI's {known} as published" if known else ""
     logger.info(
         f"backbone {model.model_name} from {clip.source.file}, SHA-256 {clip.source.sha256}{published}"
     )
-    if settings.training is not None and settings.training.precision == "bf16":
-        clip.visual.use_bfloat16()
     return clip
 
 

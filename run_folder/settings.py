@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from model.settings import (
+    CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
     CrossAttentionSettings,
@@ -19,7 +20,6 @@ from model.settings import (
     option,
 )
 
-CONTEXT_CONTROLS = ("none", "other_class", "constant")
 DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
     "text_loss_levels": ("last", "all"),
     "quick_gelu": (False, True),

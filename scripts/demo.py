@@ -19,6 +19,7 @@ import numpy as np
 from files.atomic import write_text
 from files.command import run_main
 from files.pictures import safe_name, sheet, write_png
+from run_folder.flags import HelpFormatter
 from scripts.commands import Command, SideBySide
 
 MODEL = "ViT-Tiny-8-demo"
@@ -100,7 +101,7 @@ def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", default="runs/demo", help="folder of the report, the data and the runs")
     parser.add_argument("--seed", type=int, default=111, help="seed of training")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the rendered images")

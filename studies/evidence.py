@@ -19,6 +19,7 @@ from pathlib import Path
 
 from files.atomic import write_text
 from files.command import run_main
+from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 from studies.paired_report import report
 
@@ -120,6 +121,11 @@ def add_study_flags(parser: argparse.ArgumentParser, name: str, seeds: list[int]
         "--shard", default="0/1", help="i/n: this process does every n-th run from the i-th on"
     )
     parser.add_argument("--out", default=str(ROOT / "results" / name), help="folder of the JSON files")
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="remake the table from the runs that are there; train nothing",
+    )
 
 
 def corrections(
@@ -136,9 +142,7 @@ def corrections(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
     parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
     parser.add_argument(
@@ -158,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, runs = Path(args.out) / name, Path(args.runs).resolve()
     data = runs / f"data_seed{args.data_seed}"
     missing_runs = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
-    for rendered in (args.train, args.test):
+    for rendered in () if args.tables_only else (args.train, args.test):
         render = [
             "-m",
             "demo_world.render_sets",
@@ -177,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_out = out.with_name(name.replace("_corrected", ""))
     uncorrected = read_results(plain_out, plain_arms, args.train) if args.corrected else {}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
-    run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
+    if not args.tables_only:
+        run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
     results = read_results(out, every, args.train)
     flags = (
         f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"

@@ -13,7 +13,6 @@ part of both stages' gradient that goes to the attention. Written as JSON and Ma
 import argparse
 import glob
 import json
-import logging
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
@@ -23,18 +22,20 @@ from pathlib import Path
 
 import torch
 
-from dataset import get_dataset
+from dataset import DOMAINS, get_dataset
 from evaluation.predictions import evaluate_dataset
-from evaluation.scorer import scorer_of
+from evaluation.scorer import AnomalyScorer
 from files.atomic import write_text
 from files.command import run_main
 from forward_utils import fixed_anchors, get_adapted_text_embedding
 from forward_utils_cross_attention import controlled_text_contexts, text_context_dictionary
 from model.adapter import AdaptedCLIP
+from run_folder.flags import HelpFormatter
 from run_folder.kinds import BASELINE, CROSS_ATTENTION, RunKind
 from run_folder.loaded_run import LoadedRun, load_run
 from studies.attention_shares import KINDS, attention_shares
 from studies.gradient_shares import gradient_shares, training_settings
+from utils import quiet_logger
 
 STUDY = "runs/evidence/DemoA_DemoB_data1"
 
@@ -61,7 +62,7 @@ def explain(folder: str, args: Namespace) -> dict[str, dict | float]:
         "full_shot",
         0,
         "test",
-        logging.getLogger(__name__),
+        quiet_logger(),
         data_root=args.data,
     )
     contexts = text_context_dictionary(model, args.dataset)
@@ -70,8 +71,7 @@ def explain(folder: str, args: Namespace) -> dict[str, dict | float]:
         "anchor cosine": separation(model, args.dataset),
         "metrics": {},
     }
-    scorer = scorer_of(run, args.dataset)
-    scorer.anchors_of = fixed_anchors(model, args.dataset)
+    anchors_of, size = fixed_anchors(model, args.dataset), settings.model.img_size
     controls = ("none", "other_class", "constant")
     controlled = {control: controlled_text_contexts(contexts, control) for control in controls}
     for name, seen_contexts in {
@@ -80,7 +80,7 @@ def explain(folder: str, args: Namespace) -> dict[str, dict | float]:
         "a constant": controlled["constant"],
         "nothing": {},
     }.items():
-        scorer.contexts = seen_contexts
+        scorer = AnomalyScorer(model, anchors_of, seen_contexts, size, DOMAINS[args.dataset])
         mean = evaluate_dataset(scorer, test_sets, batch_size=32, device="cpu")["mean"]
         explanation["metrics"][name] = {key: mean[key] for key in ("pixel_ap", "image_auroc")}
     explanation["gradient"] = gradient_shares(model, settings)
@@ -125,9 +125,7 @@ def markdown(runs: dict[str, dict], baselines: dict[str, dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--runs", default=f"{STUDY}/cross_attention_seed*", help="cross-attention runs, as a pattern"
     )

@@ -1,6 +1,5 @@
 """How much of both stages' gradient a run's attention gets, on batches as it was trained on."""
 
-import logging
 import statistics
 from functools import partial
 from itertools import islice
@@ -25,6 +24,7 @@ from training.engine import StepLoss, to_device
 from training.loaders import training_loaders
 from training.optimisation import only_training, parameters_of
 from training.stages import image_stage_loss, loss_levels, text_stage_loss
+from utils import quiet_logger
 
 BATCHES = 8  # of each stage, for the gradients
 
@@ -68,7 +68,7 @@ def stage_losses(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> di
 def gradient_shares(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> dict[str, float]:
     """{stage: share of the squared gradient norm that goes to its attention}, on training batches."""
     losses, stage_shares = stage_losses(model, settings), {}
-    loaders = training_loaders(settings, logging.getLogger(__name__))
+    loaders = training_loaders(settings, quiet_logger())
     for (stage, loss_of), loader in zip(losses.items(), loaders, strict=True):
         modules, shares = {"text": model.text_modules, "image": model.image_modules}[stage], []
         with only_training(model, modules):

@@ -18,6 +18,7 @@ from dataset.constants import DATA_PATH, DOMAINS, REAL_NAMES
 from dataset.jsonl import read_rows, write_rows
 from files.atomic import write_text
 from files.command import run_main
+from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, ROOT, read_results, run_missing
 from studies.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
 from studies.paired_report import report
@@ -74,9 +75,7 @@ def both_halves(results: dict[str, dict[tuple[str, int], dict]]) -> dict[tuple[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "improvements", [311, 312], data_seed=2)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default all")
     args = parser.parse_args(argv)
@@ -91,14 +90,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seed",
         str(args.data_seed),
     ]
-    subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
-    declare_halves(data)
+    if not args.tables_only:
+        subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+        declare_halves(data)
     every = {arm: (script, [*flags, "--precision", args.precision]) for arm, (script, flags) in ARMS.items()}
     todo = tasks([arm for arm in ARMS if arm in (args.arms or ARMS)], args.seeds, args.shard)
     results = {}
     for half, other in (HALVES, HALVES[::-1]):
         read_results(out / half, every, half, CONFIG)  # a mismatch is better found before anything is trained
-        run_missing(todo, every, half, [other], data, data.parent / half, out / half, CONFIG)
+        if not args.tables_only:
+            run_missing(todo, every, half, [other], data, data.parent / half, out / half, CONFIG)
         results[half] = read_results(out / half, every, half, CONFIG)
     merged = both_halves(results)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in merged}))

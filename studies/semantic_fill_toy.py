@@ -23,6 +23,7 @@ from torch import Tensor
 from files.atomic import write_text
 from files.command import run_main
 from files.logs import open_logger
+from run_folder.flags import HelpFormatter
 from synthesis.data import to_pixels
 from synthesis.flow import interpolate, predict_velocity
 from synthesis.latents import encode_triptych, fill_mask_of
@@ -164,9 +165,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="default all")
     parser.add_argument("--steps", type=int, default=500, help="updates of every arm")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per update")

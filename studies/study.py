@@ -15,6 +15,7 @@ from pathlib import Path
 
 from files.atomic import write_text
 from files.command import run_main
+from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 
@@ -89,7 +90,7 @@ def spread(values: list[float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True, help="which arms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="training seeds")
     parser.add_argument("--arms", nargs="+", help="some of the study's arms; default all")
@@ -98,10 +99,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="runs/study/data", help="the rendered demo sets; made if missing")
     parser.add_argument("--out", help="folder of JSON files and table; default results/<study>[_<train>]")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training runs")
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="remake the table from the runs that are there; train nothing",
+    )
     args = parser.parse_args(argv)
     name = args.study if args.train == "DemoA" else f"{args.study}_{args.train}"
     out, data = Path(args.out or ROOT / "results" / name), Path(args.data).resolve()
-    subprocess.run([sys.executable, "-m", "demo_world.render_sets", "--out", str(data)], cwd=ROOT, check=True)
+    if not args.tables_only:
+        render = [sys.executable, "-m", "demo_world.render_sets", "--out", str(data)]
+        subprocess.run(render, cwd=ROOT, check=True)
     precision = [] if args.precision == "fp32" else ["--precision", args.precision]
     every = {
         arm: (script, [*flags, *(precision if script else [])])
@@ -115,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm, (script, _) in arms.items()
         if script or seed == args.seeds[0]
     ]
-    run_missing(tasks, arms, args.train, args.test, data, data.parent / f"{args.study}_{args.train}", out)
+    if not args.tables_only:
+        runs = data.parent / f"{args.study}_{args.train}"
+        run_missing(tasks, arms, args.train, args.test, data, runs, out)
     results = read_results(out, every, args.train)
     report_text = table(args.study, results, args.test)
     loops = loops_table(args.study, results, args.test)

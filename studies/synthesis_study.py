@@ -18,6 +18,7 @@ import cv2
 
 from files.atomic import write_text
 from files.command import run_main
+from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import MODEL, ROOT
 from studies.synthesis_arms import ARMS, FILL_MODEL, SIZE, TEST_SET, TRAIN_SET, python, run, settings_of
@@ -29,9 +30,7 @@ Results = dict[tuple[str, int, int], dict]  # {(arm, shot, seed): a run's JSON}
 
 def build_parser() -> argparse.ArgumentParser:
     """The study's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="training seeds")
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 16], help="numbers k of shots per class")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="some of the arms")
@@ -49,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out", default=str(ROOT / "results/synthesis"), help="folder of JSON files and table"
+    )
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="remake the table from the runs that are there; train nothing",
     )
     return parser
 
@@ -122,9 +126,9 @@ def keep_picture(sheet: Path, file: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    out, data, work = Path(args.out), Path(args.data).resolve(), Path(args.work).resolve()
+def run_missing(args: Namespace, out: Path) -> None:
+    """Train and test what has no JSON in `out` yet, and write it there."""
+    data, work = Path(args.data).resolve(), Path(args.work).resolve()
     for name in (TRAIN_SET, TEST_SET):
         python("-m", "demo_world.render_sets", "--name", name, "--out", str(data), "--size", str(SIZE))
     read_results(out, args)
@@ -141,6 +145,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
                     out / f"images_{shot}shot.jpg",
                 )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    out = Path(args.out)
+    if not args.tables_only:
+        run_missing(args, out)
     results = read_results(out, args)
     write_text(out / "table.md", report(results, args))
     print(tables(results))

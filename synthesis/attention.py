@@ -101,7 +101,14 @@ class SemanticCrossAttention(nn.Module):
 class SemanticLayers(nn.ModuleList):
     """`layers` cross-attentions one after another; none of them leaves the tokens alone."""
 
-    def __init__(self, layers=1, width=TOKEN_WIDTH, heads=8, layout="33k", positions="local"):
+    def __init__(
+        self,
+        layers: int = 1,
+        width: int = TOKEN_WIDTH,
+        heads: int = 8,
+        layout: str = "33k",
+        positions: str = "local",
+    ):
         if layers < 0:
             raise ValueError(f"--semantic_layers {layers}: expected 0 (no semantics) or more")
         super().__init__(SemanticCrossAttention(width, heads, layout, positions) for _ in range(layers))
@@ -114,7 +121,13 @@ class SemanticLayers(nn.ModuleList):
         semantic_places: Tensor,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Shapes as in `SemanticCrossAttention.forward`."""
+        """Tokens [B, N, width] that have seen the map in every layer -> [B, N, width].
+
+        Args:
+            semantic: [B, M, width], the map's tokens.
+            token_places, semantic_places: [N, 2] and [M, 2].
+            keep: [B] booleans, False for examples that see no map; None for all.
+        """
         for layer in self:
             tokens = layer(tokens, semantic, token_places, semantic_places, keep)
         return tokens

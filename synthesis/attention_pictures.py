@@ -90,7 +90,7 @@ def enlarged(values: Tensor) -> np.ndarray:
 
 
 def marked(picture: np.ndarray, row: int, column: int, side: int) -> np.ndarray:
-    """The picture with a frame around one token's square."""
+    """The picture [CELL, CELL, 3] with a frame around the square of one of its side x side tokens."""
     unit = CELL / side
     corners = [(round(unit * place), round(unit * (place + 1)) - 1) for place in (column, row)]
     (left, right), (top, bottom) = corners

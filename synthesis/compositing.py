@@ -42,14 +42,20 @@ def paste(source: np.ndarray, sample: np.ndarray, label: np.ndarray, feather: fl
 
 
 def change_inside(source: np.ndarray, image: np.ndarray, label: np.ndarray) -> float:
-    """Mean absolute difference of two RGB images inside a label, in grey levels; 0 for an empty label."""
+    """Mean absolute difference of two RGB images [H, W, 3] inside a label [H, W] of booleans, in grey levels 0 to
+    255; 0 for an empty label."""
     if not label.any():
         return 0.0
     return float(np.abs(image[label].astype(np.float32) - source[label]).mean())
 
 
 def refusal(source: np.ndarray, image: np.ndarray, label: np.ndarray, gate: Gate) -> str | None:
-    """Why an image is no labelled anomaly, with value and bound; None when it is one."""
+    """Why an image is no labelled anomaly, with value and bound; None when it is one.
+
+    Args:
+        source, image: RGB bytes [H, W, 3].
+        label: booleans [H, W].
+    """
     share = float(label.mean())
     if not gate.area.low <= share <= gate.area.high:
         return f"the label covers {share:.2%} of the image, not {gate.area.low:.2%} to {gate.area.high:.2%}"

@@ -85,9 +85,11 @@ def flow_matching_loss(
     keep_semantic: Tensor | None = None,
     fill_share: float | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity over both panels; shapes as in `predict_velocity`.
+    """Mean squared error of the velocity over both panels, a scalar.
 
     Args:
+        encoded, prompt, times, keep_semantic: as in `predict_velocity`.
+        noise: [B, N, 64].
         fill_share: None: all tokens count alike. Else in [0, 1]: how much of the loss the mean over the tokens with a
             pixel to be filled makes, the rest being the mean over the other tokens.
     """
@@ -104,5 +106,5 @@ def flow_matching_loss(
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values` where the booleans `where` of the same shape are True; 0 where none is."""
+    """Mean of `values` [B, N] where the booleans `where` [B, N] are True, a scalar; 0 where none is."""
     return (values * where).sum() / where.sum().clamp(min=1)

@@ -111,14 +111,15 @@ class FillSampler:
 class TextureSampler:
     """Samples by blending in another normal image of the training set, of another class if there is one."""
 
-    def __init__(self, normal):
+    def __init__(self, normal: list[Sample]):
         self.normal = normal
 
-    def __call__(self, drafts):
+    def __call__(self, drafts: list[Draft]) -> list[np.ndarray]:
         """RGB bytes [H, W, 3] per draft."""
         return [texture_defect(draft.source, self.texture(draft), draft.rng) for draft in drafts]
 
     def texture(self, draft: Draft) -> np.ndarray:
+        """RGB bytes [H, W, 3] of the normal image that is blended in."""
         others = [
             sample for sample in self.normal if sample.class_name != draft.item.class_name
         ] or self.normal
@@ -134,7 +135,7 @@ def codec_round_trip(vae: AutoencoderKL | DctCodec, images: Tensor) -> Tensor:
 
 
 def resized(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
-    """RGB bytes at side x side."""
+    """RGB bytes [H, W, 3] at [side, side, 3]."""
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize((side, side), method))
 

@@ -99,7 +99,7 @@ def diptych_of(visible: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def sample_of(
     distribution: DiagonalGaussianDistribution, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """The codec's latents, its noise drawn as diffusers draws it but sent to the device without waiting for it."""
+    """The codec's latents [B, 16, h, w], noise drawn as diffusers draws it but sent to the device without a wait."""
     mean = distribution.mean
     if generator is None:
         return distribution.sample()

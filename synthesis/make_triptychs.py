@@ -74,7 +74,7 @@ def without_defect(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
-    """A normal image of the sample's class, chosen by the seed and the sample's name.
+    """A normal image of the sample's class as RGB bytes [H, W, 3], chosen by the seed and the sample's name.
 
     Raises:
         ValueError: the class has none.
@@ -104,7 +104,7 @@ def panels_of(sample: Sample, normal: list[Sample], triptych: TriptychSettings) 
 
 
 def write_triptych(panels: dict[str, np.ndarray], out: Path, name: str, layout: str) -> dict[str, str]:
-    """Write one triptych; returns its row of triptych.jsonl."""
+    """Write one triptych of `panels_of`; returns its row of triptych.jsonl."""
     if layout == "strips":
         write_png(out / name, np.concatenate([panels[panel] for panel in PANELS], axis=1))
     else:

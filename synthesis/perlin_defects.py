@@ -24,7 +24,7 @@ def texture_defect(image: np.ndarray, texture: np.ndarray, rng: np.random.Genera
 
 
 def foreign_texture(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A texture after three of six changes, chosen and sized by `rng`; RGB bytes."""
+    """A texture [H, W, 3] after three of six changes, chosen and sized by `rng`; RGB bytes of another size."""
     changes = (_turned, _brightened, _recoloured, _posterised, _solarised, _enlarged)
     for index in sorted(rng.choice(len(changes), CHANGES, replace=False)):
         texture = changes[index](texture, rng)

@@ -10,7 +10,6 @@ its visible picture and is named by it in a folder. A contact sheet [visible | s
 the results, --attention_out draws what the semantic cross-attention looks at.
 """
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from files.command import run_main
+from files.logs import open_logger
 from files.pictures import write_png
 from model.settings import option
 from run_folder.flags import parse
@@ -90,8 +90,7 @@ GROUPS = {"own": SampleSettings}
 
 def main(argv: Sequence[str] | None = None) -> None:
     own = parse(__doc__, GROUPS, argv).own
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger = logging.getLogger("sample")
+    logger = open_logger("sample")  # no file: the folder holds results alone
     if own.steps < 1:
         raise ValueError(f"--steps {own.steps}: expected 1 or more")
     if own.size is not None:

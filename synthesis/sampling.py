@@ -105,21 +105,19 @@ class Filler:
         prompt: str | None,
         seeds: Sequence[int],
     ) -> Start:
-        """Noise and condition; arguments as in `fill`."""
+        """Noise [B, N, 64] and condition of a batch; arguments, their shapes and units as in `fill`."""
         batch, _, side, _ = visible.shape
         backbone, _, prompts = self.system
         device, dtype, rows = backbone.transformer.device, backbone.dtype, side // TOKEN_PIXELS
         visible, mask = visible.to(device), diptych_mask(fill_mask.to(device).float())
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         shape = (1, LATENT_CHANNELS, side // LATENT_PIXELS, 2 * side // LATENT_PIXELS)
-        for (
-            generator
-        ) in generators:  # the pipeline's noise of the unmasked diptych, which leaves no trace at t = 1
+        for generator in generators:
+            # The pipeline's noise of the unmasked diptych, which leaves no trace at t = 1.
             torch.randn(shape, generator=generator, dtype=dtype)
         noise = torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in generators])
-        diptych = (
-            2 * ((diptych_of(visible, visible) + 1) / 2) - 1
-        )  # as the pipeline's preprocessing rounds it
+        # As the pipeline's preprocessing rounds it.
+        diptych = 2 * ((diptych_of(visible, visible) + 1) / 2) - 1
         packed_mask, masked = self.pipeline.prepare_mask_latents(
             mask,
             (diptych * (1 - mask)).to(dtype),

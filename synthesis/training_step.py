@@ -80,5 +80,5 @@ def step_inputs(
 
 
 def loss_of(system: FillSystem, inputs: StepInputs, schedule: Schedule) -> torch.Tensor:
-    """The loss of encoded inputs: on the device alone, and no shape depends on a value."""
+    """The loss of encoded inputs, a scalar: on the device alone, and no shape depends on a value."""
     return flow_matching_loss(system.backbone, system.attention, *inputs, schedule.fill_share)

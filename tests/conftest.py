@@ -18,6 +18,10 @@ if str(ROOT) not in sys.path[:1]:
     sys.path.insert(0, str(ROOT))  # first, because the project's `test.py` has a namesake in Python's library
 torch.set_num_threads(1)
 
+from cross_attention_world import MODEL as MODEL_WITH_EQUAL_WIDTHS  # noqa: E402
+from cross_attention_world import write_world  # noqa: E402
+from flag_words import words  # noqa: E402
+
 MODEL = "ViT-Test-8"
 CONFIG = {
     "embed_dim": 16,
@@ -172,42 +176,59 @@ def data_root(tmp_path_factory):
 @pytest.fixture
 def flags(model_name, weights, data_root, tmp_path):
     """Command line of a short run on the tiny CLIP; flags behind it win."""
-    return [
-        "--model_name",
-        model_name,
-        "--clip_weights",
-        str(weights),
-        "--img_size",
-        str(SIZE),
-        "--text_adapt_until",
-        "2",
-        "--image_adapt_until",
-        "2",
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--save_path",
-        str(tmp_path / "run"),
-    ]
+    return words(
+        model_name=model_name,
+        clip_weights=weights,
+        img_size=SIZE,
+        text_adapt_until=2,
+        image_adapt_until=2,
+        dataset="MVTec",
+        data_root=data_root,
+        save_path=tmp_path / "run",
+    )
+
+
+SHORT_TRAINING = words(
+    surgery_until_layer=3,
+    training_mode="full_shot",
+    text_epoch=1,
+    image_epoch=1,
+    text_batch_size=4,
+    image_batch_size=4,
+    text_lr=1e-3,
+)
 
 
 @pytest.fixture
 def train_flags(flags):
     """The same for train.py: one epoch of each stage on all images."""
-    return flags + [
-        "--surgery_until_layer",
-        "3",
-        "--training_mode",
-        "full_shot",
-        "--text_epoch",
-        "1",
-        "--image_epoch",
-        "1",
-        "--text_batch_size",
-        "4",
-        "--image_batch_size",
-        "4",
-        "--text_lr",
-        "1e-3",
-    ]
+    return flags + SHORT_TRAINING
+
+
+@pytest.fixture(scope="session")
+def cross_weights(tmp_path_factory):
+    """Weight file of the tiny CLIP whose joint and text widths are equal, as cross-attention needs."""
+    return write_world(tmp_path_factory.mktemp("cross"))
+
+
+@pytest.fixture
+def cross_flags(cross_weights, data_root):
+    """Command line of train_cross_attention*.py on that CLIP: one epoch of each stage, at rates that move something."""
+    return words(
+        model_name=MODEL_WITH_EQUAL_WIDTHS,
+        clip_weights=cross_weights,
+        img_size=SIZE,
+        text_adapt_until=2,
+        image_adapt_until=2,
+        dataset="MVTec",
+        data_root=data_root,
+    ) + [*SHORT_TRAINING, *words(text_lr=1e-2, image_lr=1e-2)]
+
+
+@pytest.fixture
+def evaluate(data_root, cross_weights):
+    """Function (folder of a run on that CLIP, *further flags) -> test.main's results."""
+    import test
+
+    own = words(dataset="MVTec", data_root=data_root, clip_weights=cross_weights)
+    return lambda folder, *more: test.main([*own, "--save_path", str(folder), *more])

@@ -28,3 +28,14 @@ def write_world(folder):
     }
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "tiny.safetensors")
     return folder / "tiny.safetensors"
+
+
+def textbook_attention(module, x, context):
+    """[T, width]: softmax(Q K^T / sqrt(d)) V of every head, joined and projected, for one sequence and its context."""
+    query, key, value = module.q_proj(x), module.k_proj(context), module.v_proj(context)
+    width = query.shape[-1] // module.num_heads
+    heads = []
+    for start in range(0, query.shape[-1], width):
+        q, k, v = (one[:, start : start + width] for one in (query, key, value))
+        heads.append((q @ k.T / width**0.5).softmax(dim=-1) @ v)
+    return module.out_proj(torch.cat(heads, dim=-1))

@@ -37,12 +37,13 @@ NAME = "ViT-Tiny-8-demo"
 CONFIG = ROOT / f"model/model_configs/{NAME}.json"
 WEIGHTS = ROOT / f"model/weights/{NAME}.safetensors"
 LOG = "pretrain.log"
-logger = logging.getLogger("pretrain")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; paths default to the files the project ships."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--cache", required=True, help="folder of the image bank, the checkpoint and the log")
     parser.add_argument("--config", default=CONFIG, help="open_clip model config")
     parser.add_argument("--output", default=WEIGHTS, help="fp16 weights to write")
@@ -74,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Render, train, export; returns nothing, writes --output and the cache folder."""
     options = parse_arguments(argv)
     Path(options.cache).mkdir(parents=True, exist_ok=True)
-    open_logger(logger.name, Path(options.cache) / LOG)
+    logger = log_of(options)
     plan = BankPlan(options.images, options.bank_size, options.captions, options.seed)
     open_bank(Path(options.cache) / "bank", plan, options.processes, logger.info)
     if options.precision == "auto":
-        options.precision = faster_precision(model_config(options.config)["vision_cfg"]["width"])
+        options.precision = faster_precision(model_config(options.config)["vision_cfg"]["width"], logger)
     if options.processes == 1:
         train(0, options, plan, None)
         return
@@ -89,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.multiprocessing.spawn(train, arguments, nprocs=options.processes)
 
 
-def faster_precision(width: int) -> str:
+def log_of(options: argparse.Namespace, level: int = logging.INFO) -> logging.Logger:
+    """The process's logger, on the console and in the cache folder."""
+    return open_logger("pretrain", Path(options.cache) / LOG, level)
+
+
+def faster_precision(width: int, logger: logging.Logger) -> str:
     """'bf16' where the products of an MLP of this width are clearly faster in it on one thread here, else 'fp32'."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -112,8 +118,8 @@ def faster_precision(width: int) -> str:
 def train(rank: int, options: argparse.Namespace, plan: BankPlan, rendezvous: str | None) -> None:
     """The training loop of one process; only rank 0 writes. `rendezvous` is a torch.distributed init method or None."""
     torch.set_num_threads(1)
+    logger = log_of(options, logging.INFO if rank == 0 else logging.WARNING)
     if rendezvous:
-        open_logger(logger.name, Path(options.cache) / LOG, logging.INFO if rank == 0 else logging.WARNING)
         torch.distributed.init_process_group(
             "gloo", init_method=rendezvous, rank=rank, world_size=options.processes
         )
@@ -122,7 +128,9 @@ def train(rank: int, options: argparse.Namespace, plan: BankPlan, rendezvous: st
     optimizers = build_optimizers(model, options.lr, options.weight_decay)
     path, step, last = Path(options.cache) / "checkpoint.pth", 0, {}
     if path.exists():
-        step = restore(load_tensors(path, ("step", "model", "optimizers", "run")), model, optimizers, options)
+        checkpoint = load_tensors(path, ("step", "model", "optimizers", "run"))
+        step = restore(checkpoint, model, optimizers, options)
+        logger.info(f"continuing at step {step}")
     for step in range(step, options.steps):  # noqa: B020 (goes on from the restored step)
         start, stage = time.perf_counter(), stage_at(step, options.steps)
         set_learning_rate(optimizers, options.lr * schedule(step, options.steps))
@@ -200,7 +208,6 @@ def restore(
     model.load_state_dict(checkpoint["model"])
     for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
         optimizer.load_state_dict(state)
-    logger.info(f"continuing at step {checkpoint['step']}")
     return checkpoint["step"]
 
 

@@ -179,7 +179,9 @@ def measure(weights: Path | str, image_size: int, count: int, seed: int) -> dict
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument(
         "--weights", default=ROOT / f"model/weights/{NAME}.safetensors", help="of the tiny CLIP"
     )

@@ -16,11 +16,11 @@ CRITICAL = 2.225  # of sqrt(n) * D at 0.01 %: Kolmogorov-Smirnov, sqrt(-ln(alpha
 Origins = dict[str, tuple[str, int] | str | None]
 
 
-def load_base(model: AdaptedCLIP, base: BaseWeights) -> Origins:
+def load_base(model: AdaptedCLIP, base: BaseWeights | None) -> Origins:
     """Load a baseline's adapters into a model, strictly.
 
     Args:
-        base: AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`), or None.
+        base: AA-CLIP checkpoints (`text_adapter.pth`, `image_adapter.pth`); None for a command that starts afresh.
 
     Returns:
         {"text_adapter" or "image_adapter": (file, epochs)} of what was loaded.
@@ -28,6 +28,8 @@ def load_base(model: AdaptedCLIP, base: BaseWeights) -> Origins:
     Raises:
         FileNotFoundError, RuntimeError: a file that is missing, damaged or does not fit stops the run.
     """
+    if base is None:
+        return {}
     files = {"text_adapter": base.load_base_text_adapter, "image_adapter": base.load_base_image_adapter}
     return {
         key: (file, load_modules(file, {key: getattr(model, key)}, keys=["epoch"])["epoch"])

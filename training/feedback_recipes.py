@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from model.settings import option
-from run_folder.settings import CROSS_ATTENTION_GROUPS, Settings
+from run_folder.settings import CROSS_ATTENTION_GROUPS, Settings, TrainingSettings
 from training.optimisation import milestones_in_steps, parameters_of
 
 RECIPES = {
@@ -25,7 +25,6 @@ RECIPES = {
         "cross_attn_start_loop": 1,
         "plateau_threshold": 0.01,
         "plateau_patience": 0,
-        "milestones": [0.5, 0.8],
     },
     "v2": {
         "optimizer": "adamw",
@@ -39,7 +38,6 @@ RECIPES = {
         "cross_attn_start_loop": 1,
         "plateau_threshold": 0.01,
         "plateau_patience": 2,
-        "milestones": [0.5, 0.8],
         "text_lr": 2e-5,
         "image_lr": 5e-3,
         "text_epoch": 5,
@@ -53,6 +51,8 @@ FLAGGED_LOOPS = (
     2,
     3,
 )  # loops with epoch flags of their own; the last one's also count for every later loop
+# Training without feedback has these flags too; every recipe gives them the same value, so it is their default here.
+SHARED_DEFAULTS = {"milestones": [0.5, 0.8]}
 
 
 class LoopPlan(NamedTuple):
@@ -84,12 +84,23 @@ def of_recipe(flag: str, meaning: str = "", **argparse_options: Any) -> Any:
     return option(None, f"{meaning}; {values}" if meaning else values, **argparse_options)
 
 
+def recipes_help() -> str:
+    """What --recipe decides, and which flags of every training a recipe gives values of its own."""
+    beside = {one.name for one in fields(TrainingSettings)}
+    named = {
+        name: ", ".join(f"--{flag} {recipe[flag]}" for flag in recipe if flag in beside)
+        for name, recipe in RECIPES.items()
+    }
+    more = "".join(f"; {name} also {flags}" for name, flags in named.items() if flags)
+    return f"values of the flags below that are not given{more}"
+
+
 @dataclass(frozen=True)
 class FeedbackSettings:
     """feedback"""
 
     num_feedback_loops: int = option(3, "a finished run continues with a larger one")
-    recipe: str = option("v1", "values of the flags below that are not given", choices=sorted(RECIPES))
+    recipe: str = option("v1", recipes_help(), choices=sorted(RECIPES))
     loop1_text_epoch: int | None = epochs_of_loop("text", 1)
     loop1_image_epoch: int | None = epochs_of_loop("image", 1)
     loop2_text_epoch: int | None = epochs_of_loop("text", 2)
@@ -132,7 +143,7 @@ def fill_in(settings: Settings) -> Settings:
     Raises:
         ValueError: a value makes no schedule.
     """
-    recipe = RECIPES[settings.feedback.recipe]
+    recipe = SHARED_DEFAULTS | RECIPES[settings.feedback.recipe]
     settings = settings.change(
         **{flag: value for flag, value in recipe.items() if flag not in settings.explicit}
     )

@@ -1,15 +1,14 @@
 """train_cross_attention.py and its evaluation, as a user runs them; base weights; the gradient script."""
 
-import hashlib
 import json
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_attention_world import MODEL, write_world
+from checkpoint_contents import digest, state
+from cross_attention_world import MODEL
 
-import test
 import test_stage2_gradients
 import train
 import train_cross_attention
@@ -40,76 +39,17 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("cross"))
-
-
 @pytest.fixture
-def base_flags(world, data_root):
-    return [
-        "--model_name",
-        MODEL,
-        "--clip_weights",
-        str(world),
-        "--img_size",
-        "32",
-        "--text_adapt_until",
-        "2",
-        "--image_adapt_until",
-        "2",
-        "--surgery_until_layer",
-        "3",
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--training_mode",
-        "full_shot",
-        "--text_epoch",
-        "1",
-        "--image_epoch",
-        "1",
-        "--text_batch_size",
-        "4",
-        "--image_batch_size",
-        "4",
-        "--text_lr",
-        "1e-2",
-        "--image_lr",
-        "1e-2",
-    ]
-
-
-@pytest.fixture
-def run(base_flags, tmp_path, data_root, world):
+def run(cross_flags, evaluate, tmp_path):
     """Function (name, extra training flags) -> (folder, mean metrics of the trained run)."""
 
     def train_and_test(name, *extra, script=train_cross_attention, tested=True):
         folder = tmp_path / name
         heads = [] if script is train else ["--cross_attn_heads", "4"]
-        script.main([*base_flags, *heads, "--save_path", str(folder), *extra])
-        if not tested:
-            return folder, None
-        (result,) = test.main(
-            [
-                "--dataset",
-                "MVTec",
-                "--data_root",
-                str(data_root),
-                "--clip_weights",
-                str(world),
-                "--save_path",
-                str(folder),
-            ]
-        )
-        return folder, result["mean"]
+        script.main([*cross_flags, *heads, "--save_path", str(folder), *extra])
+        return folder, evaluate(folder)[0]["mean"] if tested else None
 
     return train_and_test
-
-
-def state(folder, file):
-    return torch.load(folder / file, weights_only=True)
 
 
 def test_a_run_leaves_its_files_with_the_shared_keys(run):
@@ -151,9 +91,9 @@ def test_a_runs_history_holds_every_epoch_of_both_stages_also_of_a_continued_one
 
 
 @pytest.fixture
-def model(world):
+def model(cross_weights):
     torch.manual_seed(3)
-    clip = create_model(MODEL, 32, "openai", clip_weights=world)
+    clip = create_model(MODEL, 32, "openai", clip_weights=cross_weights)
     return AdaptedCLIPWithCrossAttention(
         clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, cross_attn_dropout=0.0
     )
@@ -263,9 +203,7 @@ def test_both_weights_0_train_and_evaluate_to_the_baselines_numbers_bit_for_bit(
     assert run("alive")[1] != wanted
 
 
-def test_every_parameter_learns_in_its_stage_and_only_there(
-    world, data_root, base_flags, tmp_path, monkeypatch
-):
+def test_every_parameter_learns_in_its_stage_and_only_there(cross_flags, tmp_path, monkeypatch):
     """k_proj.bias aside, whose gradient is zero because softmax does not see a shift of all its logits."""
     gradients, frozen = {}, {}
     real = stages.train_stage
@@ -287,7 +225,9 @@ def test_every_parameter_learns_in_its_stage_and_only_there(
     real_create = train_cross_attention.create_adapted_model
     monkeypatch.setattr(stages, "train_stage", spy)
     monkeypatch.setattr(train_cross_attention, "create_adapted_model", create)
-    train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "run")])
+    train_cross_attention.main(
+        [*cross_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path / "run")]
+    )
     assert digest(spy.model.clipmodel) == frozen["before"]
     for stage in ("text", "image"):
         prefixes = (f"{stage}_adapter", f"{stage}_cross")
@@ -300,15 +240,8 @@ def test_every_parameter_learns_in_its_stage_and_only_there(
                 assert gradient.abs().max() > 1e-8, name
 
 
-def digest(module):
-    content = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        content.update(name.encode() + value.contiguous().numpy().tobytes())
-    return content.hexdigest()
-
-
-def test_only_the_trained_modules_are_in_training_mode(world):
-    clip = create_model(MODEL, 32, "openai", clip_weights=world)
+def test_only_the_trained_modules_are_in_training_mode(cross_weights):
+    clip = create_model(MODEL, 32, "openai", clip_weights=cross_weights)
     model = AdaptedCLIPWithCrossAttention(
         clip, text_adapt_until=2, image_adapt_until=2, cross_attn_heads=4, relu=False
     )
@@ -330,40 +263,15 @@ def test_text_context_modes_train_and_evaluate(run, mode):
     assert entry["mean"] == with_old_names(mean) and entry["settings"]["text_context"] == mode
 
 
-def test_image_anchors_at_test_do_not_depend_on_the_batch(run, data_root, world):
+def test_image_anchors_at_test_do_not_depend_on_the_batch(run, evaluate):
     folder, mean = run("run", "--text_context", "image")
-    (again,) = test.main(
-        [
-            "--dataset",
-            "MVTec",
-            "--data_root",
-            str(data_root),
-            "--clip_weights",
-            str(world),
-            "--save_path",
-            str(folder),
-            "--batch_size",
-            "1",
-        ]
-    )
+    (again,) = evaluate(folder, "--batch_size", "1")
     assert again["mean"]["pixel_auroc"] == pytest.approx(mean["pixel_auroc"], abs=1e-4)
 
 
-def test_cross_attention_is_active_at_test_and_its_ablation_is_explicit(run, data_root, world):
+def test_cross_attention_is_active_at_test_and_its_ablation_is_explicit(run, evaluate):
     folder, mean = run("run", "--image_cross_attn_weight", "0.5")
-    (without,) = test.main(
-        [
-            "--dataset",
-            "MVTec",
-            "--data_root",
-            str(data_root),
-            "--clip_weights",
-            str(world),
-            "--save_path",
-            str(folder),
-            "--no_cross_attention",
-        ]
-    )
+    (without,) = evaluate(folder, "--no_cross_attention")
     assert without["mean"] != mean
     entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["MVTec"]
     assert set(entries) == {
@@ -427,73 +335,30 @@ def test_a_trained_file_that_looks_untrained_is_named(lines):
     assert not looks_untrained(module)
 
 
-def test_two_kinds_of_run_in_one_folder_need_a_checkpoint_named(run, base_flags, data_root, world):
+def test_two_kinds_of_run_in_one_folder_need_a_checkpoint_named(run, cross_flags, evaluate):
     folder, _ = run("both", script=train)
-    train_cross_attention.main([*base_flags, "--cross_attn_heads", "4", "--save_path", str(folder)])
-    flags = [
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--clip_weights",
-        str(world),
-        "--save_path",
-        str(folder),
-    ]
+    train_cross_attention.main([*cross_flags, "--cross_attn_heads", "4", "--save_path", str(folder)])
     with pytest.raises(ValueError, match="several kinds"):
-        test.main(flags)
-    assert len(test.main([*flags, "--checkpoint", str(folder / "image_adapter_cross_attn_1.pth")])) == 1
+        evaluate(folder)
+    assert len(evaluate(folder, "--checkpoint", str(folder / "image_adapter_cross_attn_1.pth"))) == 1
 
 
-def test_attention_pictures_are_written_for_a_chosen_image(run, data_root, world):
+def test_attention_pictures_are_written_for_a_chosen_image(run, evaluate):
     folder, _ = run("run")
     name = "mvtec_ad/bottle/test/broken/000.png"
-    flags = [
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--clip_weights",
-        str(world),
-        "--save_path",
-        str(folder),
-    ]
-    test.main([*flags, "--attention_of", name])
+    evaluate(folder, "--attention_of", name)
     written = {path.name for path in (folder / "attention" / "MVTec").iterdir()}
     base = "mvtec_ad__bottle__test__broken__000"
     assert written == {f"{base}_text_to_image.png", f"{base}_image_to_text.png"}
     with pytest.raises(ValueError, match="stands in no prompt"):
-        test.main([*flags, "--attention_of", name, "--attention_word", "purple"])
+        evaluate(folder, "--attention_of", name, "--attention_word", "purple")
     with pytest.raises(ValueError, match="not in the dataset's test images"):
-        test.main([*flags, "--attention_of", "nothing.png"])
+        evaluate(folder, "--attention_of", "nothing.png")
 
 
-def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, capsys, monkeypatch):
+def test_the_gradient_script_measures_a_run_on_its_data(run, gradient_flags, capsys, monkeypatch):
     folder, _ = run("run")
-    flags = [
-        "--model_name",
-        MODEL,
-        "--clip_weights",
-        str(world),
-        "--img_size",
-        "32",
-        "--text_adapt_until",
-        "2",
-        "--image_adapt_until",
-        "2",
-        "--cross_attn_heads",
-        "4",
-        "--dataset",
-        "MVTec",
-        "--data_root",
-        str(data_root),
-        "--run",
-        str(folder),
-        "--batch_size",
-        "4",
-        "--batches",
-        "2",
-    ]
+    flags = [*gradient_flags, "--run", str(folder), "--batches", "2"]
     capsys.readouterr()  # what training printed
     assert test_stage2_gradients.main([*flags, "--image_cross_attn_weight", "0"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -514,14 +379,11 @@ def test_the_gradient_script_measures_a_run_on_its_data(run, data_root, world, c
     )
 
 
-def test_what_a_run_cannot_give_is_refused_and_not_replaced_by_something_else(run, data_root, world):
-    flags = ["--dataset", "MVTec", "--data_root", str(data_root), "--clip_weights", str(world)]
+def test_what_a_run_cannot_give_is_refused_and_not_replaced_by_something_else(run, evaluate):
     baseline, _ = run("baseline", script=train)
     with pytest.raises(ValueError, match="a baseline run do not have"):
-        test.main(
-            [*flags, "--save_path", str(baseline), "--attention_of", "mvtec_ad/bottle/test/broken/000.png"]
-        )
+        evaluate(baseline, "--attention_of", "mvtec_ad/bottle/test/broken/000.png")
     means, _ = run("means", "--text_context", "train_mean", tested=False)
     (means / "text_context_dict.pth").unlink()
     with pytest.raises(FileNotFoundError, match="text_context_dict.pth"):
-        test.main([*flags, "--save_path", str(means)])
+        evaluate(means)

@@ -153,7 +153,10 @@ ROW = {
     "high": 0.04,
     "p": 0.001,
     "p_holm": 0.002,
+    "hypotheses": 2,
     "smallest_p": 0.0001,
+    "p_images": None,
+    "detectable": 0.03,
     "wins": 3,
     "ties": 1,
     "losses": 0,
@@ -163,13 +166,34 @@ ROW = {
 
 def test_a_verdict_says_its_word_its_interval_and_why_not_more():
     assert verdict_text("pixel_ap", ROW) == (
-        "pixel AP: helps, +2.50 points, 95 % interval [+1.00, +4.00], p 0.002 after Holm"
+        "pixel AP: helps, +2.50 points, 95 % interval [+1.00, +4.00], p 0.002 after Holm over 2"
+        "; a true 3.00 points would be found in 4 of 5 such studies"
     )
-    few = ROW | {"verdict": "no difference", "p_holm": 0.5, "smallest_p": 0.25}
-    assert "the corrected p does not confirm it" in verdict_text("pixel_ap", few)
-    assert "0.25 is the smallest p they can give" in verdict_text("pixel_ap", few)
-    assert "p alone" in verdict_text("pixel_ap", ROW | {"verdict": "no difference", "low": -0.01})
+    unclear = ROW | {"verdict": "not shown", "p_holm": 0.5}
+    assert "the corrected p does not confirm it" in verdict_text("pixel_ap", unclear)
+    assert "p alone" in verdict_text("pixel_ap", ROW | {"verdict": "not shown", "low": -0.01})
     assert "undefined" in verdict_text("pixel_ap", ROW | {"value": None})
+    assert "no difference beyond the margin" in verdict_text("pixel_ap", ROW | {"verdict": "equivalent"})
+
+
+def test_what_few_classes_cannot_decide_says_what_would_and_what_single_images_say():
+    few = ROW | {
+        "verdict": "undecidable",
+        "p_holm": 1.0,
+        "smallest_p": 0.25,
+        "p_images": 0.002,
+        "detectable": None,
+    }
+    assert verdict_text("pixel_ap", few) == (
+        "pixel AP: undecidable with these classes, +2.50 points, 95 % interval [+1.00, +4.00], "
+        "p 1.000 after Holm over 2"
+        ": 0.25 is the smallest p of so few classes; 7 classes could decide 2 hypotheses"
+        "; these runs on these images only: p 0.002"
+    )
+    many = few | {"smallest_p": 2 / 2**8, "hypotheses": 12}
+    assert "9 classes could decide 12 hypotheses, or these classes 6 hypotheses" in verdict_text(
+        "pixel_ap", many
+    )
 
 
 def test_numbers_are_in_percent_with_a_dash_for_undefined():

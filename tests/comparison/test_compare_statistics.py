@@ -5,16 +5,27 @@ import math
 import numpy as np
 import pytest
 
+from comparison.hypotheses import read_hypotheses
 from comparison.paired import correct
 from comparison.replicates import (
     METRICS,
     PIXEL_METRICS,
+    image_shares,
     image_weights,
     ranking_rows,
     resampled,
     weighted_metrics,
 )
-from comparison.significance import Difference, compare_pairs, holm, sign_flip_p, smallest_p, verdict
+from comparison.significance import (
+    Difference,
+    compare_pairs,
+    holm,
+    largest_family,
+    sign_flip_p,
+    smallest_p,
+    units_needed,
+    verdict,
+)
 from dataset.jsonl import Sample
 from evaluation import scores as scores_module
 from evaluation.scores import RAREST, bin_numbers, class_scores, rarity_maps
@@ -132,7 +143,7 @@ def pairs_of(differences, noise=0.0, count=200, seed=0):
 
 def test_equal_runs_differ_by_exactly_zero_with_p_one():
     got = compare_pairs(*pairs_of(np.zeros((3, 2))), np.random.default_rng(0))
-    assert got == Difference(0.0, 0.0, 0.0, 1.0, smallest_p(6), 0, 6, 0)
+    assert got == Difference(*[0.0] * 7, 1.0, smallest_p(3), None, 0.0, 0, 6, 0)
 
 
 def test_wins_ties_and_losses_are_counted_per_pair():
@@ -144,7 +155,7 @@ def test_wins_ties_and_losses_are_counted_per_pair():
 def test_the_interval_grows_with_what_differs_between_classes_seeds_and_images():
     def width(differences, noise=0.0):
         got = compare_pairs(*pairs_of(differences, noise), np.random.default_rng(0))
-        return got.high - got.low
+        return got.bootstrap_high - got.bootstrap_low
 
     flat = np.full((4, 3), 0.1)
     classes, seeds = flat + np.array([[-1], [0], [0], [1]]), flat + np.array([[-1, 0, 1]])
@@ -157,8 +168,9 @@ def test_the_interval_agrees_with_the_standard_error_of_many_classes():
     differences = np.random.default_rng(3).normal(0.02, 0.1, size=(200, 1))
     got = compare_pairs(*pairs_of(differences, count=4000), np.random.default_rng(0))
     error = 1.96 * differences.std() / math.sqrt(200)
-    assert got.low == pytest.approx(differences.mean() - error, abs=2e-3)
-    assert got.high == pytest.approx(differences.mean() + error, abs=2e-3)
+    for low, high in ((got.low, got.high), (got.bootstrap_low, got.bootstrap_high)):
+        assert low == pytest.approx(differences.mean() - error, abs=2e-3)
+        assert high == pytest.approx(differences.mean() + error, abs=2e-3)
 
 
 def test_no_defined_class_gives_an_undefined_difference():
@@ -185,25 +197,86 @@ def test_holm_multiplies_by_the_number_of_tests_left_and_never_falls():
     [
         (0.01, 0.03, 0.04, "helps"),
         (-0.03, -0.01, 0.04, "hurts"),
-        (0.01, 0.03, 0.06, "no difference"),
-        (-0.01, 0.03, 0.01, "no difference"),
-        (-0.03, 0.01, 0.01, "no difference"),
+        (0.01, 0.03, 0.06, "not shown"),
+        (-0.01, 0.03, 0.01, "not shown"),
+        (-0.03, 0.01, 0.01, "not shown"),
     ],
 )
 def test_a_verdict_asks_for_the_interval_and_the_corrected_p(low, high, p, word):
-    assert verdict({"value": (low + high) / 2, "low": low, "high": high}, p) == word
+    row = {
+        "value": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "low_90": low,
+        "high_90": high,
+        "smallest_p": 0.001,
+    }
+    assert verdict(row, p) == word
+    assert verdict(row, p, margin=0.05) == ("equivalent" if word == "not shown" else word)
 
 
-def test_verdict_metrics_are_corrected_together_and_every_other_metric_by_itself():
+def test_classes_too_few_for_the_declared_hypotheses_leave_them_undecidable():
+    row = {"value": 0.4, "low": 0.2, "high": 0.6, "low_90": 0.25, "high_90": 0.55, "smallest_p": 2 / 2**8}
+    assert (
+        verdict(row, 0.0547, hypotheses=7) == "undecidable"
+        and verdict(row, 0.06, hypotheses=6) == "not shown"
+    )
+    assert units_needed(1) == 6 and units_needed(12) == 9 and largest_family(2 / 2**8) == 6
+
+
+def test_one_class_is_tested_by_its_images_and_its_interval_is_the_bootstraps():
+    differences, replicates = pairs_of([[0.1, 0.12, 0.11]], noise=0.01)
+    got = compare_pairs(differences, replicates, np.random.default_rng(0), image_shares=np.full(20, 0.005))
+    assert (got.low, got.high) == (got.bootstrap_low, got.bootstrap_high) and got.detectable is None
+    assert got.p == got.smallest_p == 1.0 and got.p_images < 0.001
+    assert got.low < got.low_90 < got.high_90 < got.high
+
+
+def test_what_each_image_adds_sums_up_to_the_metric_and_is_undefined_where_an_image_is_alone(no_files):
+    own, exact = kept(*simulated(2))
+    shares = image_shares(own, exact)
+    assert shares["image_auroc"].shape == (12,) and set(shares) == set(METRICS)
+    whole = weighted_metrics(own, np.ones((1, 12)))
+    assert shares["image_auroc"].sum() == pytest.approx(whole["image_auroc"][0], abs=0.02)
+    assert image_shares(*kept(*simulated(2, labels=[1] + [0] * 11))) == {}
+
+
+def a_study(p):
+    """Two arms with p-values of their own in three metrics of dataset D."""
+
     def metrics(p):
-        row = {"value": 0.1, "low": 0.05, "high": 0.2}
+        row = {"value": 0.1, "low": 0.05, "high": 0.2, "low_90": 0.06, "high_90": 0.19, "smallest_p": 1e-4}
         return {"metrics": {name: row | {"p": p} for name in ("pixel_ap", "image_auroc", "pixel_auroc")}}
 
-    found = {"D": {"arms": {"a": metrics(0.01), "b": metrics(0.5)}}}
-    correct(found, ["pixel_ap", "image_auroc"])
+    return {"D": {"arms": {"a": metrics(p), "b": metrics(0.5)}}}
+
+
+def test_declared_hypotheses_are_corrected_together_and_every_other_metric_by_itself():
+    found = a_study(0.01)
+    correct(found, read_hypotheses(None, ["pixel_ap", "image_auroc"]))
     a = found["D"]["arms"]["a"]["metrics"]
     assert a["pixel_ap"]["p_holm"] == pytest.approx(0.04) and a["pixel_ap"]["verdict"] == "helps"
     assert a["pixel_auroc"]["p_holm"] == pytest.approx(0.02) and "verdict" not in a["pixel_auroc"]
+
+
+def test_fewer_declared_hypotheses_pay_less_for_each_other():
+    found = a_study(0.04)
+    correct(found, read_hypotheses(["a:pixel_ap:D"], []))
+    a, b = (found["D"]["arms"][arm]["metrics"] for arm in "ab")
+    assert a["pixel_ap"]["p_holm"] == 0.04 and a["pixel_ap"]["verdict"] == "helps"
+    assert "verdict" not in a["image_auroc"] and "verdict" not in b["pixel_ap"]
+
+
+@pytest.mark.parametrize("text", ["c:pixel_ap", "a:pixel_ap:E"])
+def test_a_hypothesis_about_nothing_is_refused(text):
+    with pytest.raises(ValueError, match="names nothing of this comparison.*arms a, b"):
+        correct(a_study(0.1), read_hypotheses([text], []))
+
+
+@pytest.mark.parametrize("text", ["a", "a:pixels", "a:pixel_ap:D:E"])
+def test_a_hypothesis_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match="expected ARM:METRIC"):
+        read_hypotheses([text], [])
 
 
 def verdicts_of_a_study(seed, gain):
@@ -224,12 +297,12 @@ def verdicts_of_a_study(seed, gain):
     words = {}
     for metric, (differences, replicates) in rows.items():
         one = compare_pairs(np.reshape(differences, (6, 3)), np.reshape(replicates, (6, 3, 100)), random, 999)
-        words[metric] = verdict(one._asdict(), one.p)
+        words[metric] = verdict(one._asdict(), one.p)  # one hypothesis: six classes can decide one
     return words
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gain", "word"), [(1.2, "helps"), (0.0, "no difference"), (-1.2, "hurts")])
+@pytest.mark.parametrize(("gain", "word"), [(1.2, "helps"), (0.0, "not shown"), (-1.2, "hurts")])
 def test_planted_gains_ties_and_losses_are_told_apart_in_95_of_100_studies(no_files, gain, word):
     found = [verdicts_of_a_study(seed, gain) for seed in range(100)]
     for metric in found[0]:
@@ -241,7 +314,7 @@ def test_seeds_and_classes_with_effects_of_their_own_are_rarely_taken_for_an_eff
     for _ in range(200):  # 8 classes x 5 seeds; a seed and a class shift by 2 points, single pairs by 4.5
         shared = random.normal(0, 0.02, (1, 5)) + random.normal(0, 0.02, (8, 1))
         differences = shared + random.normal(0, 0.045, (8, 5))
-        replicates = np.repeat(differences[..., None], 1000, axis=2)
+        replicates = np.repeat(differences[..., None], 2, axis=2)
         found = compare_pairs(differences, replicates, random, permutations=999)
-        false += verdict(found._asdict(), found.p) != "no difference"
-    assert false <= 14
+        false += verdict(found._asdict(), found.p) != "not shown"
+    assert false <= 15

@@ -1,9 +1,9 @@
-"""Both attention modules and the model around them: model/adapter_cross_attention.py, its forward_utils."""
+"""The model around both attentions: model/adapter_cross_attention.py, its forward_utils."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_attention_world import MODEL, WIDTH, write_world
+from cross_attention_world import MODEL, WIDTH, textbook_attention, write_world
 
 from forward_utils import anchors_of_batch, class_tokens, encode_anchors, fixed_anchors, frozen_patches
 from forward_utils_cross_attention import (
@@ -16,11 +16,7 @@ from forward_utils_cross_attention import (
     text_context_of_class,
 )
 from model.adapter import AdaptedCLIP
-from model.adapter_cross_attention import (
-    AdaptedCLIPWithCrossAttention,
-    CrossAttentionModule,
-    ImageCrossAttentionModule,
-)
+from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import create_model, surgery_copy
 
 NAMES = ["bottle", "screw", "bottle", "screw"]
@@ -61,55 +57,6 @@ def anchors_of_own_patches(model, patches, names):
     """[B, E, 2]: each image's prompts attend to its own of these first-level patches."""
     batch = {"image": patches, "class_name": names}
     return anchors_of_each_image(batch, model, "MVTec", lambda batch: batch["image"])
-
-
-def test_attention_equals_torchs_multi_head_attention():
-    torch.manual_seed(0)
-    ours, theirs = CrossAttentionModule(8, 2, 0.0), torch.nn.MultiheadAttention(8, 2, batch_first=True)
-    x, context = torch.randn(3, 5, 8), torch.randn(7, 8)
-    with torch.no_grad():
-        for linear in (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj):
-            linear.bias.normal_()
-        theirs.in_proj_weight.copy_(torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight]))
-        theirs.in_proj_bias.copy_(torch.cat([ours.q_proj.bias, ours.k_proj.bias, ours.v_proj.bias]))
-        theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
-    wanted, weights = theirs(x, context.expand(3, -1, -1), context.expand(3, -1, -1))
-    torch.testing.assert_close(ours(x, context), wanted, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours.attention_map(x, context), weights, rtol=1e-5, atol=1e-6)
-
-
-def test_modules_have_the_shared_key_names_biases_of_zero_and_xavier_weights():
-    module = ImageCrossAttentionModule(32, 16, 4)
-    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    assert shapes == {
-        "q_proj.weight": (16, 32),
-        "q_proj.bias": (16,),
-        "out_proj.weight": (32, 16),
-        "out_proj.bias": (32,),
-        "k_proj.weight": (16, 16),
-        "k_proj.bias": (16,),
-        "v_proj.weight": (16, 16),
-        "v_proj.bias": (16,),
-    }
-    assert all(not module.get_parameter(key).any() for key in shapes if key.endswith("bias"))
-    bound = (6 / (32 + 16)) ** 0.5
-    assert 0.9 * bound < module.q_proj.weight.abs().max() <= bound
-
-
-@pytest.mark.parametrize(
-    "heads, dropout, word", [(3, 0.1, "cross_attn_heads 3"), (4, 1.0, "cross_attn_dropout 1.0")]
-)
-def test_bad_sizes_are_refused_with_their_value(heads, dropout, word):
-    with pytest.raises(ValueError, match=word):
-        CrossAttentionModule(16, heads, dropout)
-
-
-@pytest.mark.bit_equality
-def test_dropout_acts_in_training_and_not_in_evaluation():
-    torch.manual_seed(0)
-    module, x, context = CrossAttentionModule(16, 4, 0.5), torch.randn(2, 3, 16), torch.randn(20, 16)
-    assert not torch.equal(module.train()(x, context), module(x, context))
-    assert torch.equal(module.eval()(x, context), module(x, context))
 
 
 def test_residual_is_scaled_and_matched_to_the_norm_of_every_token(clip, images, model):
@@ -249,39 +196,6 @@ def test_mean_anchors_average_each_classs_images(model, patches):
     torch.testing.assert_close(anchors[1:], anchors_of_batch(model, "MVTec", ["carpet"]))
 
 
-def textbook_attention(module, x, context):
-    """[T, width]: softmax(Q K^T / sqrt(d)) V of every head, joined and projected, for one sequence and its context."""
-    query, key, value = module.q_proj(x), module.k_proj(context), module.v_proj(context)
-    width = query.shape[-1] // module.num_heads
-    heads = []
-    for start in range(0, query.shape[-1], width):
-        q, k, v = (one[:, start : start + width] for one in (query, key, value))
-        heads.append((q @ k.T / width**0.5).softmax(dim=-1) @ v)
-    return module.out_proj(torch.cat(heads, dim=-1))
-
-
-@torch.no_grad()
-def test_both_modules_are_the_textbook_formula_for_shared_and_for_own_contexts():
-    torch.manual_seed(0)
-    text, image = (
-        CrossAttentionModule(dropout=0.1).eval(),
-        ImageCrossAttentionModule(32, 24, num_heads=4).eval(),
-    )
-    assert text.q_proj.weight.shape == (768, 768) and text.num_heads == 8
-    for attention, names, width, context_width in (
-        (text, ("text_features", "image_context"), 768, 768),
-        (image, ("image_features", "text_context"), 32, 24),
-    ):
-        x, own = torch.randn(3, 5, width), torch.randn(3, 7, context_width)
-        for context in (own, own[0]):
-            found = attention(**dict(zip(names, (x, context), strict=True)))
-            each = context if context.dim() == 3 else [context] * 3
-            expected = torch.stack(
-                [textbook_attention(attention, *pair) for pair in zip(x, each, strict=True)]
-            )
-            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-
-
 @torch.no_grad()
 def test_with_attend_padding_images_attend_to_all_77_tokens_of_every_prompt_as_in_the_reference_fork(clip):
     model, plain = build(clip, attend_padding=True), build(clip)
@@ -294,13 +208,6 @@ def test_with_attend_padding_images_attend_to_all_77_tokens_of_every_prompt_as_i
     without = text_context_of_class(plain, "MVTec", "bottle").seen
     assert len(without) < len(context.seen)
     assert not torch.allclose(plain.image_cross_attn(x, without)[0], expected, atol=1e-4)
-
-
-def test_a_context_of_other_axes_or_another_number_of_sequences_is_refused():
-    attention = CrossAttentionModule(8, num_heads=2)
-    for shape in ((2, 7, 8), (7,), (1, 1, 7, 8)):
-        with pytest.raises(ValueError, match=r"expected \[S, W\] for all 3 sequences, or \[3, S, W\]"):
-            attention(torch.zeros(3, 5, 8), torch.zeros(shape))
 
 
 def test_the_constructor_and_its_names_are_as_the_fork_documents_them(clip):
@@ -331,6 +238,11 @@ def test_a_setting_of_no_part_of_the_model_is_refused_by_name(clip):
         build(clip, cross_attn_head=2)
 
 
+def test_an_unknown_gate_is_refused_with_the_ones_there_are(clip):
+    with pytest.raises(ValueError, match="--cross_attn_gate open: expected one of fixed, learned, zero"):
+        build(clip, cross_attn_gate="open")
+
+
 def test_what_a_stage_trains_is_named_as_in_its_checkpoint(clip, model):
     assert list(model.text_modules) == ["text_adapter", "text_cross_attn"]
     assert list(model.image_modules) == ["image_adapter", "image_cross_attn"]
@@ -355,8 +267,11 @@ def test_a_comparison_sees_the_prompts_the_images_attend_to(images, model):
 
 @pytest.mark.parametrize("norm_match", [True, False])
 def test_cross_attention_runs_in_bfloat16_and_returns_float32(tmp_path, images, norm_match):
-    full, low = (create_model(MODEL, 32, "openai", clip_weights=write_world(tmp_path)) for _ in range(2))
-    low.visual.use_bfloat16()
+    weights = write_world(tmp_path)
+    full, low = (
+        create_model(MODEL, 32, "openai", clip_weights=weights, vision_autocast=products)
+        for products in (None, torch.bfloat16)
+    )
     contexts = [([0, 1, 2, 3], torch.ones(5, WIDTH))]
     expected, found = (
         build(one, no_norm_match=not norm_match)(images, contexts)[0][0] for one in (full, low)

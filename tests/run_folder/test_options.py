@@ -148,6 +148,7 @@ TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
     "cross_attn_start_loop": None,
     "plateau_threshold": None,
     "plateau_patience": None,
+    "milestones": [0.5, 0.8],  # every recipe's
     "save_path": "ckpt/feedback",
     "eval_every_loop": None,
 }

@@ -7,7 +7,8 @@ import pytest
 
 from dataset.constants import CLASS_NAMES
 from demo_world import render_sets
-from studies import arm_runs, evidence, improvements, study
+from files.atomic import write_text
+from studies import arm_runs, evidence, improvements, study, tables
 from studies.paired_report import METRICS
 
 HELPS = ("cross_attention", "self_reference")  # arms whose made-up numbers are better
@@ -55,7 +56,7 @@ def test_improvements_trains_on_each_half_tests_on_the_other_and_reports_both(tm
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "python -m studies.improvements --seeds 1 2 --data_seed 2 --precision bf16" in table
     wins = 2 * len(CLASS_NAMES["DemoA"])
-    assert f"| self_reference | 2 | 50.00 | 60.00 | +10.00 [+10.00, +10.00] | {wins}/0/0 |" in table
+    assert f"| self_reference | 2 | 50.00 | 60.00 | +10.00 [+10.00, +10.00] | 0.0 | {wins}/0/0 |" in table
     assert table.partition("\n\n")[2] in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / even / "baseline_seed1.json").read_text(encoding="utf-8"))
     assert f"--dataset {even} " in result["commands"][0] and "DATA/halves.json" in result["commands"][0]
@@ -63,6 +64,29 @@ def test_improvements_trains_on_each_half_tests_on_the_other_and_reports_both(tm
     assert len(made_up_runs) == 8, "finished runs were repeated"
     with pytest.raises(ValueError, match="was trained by"):
         improvements.main([*flags[:-1], "fp32", *places])
+
+
+def test_every_table_is_remade_by_its_own_first_line_without_training(tmp_path, made_up_runs, monkeypatch):
+    flags = ["--arms", "baseline", "cross_attention", "--seeds", "1", "2"]
+    evidence.main([*flags, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results/evidence")])
+    study.main(
+        ["--study", "baseline", "--arms", "baseline", "--seeds", "1", "--test", "DemoB"]
+        + ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "results/baseline")]
+    )
+    made, files = len(made_up_runs), sorted(tmp_path.rglob("table.md"))
+    before = [file.read_text(encoding="utf-8") for file in files]
+    for file in files:
+        file.write_text(before[files.index(file)].replace("50.0", "99.9"), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    tables.main([])
+    assert [file.read_text(encoding="utf-8") for file in files] == before and len(made_up_runs) == made
+
+
+def test_a_table_without_a_command_of_a_study_is_refused(tmp_path, monkeypatch):
+    write_text(tmp_path / "some" / "table.md", "| a | b |\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match="some/table.md: expected a line .*python -m studies"):
+        tables.main([])
 
 
 def test_evidence_pairs_every_arm_with_the_baseline_and_controls_with_methods(tmp_path, made_up_runs):

@@ -40,9 +40,8 @@ def world(request, monkeypatch):
 
     def build(kind=AdaptedCLIP, **settings):
         with built_on_cuda():
-            clip = CLIP(open_clip.CLIP(**ARCHITECTURE)).requires_grad_(False).eval()
-            if request.param == "bf16":
-                clip.visual.use_bfloat16()
+            autocast = torch.bfloat16 if request.param == "bf16" else None
+            clip = CLIP(open_clip.CLIP(**ARCHITECTURE), autocast=autocast).requires_grad_(False).eval()
             model = kind(clip, text_adapt_until=2, image_adapt_until=2, **settings).train()
         return model, surgery_copy(clip, 3)
 
