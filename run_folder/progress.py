@@ -6,6 +6,7 @@ from typing import Any
 from files.tensors import DamagedFile
 from model.weights_file import WeightsSource
 from run_folder.checkpoints import load_checkpoint, save_checkpoint
+from run_folder.identity import compare_identity
 from run_folder.kinds import EPOCH_FILE
 from run_folder.resume import check_of_this_run
 from run_folder.session import Session
@@ -42,7 +43,7 @@ class EpochFile:
             {"rng": random states, "so_far": as it was saved}; None without a file of this stage and epoch.
 
         Raises:
-            RuntimeError: the file is of a run with other flags or another backbone.
+            RuntimeError: the file is of a run with other flags, another backbone, other images, prompts or text side.
         """
         if not self.path.is_file():
             return None
@@ -61,6 +62,8 @@ class EpochFile:
                 self.remove()
             return None
         check_of_this_run(content, self.path, state, session, extendable, source)
+        if self.record.identity is not None:
+            compare_identity(self.path, content, self.record.identity)
         state.restore(content, self.path)
         session.logger.info(
             f"{self.path.name}: epoch {state.epoch} goes on after {content['so_far']['steps']} steps"

@@ -28,7 +28,7 @@ from run_folder.identity import (
     rows_identity,
     warn_of_unchecked,
 )
-from run_folder.kinds import FEEDBACK, RunKind, finished_loops, loop_file
+from run_folder.kinds import EPOCH_FILE, FEEDBACK, RunKind, finished_loops, loop_file
 from run_folder.session import Session
 from run_folder.settings import Settings
 from run_folder.state import Record, TrainState, record_of
@@ -84,8 +84,17 @@ def begin_run(
         if found.text is not None:
             text_of[path] = found.text
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
-    identity = wanted._replace(run=wanted.run or new_run_id())
+    run = wanted.run or run_in_progress(Path(settings.run.save_path)) or new_run_id()
+    identity = wanted._replace(run=run)
     return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
+
+
+def run_in_progress(folder: Path) -> str | None:
+    """The run that a folder's state inside an epoch is of: the only file of a run stopped in its first epoch."""
+    try:
+        return identity_in(load_checkpoint(folder / EPOCH_FILE)).run
+    except (FileNotFoundError, DamagedFile):
+        return None
 
 
 def files_of_stages(kind: RunKind, folder: Path) -> Iterator[tuple[str, Path]]:

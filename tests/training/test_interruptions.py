@@ -106,8 +106,8 @@ def contents(script, folder):
     found = {}
     for name in SCRIPTS[script][1]:
         content = load_tensors(folder / name)
-        content.pop("settings")
-        content["identity"].pop("run")
+        for own in ("settings", "identity"):  # the folder and the name of the run
+            content.pop(own, None)
         found[name] = without_seconds(content)
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     return found | {"history.json": without_seconds(history)}
