@@ -161,6 +161,15 @@ def test_widening_adds_up_neighbours(start):
     assert counts.normal.tolist() == [1, 1, 1] and counts.defect.tolist() == [0, 1, 0]  # 4.5 | 2.5, 3.5 | 1.5
 
 
+def test_scores_that_come_to_share_a_bin_are_no_longer_taken_as_one():
+    bins = ScoreBins(np.zeros(4, np.float32), 8)
+    bins.exponent, bins.first = 0, 0
+    bins.add(np.array([[[2, 3, 4, 6]]], np.float32), np.array([3], np.float32), np.ones(1), 1)
+    assert binned_pixel_metrics(bins.falling())["auroc"].error < 1e-11
+    bins.widen()  # 2 and 3 share a bin now
+    assert binned_pixel_metrics(bins.falling())["auroc"].error == pytest.approx(1 / 6)
+
+
 def test_a_scores_bin_is_its_whole_number_of_widths_at_the_borders_too():
     random = np.random.default_rng(0)
     border = (random.integers(-(2**13), 2**13, 500) / 2**10).astype(np.float32)
