@@ -85,7 +85,6 @@ def compared_after(world: World, change: str, folder: Path) -> str:
         return "reused" if ended.code == 0 and not renewed else fail(f"exit {ended.code}, {renewed}")
     if ended.code:
         error = error_of(ended.text)
-        print(change, error)
         said = ("ValueError", "RuntimeError", "FileNotFoundError", "compare.py")
         assert error.startswith(said), f"it failed otherwise: {error[:300]}"
         return "refused"
