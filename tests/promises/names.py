@@ -9,7 +9,7 @@ from pathlib import Path
 
 import compare
 from promises.rows import Bench, promise, run
-from promises.world import World, assert_done, copied, make_world, read_rows, write_rows
+from promises.world import World, assert_done, copied, error_of, make_world, read_rows, write_rows
 
 HOSTILE = (
     '=HYPERLINK("http:x","y")',
@@ -57,7 +57,8 @@ def reports(world: World) -> str:
     runs = {world.folder / f"run_{rate}": rate for rate in ("5e-4", "1e-3")}
     for place, rate in runs.items():
         ended = run(world.training("train.py", place, "--image_lr", rate), world.folder)
-        if ended.code and "cannot be" in ended.text:
+        error = error_of(ended.text)
+        if ended.code and ("cannot be" in error or "rows.jsonl:" in error):
             return "refused"
         assert_done(ended)
         assert_done(run(world.testing(place, "--visualize"), world.folder))

@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader
 import compare
 from files.atomic import sha256
 from promises.rows import Bench, promise, run
-from promises.world import World, assert_done, assert_refused, copied, make_world, read_rows, write_rows
+from promises.world import (
+    World,
+    assert_done,
+    assert_refused,
+    copied,
+    error_of,
+    make_world,
+    read_rows,
+    write_rows,
+)
 
 CHANGES = ("test image", "mask", "label", "fewer rows", "retrained", "nothing")
 
@@ -75,6 +84,9 @@ def compared_after(world: World, change: str, folder: Path) -> str:
     if change == "nothing":
         return "reused" if ended.code == 0 and not renewed else fail(f"exit {ended.code}, {renewed}")
     if ended.code:
+        error = error_of(ended.text)
+        said = ("ValueError", "RuntimeError", "FileNotFoundError", "compare.py")
+        assert error.startswith(said), f"it failed otherwise: {error[:300]}"
         return "refused"
     wanted = {name for name in before if change != "retrained" or name.startswith("run_1")}
     assert wanted <= renewed, f"of before: {sorted(wanted - renewed)}"
