@@ -29,11 +29,11 @@ from comparison.tables import console, csv_text, latex, markdown
 from dataset import get_dataset
 from files.atomic import write_text
 from files.command import run_main
+from files.logs import quiet_logger
 from run_folder.checkpoints import versions
 from run_folder.flags import HelpFormatter, add_flag
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
-from utils import quiet_logger
 
 BASE_FLAGS = ("load_base_text_adapter", "load_base_image_adapter")
 DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, handed on to test.py

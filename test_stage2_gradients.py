@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataset import get_dataset
 from demo_world.render_sets import Counts, render_demo
 from files.command import run_main
+from files.logs import quiet_logger
 from forward_utils import fixed_anchors
 from forward_utils_cross_attention import comparison_seeing_prompts, text_context_dictionary
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
@@ -33,7 +34,7 @@ from run_folder.settings import Settings, TrainingSettings
 from training.engine import StepLoss, gradient_norm, to_device
 from training.optimisation import adam
 from training.stages import image_stage_loss
-from utils import choose_device, quiet_logger, setup_seed
+from utils import choose_device, setup_seed
 
 HEALTHY = 0.8
 

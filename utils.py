@@ -14,10 +14,8 @@ from torch import Tensor
 
 from files.atomic import failures_explained
 from files.command import Refusal
+from files.logs import PROGRAM, open_logger
 from files.logs import close_logger as close_logger
-from files.logs import open_logger
-
-LOGGER = "aaclip"
 
 
 def setup_seed(seed: int, fast: bool = False) -> None:
@@ -63,12 +61,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def get_logger(save_path: Path | str, file_name: str) -> logging.Logger:
     """The logger of a run, writing to the console and to `save_path`/`file_name` (appended)."""
-    return open_logger(LOGGER, Path(save_path) / file_name)
-
-
-def quiet_logger() -> logging.Logger:
-    """The same logger where no log is kept: until `get_logger` opens it, nothing below a warning is shown."""
-    return logging.getLogger(LOGGER)
+    return open_logger(PROGRAM, Path(save_path) / file_name)
 
 
 def lock_run(save_path: Path | str) -> FileLock:

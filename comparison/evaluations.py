@@ -1,6 +1,5 @@
 """Evaluations of runs: making those that are missing or out of date, and reading them."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from evaluation.run import DEFAULTS, GROUPS, LOCAL_CONTRAST, UNTRAINED, evaluate
 from evaluation.scores import digest, read_about, read_scores, scores_file
 from files.atomic import sha256
 from files.cells import plain
+from files.logs import quiet_logger
 from files.text import read_json
 from metrics import METRICS_VERSION
 from run_folder.flags import parse
@@ -94,7 +94,7 @@ def sets_now(dataset: str, flags: Sequence[str]) -> dict[str, Dataset] | None:
         dataset_folder(dataset, root)
     except FileNotFoundError:
         return None
-    return get_dataset(dataset, 1, None, 0, "test", logging.getLogger("compare"), data_root=root)
+    return get_dataset(dataset, 1, None, 0, "test", quiet_logger(), data_root=root)
 
 
 def evaluate_missing(

@@ -22,6 +22,7 @@ from dataset.prepare import scan
 from dataset.randomness import EpochSampler
 from dataset.survey import look_at_files
 from dataset.unknown import for_training, labelled, say_what_is_unknown
+from files.logs import quiet_logger
 
 __all__ = [
     "CLASS_NAMES",
@@ -82,7 +83,7 @@ def get_dataset(
     ):
         if value not in known:
             raise ValueError(f"{option} is {value!r}: expected {' or '.join(map(str, known))}")
-    logger = logger or logging.getLogger(__name__)
+    logger = logger or quiet_logger()
     root = resolve_data_root(data_root)
     reading = Reading(mask_reading_of(dataset_name, mask_reading))
     if split == "test":

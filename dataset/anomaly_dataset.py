@@ -15,6 +15,7 @@ from dataset.augmentation import jitter_colour, move_together
 from dataset.image_files import Reading, read_pair
 from dataset.jsonl import Sample
 from dataset.randomness import keyed_generator
+from files.logs import quiet_logger
 
 UNLABELLED = -1  # stands for no label in batches
 WARNED = 20  # samples without a defect pixel that are named, per process
@@ -58,7 +59,7 @@ class BaseDataset(Dataset):
         self.samples = list(samples)
         self.img_size = img_size
         self.augmentation = augmentation
-        self.logger = logger or logging.getLogger(__name__)
+        self.logger = logger or quiet_logger()
         self.reading = reading or Reading()
         self._epoch = torch.zeros((), dtype=torch.int64)
         if augmentation:

@@ -13,7 +13,6 @@ in which the two differ. The same seed gives the same bytes.
 
 import argparse
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ from demo_world.photographs import PHOTO_CLASSES, render_photo
 from demo_world.product_pictures import render_line_picture
 from demo_world.rendering.product_lines import PRODUCT_LINES
 from files.command import run_main
+from files.logs import quiet_logger
 
 STAMP = "rendered.json"
 RENDER_VERSION = 4  # raised when the same seed draws other pictures
@@ -122,7 +122,7 @@ def _write_dataset(name, folder, classes, renderer, seed, size, counts):
 
 def write_metadata(name: str, folder: Path, counts: Counts, seed: int) -> None:
     """Write full-shot.jsonl and the k-shot files the classes have pictures for into the dataset's folder."""
-    rows = scan(name, folder, logging.getLogger(__name__))
+    rows = scan(name, folder, quiet_logger())
     write_rows(rows, folder / "full-shot.jsonl")
     for shot in SHOTS:
         if (shot + 1) // 2 <= counts.test_good and shot // 2 <= counts.test_defective:

@@ -47,10 +47,7 @@ def word_rows(tokens: Tensor, word: str) -> list[tuple[int, int]]:
 def text_to_image(model: AdaptedCLIPWithCrossAttention, patches: Tensor, tokens: Tensor, word: str) -> Tensor:
     """Where a word looks: attention [G, G] of its tokens over an image's patches [L, E], mean over all."""
     clip = model.clipmodel
-    mask = clip.attn_mask[: tokens.shape[1], : tokens.shape[1]]
-    x = clip.transformer.resblocks[0](
-        clip.token_embedding(tokens) + clip.positional_embedding, attn_mask=mask
-    )
+    x = clip.text_tokens(tokens, stop_after=1)  # [P, T, W], what text_cross_attn sees
     weights = model.text_cross_attn.attention_map(x, patches)  # [P, T, L]
     prompts, positions = zip(*word_rows(tokens, word), strict=True)
     side = int(patches.shape[0] ** 0.5)

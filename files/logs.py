@@ -34,6 +34,14 @@ class ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+PROGRAM = "aaclip"
+
+
+def quiet_logger() -> logging.Logger:
+    """The program's logger where no log is kept: until `open_logger` opens it, nothing below a warning is shown."""
+    return logging.getLogger(PROGRAM)
+
+
 def open_logger(name: str, file: Path | str | None = None, level: int = logging.INFO) -> logging.Logger:
     """The logger of this name, writing to the console alone or to `file` too (appended, its folder made if missing).
 
@@ -59,4 +67,5 @@ def close_logger(logger: logging.Logger) -> None:
     """Close and detach a logger's handlers, so that a second run in one process does not write to the first's file."""
     for handler in logger.handlers:
         handler.close()
-    logger.handlers = []
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)

@@ -136,6 +136,12 @@ def contradiction_in(settings: Settings) -> str | None:
             return f"--context_control {contexts.context_control}: needs --text_context none"
         if contexts.context_control == "other_class" and contexts.context_scope == "batch":
             return "--context_control other_class: in --context_scope batch all classes share one context already"
+    if contexts is not None and settings.feedback is None and settings.training is not None:
+        if settings.training.text_epoch == 0:
+            return (
+                "--text_epoch 0: the anchors of cross-attention come from its own text side, which needs 1 epoch or "
+                "more; train.py takes plain CLIP's anchors then"
+            )
     if reference is not None and not reference.self_reference:
         for one in fields(reference):
             value = getattr(reference, one.name)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from files.command import Refusal
+from files.logs import quiet_logger
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     TextContext,
@@ -90,7 +91,7 @@ class LoadedRun:
         loaded = load_weights(self.model, self.kind, checkpoint, self.settings, logger, self.identity)
         said = {words.partition(" (")[0] for words in self.unchecked}  # of another file of the same program
         new = [words for words in loaded["unchecked"] if words.partition(" (")[0] not in said]
-        warn_of_unchecked(new, checkpoint, logger or logging.getLogger(__name__))
+        warn_of_unchecked(new, checkpoint, logger or quiet_logger())
         return replace(self, checkpoint=checkpoint, **loaded)
 
     def text_contexts(self, dataset_name: str) -> dict[str, TextContext]:
@@ -149,7 +150,7 @@ def load_run(
         RuntimeError: a file is damaged, of another run or backbone, or does not fit, or a flag contradicts the
             checkpoint.
     """
-    logger = logger or logging.getLogger(__name__)
+    logger = logger or quiet_logger()
     if checkpoint is None:
         kind, (file,) = find_run(path, loop=loop)
     else:

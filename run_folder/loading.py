@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from files.command import Refusal
+from files.logs import quiet_logger
 from files.tensors import TensorFile
 from model.adapter import AdaptedCLIP
 from run_folder.checkpoints import load_checkpoint, load_modules
@@ -39,7 +40,7 @@ def load_parts(model: AdaptedCLIP, path: Path | str, text_only: bool = False) ->
         loading.read_text(text_checkpoint(kind, image_file), image)
     else:
         loading.read(image_file, kind.text_keys)
-    warn_of_unchecked(loading.unchecked, path, logging.getLogger(__name__))
+    warn_of_unchecked(loading.unchecked, path, quiet_logger())
 
 
 class Loading:
@@ -139,7 +140,7 @@ def load_weights(
     Raises:
         RuntimeError: a file is of another run, kind or backbone; of any, before its weights are loaded.
     """
-    logger = logger or logging.getLogger(__name__)
+    logger = logger or quiet_logger()
     loading = Loading(model, kind, like, settings.data.dataset)
     if kind is FEEDBACK:
         content = loading.read(file, (*model.text_modules, *model.image_modules))

@@ -115,7 +115,7 @@ class TrainingSettings:
     )
     text_batch_size: int = option(16, "images per step of stage 1")
     image_batch_size: int = option(2, "images per step of stage 2")
-    text_epoch: int = option(5, "0: anchors come from plain CLIP")
+    text_epoch: int = option(5, "passes of stage 1; 0 in train.py: anchors come from plain CLIP")
     image_epoch: int = option(20, "passes of stage 2")
     text_lr: float = option(1e-5, "learning rate of stage 1")
     image_lr: float = option(5e-4, "learning rate of stage 2")

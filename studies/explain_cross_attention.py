@@ -27,6 +27,7 @@ from evaluation.predictions import evaluate_dataset
 from evaluation.scorer import AnomalyScorer
 from files.atomic import write_text
 from files.command import run_main
+from files.logs import quiet_logger
 from forward_utils import fixed_anchors, get_adapted_text_embedding
 from forward_utils_cross_attention import controlled_text_contexts, text_context_dictionary
 from model.adapter import AdaptedCLIP
@@ -35,7 +36,6 @@ from run_folder.kinds import BASELINE, CROSS_ATTENTION, RunKind
 from run_folder.loaded_run import LoadedRun, load_run
 from studies.attention_shares import KINDS, attention_shares
 from studies.gradient_shares import gradient_shares, training_settings
-from utils import quiet_logger
 
 STUDY = "runs/evidence/DemoA_DemoB_data1"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from files.command import Refusal
+from files.logs import quiet_logger
 from forward_utils import fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     anchors_seeing_images,
@@ -24,7 +25,6 @@ from training.engine import StepLoss, to_device
 from training.loaders import training_loaders
 from training.optimisation import only_training, parameters_of
 from training.stages import image_stage_loss, loss_levels, text_stage_loss
-from utils import quiet_logger
 
 BATCHES = 8  # of each stage, for the gradients
 

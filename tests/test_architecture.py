@@ -119,6 +119,11 @@ def test_the_root_holds_thirteen_files_at_most(trees):
     assert len([name for name in trees if "/" not in name]) <= 13
 
 
+def test_loggers_are_made_in_one_place():
+    named = [str(path) for path, _ in sources() if "getLogger(" in (ROOT / path).read_text(encoding="utf-8")]
+    assert named == ["files/logs.py"]
+
+
 def test_functions_are_short_and_take_few_arguments(trees):
     wrong = []
     for name, (_, tree) in trees.items():

@@ -1,6 +1,5 @@
 """`--check_shapes`: the documented shapes as one batch has them, and the gradient of every new parameter."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from files.command import Refusal
-from files.logs import close_logger, open_logger
+from files.logs import close_logger, open_logger, quiet_logger
 from forward_utils import class_tokens, frozen_image_features, probability_map
 from forward_utils_cross_attention import anchors_and_means, text_context_dictionary
 from model.adapter import patch_logits
@@ -38,7 +37,7 @@ def check_shapes(settings: Settings) -> None:
     """
     setup_seed(settings.run.seed, settings.run.fast)
     declare_datasets(settings.data)
-    run = prepare(Session(settings, choose_device(settings.run.device), logging.getLogger(__name__)))
+    run = prepare(Session(settings, choose_device(settings.run.device), quiet_logger()))
     deviating, logger = [], open_logger("shapes")
     for stage, loader, check in (
         ("text", run.text_loader, check_text_stage),

@@ -19,8 +19,6 @@ from dataset.prepare.packages import PACKAGES, unpack
 from files.command import run_main
 from files.logs import open_logger
 
-logger = logging.getLogger("dataset.prepare")
-
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.prepare", description=__doc__)
@@ -41,11 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=111, help="choice of the few-shot images (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
-    open_logger(logger.name)
-    _write(args)
+    _write(args, open_logger("dataset.prepare"))
 
 
-def _write(args: argparse.Namespace) -> None:
+def _write(args: argparse.Namespace, logger: logging.Logger) -> None:
     if args.dataset_config:
         load_dataset_config(args.dataset_config)
     packaged = args.dataset in PACKAGES

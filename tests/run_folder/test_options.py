@@ -552,3 +552,10 @@ def test_a_setting_of_no_reference_is_refused_unless_it_is_its_default(flag, cap
 def test_importing_the_scripts_does_nothing_and_their_names_are_upstreams():
     assert callable(train_script.train_text_adapter) and callable(train_script.train_image_adapter)
     assert test_script.__doc__.startswith("Evaluate a run")
+
+
+def test_cross_attention_without_a_text_side_of_its_own_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        flags.parse("", train_cross_attention.GROUPS, ["--text_epoch", "0"])
+    assert "needs 1 epoch or more; train.py takes plain CLIP" in capsys.readouterr().err
+    assert flags.parse("", train_script.GROUPS, ["--text_epoch", "0"]).training.text_epoch == 0
