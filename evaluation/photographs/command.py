@@ -1,6 +1,5 @@
 """predict.py's sequence: what is asked for is checked, pictures are scored, written down, drawn."""
 
-import math
 import shutil
 import statistics
 import time
@@ -12,7 +11,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from evaluation.photographs.calibration import THRESHOLDS, threshold_for, what_is_scored
 from evaluation.photographs.inputs import given_pictures, names_of
+from evaluation.photographs.request import (
+    ScoringSettings,
+    check_ranges,
+    check_scoring,
+    checked_checkpoint,
+    groups,
+    is_number,
+    named_subject,
+    tiling_of,
+)
 from evaluation.photographs.results import (
     LOG,
     MAPS,
@@ -25,68 +35,33 @@ from evaluation.photographs.results import (
     write_tables,
 )
 from evaluation.photographs.scorer import PhotographScorer, load_scorer
-from evaluation.photographs.subject import DOMAIN_NAMES, Subject, subject_of_class, subject_of_text
-from evaluation.photographs.tiles import Tiling
+from evaluation.photographs.subject import Subject
 from evaluation.photographs.views import Unreadable
 from files.command import REFUSED
-from forward_utils import prompts_of
+from files.given import require_regular
 from model.settings import option
-from run_folder.kinds import find_run
-from run_folder.loaded_run import GROUPS as RUN_GROUPS
-from run_folder.loaded_run import describe_run
 from run_folder.session import declare_datasets
-from run_folder.settings import Settings, worker_count
+from run_folder.settings import Settings
 from utils import choose_device, close_logger, get_logger, on_terminal, setup_seed
 
 
 @dataclass(frozen=True)
-class PredictionSettings:
+class PredictionSettings(ScoringSettings):
     """prediction"""
 
-    run: str | None = option(None, "folder of a trained run of any kind")
-    raw_clip: bool = option(False, "the unadapted backbone instead of a run: zero-shot without training")
-    checkpoint: str | None = option(None, "image checkpoint file of the run; default its last")
-    epoch: int | None = option(None, "the run's image checkpoint after this many epochs instead of the last")
-    loop: int | None = option(None, "this loop of a feedback run instead of its final model")
-    input: list = option([], "files, folders of pictures, patterns", type=str, nargs="+")
-    class_name: str | None = option(None, "class of a data set: the pictures show what its prompts say")
-    text: str | None = option(None, "or in own words what the pictures show, such as 'steel bolt'")
-    domain: str | None = option(
-        None, "chooses the blur of maps; default the class's, Industrial for --text", choices=DOMAIN_NAMES
-    )
     out: str | None = option(None, "folder of the results: empty, missing, or of an earlier prediction")
     threshold: float | None = option(
         None, "score from which on a picture is called anomalous; makes the masks too"
     )
+    calibrated: bool = option(
+        False, "the threshold that calibrate.py stored for the same run, words and flags"
+    )
+    thresholds: str | None = option(None, f"file of --calibrated; default {THRESHOLDS} in the run's folder")
     mask_threshold: float | None = option(None, "map score from which on a pixel belongs to the mask instead")
-    tile: bool = option(False, "cut pictures larger than --img_size into overlapping tiles")
-    tile_overlap: float = option(0.25, "share of a tile that neighbours have in common at least")
-    batch_size: int = option(8, "views scored together; changes rounding only")
     page_pictures: int = option(1000, "pictures on the page, the highest scores first")
 
 
-@dataclass(frozen=True)
-class ClassSettings:
-    """data"""
-
-    dataset: str | None = option(None, "data set whose class --class_name is, where several have it")
-    dataset_config: str | None = option(None, "JSON/YAML file that declares own datasets")
-    real_names: str | None = option(None, "JSON/YAML file {dataset: {class: real name}} of prompt names")
-
-
-@dataclass(frozen=True)
-class ProcessSettings:
-    """run"""
-
-    seed: int = option(111, "seed of what a loaded network overwrites")
-    device: str | None = option(None, "torch device; default CUDA if there, else CPU")
-    workers: int = option(
-        0, "processes that read, and threads that draw; auto: one less than the cores", type=worker_count
-    )
-    fast: bool = option(False, "kernels that a GPU may round otherwise in the next run")
-
-
-GROUPS = {"own": PredictionSettings, **RUN_GROUPS, "data": ClassSettings, "run": ProcessSettings}
+GROUPS = groups(PredictionSettings)
 
 
 def predict(settings: Settings) -> int:
@@ -106,6 +81,10 @@ def predict(settings: Settings) -> int:
         for note in notes:
             logger.info("%s", note)  # names of files are made plain
         scorer = load_scorer(own.run, checkpoint=checkpoint, settings=settings, logger=logger)
+        if own.calibrated:
+            scored = what_is_scored(scorer, subject, tiling_of(settings, scorer.img_size))
+            settings = settings.change(threshold=threshold_for(thresholds_file(settings), scored))
+            logger.info(f"threshold {settings.own.threshold:.6g}, calibrated")
         clear_folder(out)
         found = score_all(scorer, subject, pictures, settings, out, logger)
         return REFUSED if found.skipped else 0
@@ -116,54 +95,30 @@ def predict(settings: Settings) -> int:
 
 def check_flags(settings: Settings) -> None:
     """Raises ValueError for flags that do not go together or are out of range."""
-    own, given = settings.own, settings.explicit
-    if (own.run is None) != own.raw_clip:
-        raise ValueError("give either --run RUN or --raw_clip: what scores the pictures")
-    if (own.class_name is None) == (own.text is None):
-        raise ValueError("give either --class_name NAME or --text 'steel bolt': what the pictures show")
-    if not own.input:
-        raise ValueError("--input is missing: name files, folders or patterns of pictures")
+    own = settings.own
+    check_scoring(settings)
     if not own.out:
         raise ValueError("--out is missing: name the folder of the results")
-    checks = (
-        ("batch_size", own.batch_size, own.batch_size >= 1, "1 or more"),
+    if own.calibrated and own.threshold is not None:
+        raise ValueError(f"--threshold {own.threshold} and --calibrated are two thresholds: leave one away")
+    if own.thresholds is not None and not own.calibrated:
+        raise ValueError("--thresholds: does nothing without --calibrated; leave it away")
+    if own.calibrated and own.thresholds is None and own.run is None:
+        raise ValueError(
+            "--calibrated: raw CLIP has no folder; name calibrate.py's file with --thresholds FILE"
+        )
+    if own.calibrated:
+        require_regular(thresholds_file(settings), "--calibrated")
+    check_ranges(
         ("page_pictures", own.page_pictures, own.page_pictures >= 0, "0 or more"),
-        ("tile_overlap", own.tile_overlap, 0 <= own.tile_overlap <= 0.9, "a share from 0 to 0.9"),
-        ("threshold", own.threshold, math.isfinite(own.threshold or 0), "a number"),
-        ("mask_threshold", own.mask_threshold, math.isfinite(own.mask_threshold or 0), "a number"),
-        ("img_size", settings.model.img_size, settings.model.img_size >= 1, "a positive number of pixels"),
+        ("threshold", own.threshold, is_number(own.threshold), "a number"),
+        ("mask_threshold", own.mask_threshold, is_number(own.mask_threshold), "a number"),
     )
-    for flag, value, holds, expected in checks:
-        if not holds:
-            raise ValueError(f"--{flag} {value}: expected {expected}")
-    for flag, needed, there in (
-        ("tile_overlap", "--tile", own.tile),
-        ("dataset", "--class_name", own.class_name is not None),
-        *((flag, "--run", own.run is not None) for flag in ("checkpoint", "epoch", "loop")),
-    ):
-        if flag in given and not there:
-            raise ValueError(f"--{flag}: does nothing without {needed}; leave it away")
 
 
-def named_subject(settings: Settings) -> Subject:
-    """What the pictures show. Raises ValueError for an unknown class, or words too long for the text tower."""
-    own = settings.own
-    if own.text is not None:
-        subject = subject_of_text(own.text, own.domain)
-    else:
-        subject = subject_of_class(own.class_name, settings.data.dataset, own.domain)
-    prompts_of(subject.registered(), subject.class_name)
-    return subject
-
-
-def checked_checkpoint(settings: Settings) -> Path | None:
-    """The image checkpoint that is to be loaded, whose record agrees with the flags; None for raw CLIP."""
-    own = settings.own
-    if own.run is None:
-        return None
-    kind, (file,) = find_run(own.run, own.checkpoint, loop=own.loop, epoch=own.epoch)
-    describe_run(file, kind, settings)
-    return file
+def thresholds_file(settings: Settings) -> Path:
+    """Where --calibrated finds thresholds."""
+    return Path(settings.own.thresholds or Path(settings.own.run) / THRESHOLDS)
 
 
 def score_all(
@@ -176,11 +131,14 @@ def score_all(
 ) -> PredictedFolder:
     """Score the pictures and write everything about them, tables before any picture is drawn."""
     own, begin, silent = settings.own, time.perf_counter(), not on_terminal()
-    tiling = Tiling(scorer.img_size, own.tile_overlap) if own.tile else None
     levels = scorer.of(subject).levels
     prediction = PredictedFolder(out, subject.text, levels, own.threshold, own.mask_threshold)
     found = scorer.score_files(
-        pictures, subject, batch_size=own.batch_size, workers=settings.run.workers, tiling=tiling
+        pictures,
+        subject,
+        batch_size=own.batch_size,
+        workers=settings.run.workers,
+        tiling=tiling_of(settings, scorer.img_size),
     )
     bar = tqdm(found, "scoring", len(pictures), leave=False, disable=silent)
     prediction = kept(prediction, bar, pictures, names_of(pictures))

@@ -9,6 +9,7 @@ import pytest
 from flag_words import words
 from PIL import Image
 
+import calibrate
 import predict
 import train_cross_attention
 from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES
@@ -257,3 +258,19 @@ def test_a_picture_that_is_taken_away_before_it_is_drawn_keeps_its_score(
     assert "scored but not drawn" in next(
         one["reason"] for one in content["skipped"] if one["file"].endswith("wide.png")
     )
+
+
+def test_a_calibrated_threshold_decides_as_calibration_said(raw, photographs, tmp_path, data_root):
+    normal, file = data_root / "mvtec_ad" / "bottle" / "test" / "good", tmp_path / "thresholds.json"
+    own = [*raw, *words(text="bottle", thresholds=file)]
+    assert calibrate.main([*own, *words(input=normal, false_positive_rate=0.3)]) == 0  # 3 pictures allow 0.25
+    stored = json.loads(file.read_text())[0]
+    predicted(tmp_path / "normal", *own, "--calibrated", "--input", normal)
+    assert {row["decision"] for row in rows(tmp_path / "normal")} == {"normal"}  # the rank is the highest's
+    assert json.loads((tmp_path / "normal" / "scores.json").read_text())["threshold"] == stored["threshold"]
+    with pytest.raises(ValueError, match="differ in tile; calibrate with the same flags"):
+        predict.main([*own, *words(calibrated=True, tile=True, input=normal, out=tmp_path / "other")])
+    with pytest.raises(ValueError, match="needs 19 normal pictures, got 3"):
+        calibrate.main([*own, *words(input=normal)])
+    with pytest.raises(ValueError, match="two thresholds"):
+        predict.main([*own, *words(calibrated=True, threshold=0.1, input=normal, out=tmp_path / "other")])
