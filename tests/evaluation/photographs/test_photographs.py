@@ -6,9 +6,10 @@ import pytest
 from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES
 from evaluation.photographs.drawing import labelled_heatmap, small
 from evaluation.photographs.inputs import given_pictures, names_of
-from evaluation.photographs.scorer import at_size, mask_of
+from evaluation.photographs.scorer import Joining, PhotographScorer, at_size, mask_of
 from evaluation.photographs.subject import Subject, subject_of_class, subject_of_text
 from evaluation.photographs.tiles import TiledMap, Tiling, starts
+from evaluation.photographs.views import Place, Views
 from forward_utils import prompts_of
 
 
@@ -81,6 +82,10 @@ def test_free_words_fill_the_templates_and_do_not_meet_a_class():
 def test_a_class_has_its_data_sets_words_and_domain(monkeypatch):
     assert subject_of_class("bottle") == Subject("bottle", "dark bottle", "Industrial", "MVTec")
     assert subject_of_class("Brain").domain == "Medical"
+    (
+        subject_of_text("bolt").registered(),
+        subject_of_text("nut").registered(),
+    )  # classes "object" of no data set
     assert subject_of_class("object").text == "object"
     monkeypatch.setitem(REAL_NAMES, "VisA", {"bottle": "green bottle"})
     with pytest.raises(ValueError, match="several data sets have it: MVTec .*choose with --dataset"):
@@ -127,3 +132,20 @@ def test_maps_and_pictures_change_size_and_keep_their_aspect():
     assert at_size(np.ones((8, 8), np.float32), (30, 20)).shape == (20, 30)
     assert small(np.zeros((100, 400, 3), np.uint8), 40).shape == (10, 40, 3)
     assert small(np.zeros((10, 4), np.float32), 40).shape == (10, 4)
+
+
+def test_a_control_that_shows_other_classes_gets_the_whole_data_set():
+    asked = []
+    for needs in (True, False):
+        PhotographScorer(asked.append, 32, "cpu", needs).of(subject_of_class("bottle"))
+    assert asked == ["MVTec", subject_of_class("bottle").registered()]
+
+
+def test_tiles_come_in_any_batches_and_the_most_abnormal_one_speaks_for_the_picture():
+    views, maps = Views([], 32, Tiling(32)), np.zeros((2, 32, 32), np.float32)
+    joining = Joining(1, views)
+    places = [Place(7, (48, 32), box) for box in views.boxes((48, 32))]
+    assert joining.add(places[:1], maps[:1], [0.9], 1.0) == []
+    (whole,) = joining.add(places[1:], maps[1:], [0.4], 1.0)
+    assert (whole.number, whole.map.shape, whole.seconds) == (7, (32, 48), 2.0)
+    assert whole.head == 0.9 and whole.score == pytest.approx(0.45)
