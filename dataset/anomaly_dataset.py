@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
@@ -88,10 +89,7 @@ class BaseDataset(Dataset):
             generator = keyed_generator(self.augmentation.seed, self.augmentation.stage, self.epoch, position)
             if self.augmentation.colour:
                 picture = jitter_colour(picture, generator)
-        picture = transform.resize(picture, [self.img_size, self.img_size], InterpolationMode.BICUBIC)
-        image = transform.normalize(
-            transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-        )  # [3, S, S]
+        image = image_tensor(picture, self.img_size)  # [3, S, S]
         if generator:
             image, mask = move_together(image, mask, generator)
         return {
@@ -132,6 +130,12 @@ class BaseDataset(Dataset):
                 "further masks of this kind are not named: python -m dataset.check --img_size %d counts them",
                 self.img_size,
             )
+
+
+def image_tensor(picture: Image.Image, img_size: int) -> torch.Tensor:
+    """An RGB picture as networks see it: [3, S, S], resized bicubic, normalised with CLIP's mean and deviation."""
+    picture = transform.resize(picture, [img_size, img_size], InterpolationMode.BICUBIC)
+    return transform.normalize(transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
 def resize_mask(anomalous: np.ndarray, img_size: int) -> torch.Tensor:

@@ -88,10 +88,15 @@ class Scan:
     def summary(self, rows: Sequence[dict]) -> str:
         """One line on the whole scan."""
         anomalous = sum(row["label"] == 1 for row in rows)
-        parts = [f"{len(rows)} pictures read, {anomalous} of them anomalous"]
-        for reason, paths in sorted(self._left_out.items()):
-            parts.append(f"{len(paths)} left out, {reason} ({_some(list(paths))})")
-        return "; ".join([*parts, *self.notes])
+        read = f"{len(rows)} pictures read, {anomalous} of them anomalous"
+        return "; ".join([read, *self.left_out(), *self.notes])
+
+    def left_out(self) -> list[str]:
+        """How many files were left out for which reason, with examples."""
+        return [
+            f"{len(paths)} left out, {reason} ({_some(list(paths))})"
+            for reason, paths in sorted(self._left_out.items())
+        ]
 
     @property
     def is_remarkable(self) -> bool:
