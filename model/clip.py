@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import open_clip
@@ -205,7 +205,8 @@ def create_model(
         RuntimeError: the weight file is damaged or belongs to another architecture.
     """
     model_name = architecture_name(model_name)
-    model = _build(model_name, img_size, quick_gelu)
+    with nullcontext() if pretrained is None else torch.device("meta"):  # the file's tensors take the places
+        model = _build(model_name, img_size, quick_gelu)
     if pretrained is None and require_pretrained:
         raise ValueError("require_pretrained without `pretrained`: pass pretrained='openai', a tag or a file")
     source = None
