@@ -1,6 +1,7 @@
 """Tensor files of torch: written whole, read without running code, damage found before use."""
 
 import copy
+import hashlib
 import pickle
 import struct
 import zipfile
@@ -11,12 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from files.archive import check_tensor_archive, is_legacy
-from files.atomic import replacing, sha256_of, unchanged
+from files.atomic import BLOCK, replacing, sha256_of, unchanged
 from files.command import Refusal
 from files.digests import content_digests, differences, leaves
 
@@ -92,11 +92,16 @@ def not_finite(content: Any) -> str:
     for place, value in leaves(content):
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             value = value.float() if value.element_size() == 1 else value  # no test of its own in 8 bits
-            broken = value.numel() - int(value.isfinite().sum())
+            broken = 0 if _all_finite(value) else value.numel() - int(value.isfinite().sum())
             if broken:
                 found.append(f"{place} ({broken} of {value.numel()})")
     more = f" and {len(found) - 4} tensors more" if len(found) > 4 else ""
     return ", ".join(found[:4]) + more
+
+
+def _all_finite(value):
+    """Whether a floating-point tensor's extremes are finite: without memory, unlike a test of every value."""
+    return not value.is_complex() and value.numel() > 0 and all(map(torch.isfinite, value.aminmax()))
 
 
 def reading_failure(error: BaseException) -> str:
@@ -170,21 +175,38 @@ def read_archive(file: IO[bytes], path: Path | str) -> Any:
 
 
 def load_safetensors(path: Path | str) -> TensorFile:
-    """Tensors of a .safetensors file, on the CPU.
+    """Tensors of a .safetensors file, on the CPU, each in memory of its own.
 
-    Its format has no checksums: compare the digest with one that was stored. The tensors may be read from the disk only
-    when they are used; whoever wants to be sure copies them within `files.atomic.unchanged`.
+    Its format has no checksums: compare the digest, taken of the very bytes that the tensors are made of, with one that
+    was stored.
 
     Raises:
         One of UNREADABLE: it is damaged, or another file took its name meanwhile.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
-    with unchanged(path, same_name=True) as file:
-        digest = sha256_of(file)
-        state = TensorFile(load_file(path))
-    state.sha256 = digest
+    state, digest = TensorFile(), hashlib.sha256()
+    # safetensors checks the header and says what lies where; its mapped tensors are looked at for type and shape alone,
+    # because a file that is written to later would change them.
+    with unchanged(path, same_name=True) as file, safe_open(path, framework="pt") as described:
+        digest.update(begin := file.read(8))
+        digest.update(file.read(int.from_bytes(begin, "little")))
+        for name in described.offset_keys():
+            mapped = described.get_tensor(name)
+            state[name] = torch.empty(mapped.shape, dtype=mapped.dtype)
+            _fill(state[name], file, digest)
+    state.sha256 = digest.hexdigest()
     return state
+
+
+def _fill(tensor, file, digest):
+    """The next bytes of a file as a tensor's values, each block hashed while it is still in the processor's cache."""
+    values = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        if file.readinto(block) != len(block):
+            raise EOFError("it ends inside a tensor")
+        digest.update(block)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from model.recompute import recomputed
+
 
 def run_blocks(
     blocks: nn.ModuleList | Sequence[nn.Module],
@@ -16,6 +18,7 @@ def run_blocks(
     stop_after: int | None = None,
     attn_mask: Tensor | None = None,
     autocast: torch.dtype | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run residual blocks and collect the features at the requested levels.
 
@@ -28,6 +31,7 @@ def run_blocks(
         attn_mask: [N, N] additive attention mask, or None.
         autocast: dtype of the blocks' matrix products (torch.bfloat16), or None for that of `x`. The residual
             stream and what is returned keep the dtype of `x`.
+        recompute: keep a block's input alone for the backward pass, which computes the block again.
 
     Returns:
         (x, features): the last tokens [B, N, width] and one [B, N, width] tensor per entry of `levels`, in order.
@@ -42,7 +46,7 @@ def run_blocks(
     collected = {}
     with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
         for i, block in enumerate(islice(blocks, count)):
-            x = block(x, attn_mask=attn_mask)
+            x = recomputed(block, x, attn_mask=attn_mask) if recompute else block(x, attn_mask=attn_mask)
             if after_block is not None:
                 x = after_block(i, x)
             if i + 1 in levels:

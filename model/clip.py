@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import open_clip
@@ -42,7 +42,7 @@ class VisionTower(nn.Module):
         )
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
-        self.autocast = autocast
+        self.autocast, self.recompute_blocks = autocast, False
         if autocast is not None:
             for block in self.transformer.resblocks:
                 block.attn = BatchFirstAttention(block.attn)
@@ -77,7 +77,13 @@ class VisionTower(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """`run_blocks` over the tower's blocks, in its precision: tokens [B, N, C] -> (last, [tokens per level])."""
         return run_blocks(
-            self.transformer.resblocks, x, levels, after_block, stop_after, autocast=self.autocast
+            self.transformer.resblocks,
+            x,
+            levels,
+            after_block,
+            stop_after,
+            autocast=self.autocast,
+            recompute=self.recompute_blocks,
         )
 
 
@@ -94,7 +100,7 @@ class CLIP(nn.Module):
             autocast: of the vision tower's blocks, as in VisionTower.
         """
         super().__init__()
-        self.source = source
+        self.source, self.recompute_blocks = source, False
         self.visual = VisionTower(model.visual, autocast)
         self.transformer = model.transformer
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
@@ -148,7 +154,8 @@ class CLIP(nn.Module):
         length = text.shape[1]
         x = self.token_embedding(text) + self.positional_embedding[:length]
         causal = self.attn_mask[:length, :length]
-        return run_blocks(self.transformer.resblocks, x, (), after_block, stop_after, attn_mask=causal)[0]
+        blocks, again = self.transformer.resblocks, self.recompute_blocks
+        return run_blocks(blocks, x, (), after_block, stop_after, attn_mask=causal, recompute=again)[0]
 
     def text_tokens_at_end(
         self, text: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
@@ -205,7 +212,8 @@ def create_model(
         RuntimeError: the weight file is damaged or belongs to another architecture.
     """
     model_name = architecture_name(model_name)
-    model = _build(model_name, img_size, quick_gelu)
+    with nullcontext() if pretrained is None else torch.device("meta"):  # the file's tensors take the places
+        model = _build(model_name, img_size, quick_gelu)
     if pretrained is None and require_pretrained:
         raise ValueError("require_pretrained without `pretrained`: pass pretrained='openai', a tag or a file")
     source = None

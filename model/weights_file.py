@@ -32,6 +32,7 @@ LOCAL_FILES = {
     "ViT-Tiny-8-demo": HERE / "weights" / "ViT-Tiny-8-demo.safetensors",
 }
 WEIGHTS_VARIABLE = "AACLIP_CLIP_WEIGHTS"
+ALIGNMENT = 64  # bytes, of torch's own memory on CPUs
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 FOREIGN = {  # beginnings of names that tell other libraries' layouts
     "vision_model.": "Hugging Face's CLIPModel layout",
@@ -159,7 +160,10 @@ def published_as(digest: str) -> str | None:
 
 
 def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> WeightsSource:
-    """Load a weight file into an open_clip CLIP, strictly, resizing the image positions (bicubic).
+    """Make a weight file's tensors the weights of an open_clip CLIP, strictly, resizing the image positions (bicubic).
+
+    Args:
+        model: on the meta device, so that the file's tensors, in float32 on the CPU, are the network's only memory.
 
     Returns:
         what was loaded.
@@ -170,20 +174,31 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Wei
         ValueError: somebody wrote into it meanwhile.
     """
     path = Path(path)
-    with unchanged(path, same_name=True):  # .safetensors are read when they are copied into the model
-        read = read_state_dict(path)
-        state = {name: value.float() for name, value in read.items()}
-        check_architecture(state, model, path, model_name)
-        broken = not_finite(state)
-        if broken:
-            raise DamagedFile(
-                f"{path} holds CLIP weights that are not finite: {broken}. No image is the cause; download it again, "
-                "or point --clip_weights at an intact file"
-            )
-        source = WeightsSource(path.name, read.sha256, state_digest(state))
-        resize_pos_embed(state, model)
-        model.load_state_dict(state)
+    with unchanged(path, same_name=True):
+        state = read_state_dict(path)
+    check_architecture(state, model, path, model_name)
+    for name, value in state.items():  # one after the other: no second copy of the whole
+        state[name] = _as_weight(value)
+    broken = not_finite(state)
+    if broken:
+        raise DamagedFile(
+            f"{path} holds CLIP weights that are not finite: {broken}. No image is the cause; download it again, or "
+            "point --clip_weights at an intact file"
+        )
+    source = WeightsSource(path.name, state.sha256, state_digest(state))
+    resize_pos_embed(state, model)
+    model.load_state_dict(state, assign=True)
+    length = model.context_length
+    # The one buffer that no file holds.
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)
     return source
+
+
+def _as_weight(value):
+    """A tensor in float32, laid out as a parameter is; kernels may round otherwise on memory that is not aligned."""
+    value = value.detach().float().contiguous()
+    alone = value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() % ALIGNMENT == 0
+    return value if alone else value.clone()
 
 
 def check_architecture(state: dict[str, torch.Tensor], model: CLIP, path: Path, model_name: str) -> None:

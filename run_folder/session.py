@@ -14,6 +14,7 @@ from files.logs import FILE_ALONE
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.recompute import recompute_activations
 from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
 from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
@@ -108,6 +109,8 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
         clip_weights=model.clip_weights,
         vision_autocast=torch.bfloat16 if in_bfloat16 else None,
     )
+    if training is not None:
+        recompute_activations(clip, training.activation_checkpointing)
     known = published_as(clip.source.sha256)
     published = f", OpenAI's {known} as published" if known else ""
     logger.info(

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from dataset.mask_values import MASK_READINGS
+from model.recompute import RECOMPUTED
 from model.settings import (
     CONTEXT_CONTROLS,
     MAY_CHANGE,
@@ -124,6 +125,13 @@ class TrainingSettings:
         "products in the vision blocks and their adapters in training",
         added_later=True,
         choices=["fp32", "bf16"],
+    )
+    activation_checkpointing: str = option(
+        "none",
+        "what the backward pass computes again instead of keeping it: less memory, more time, the same numbers",
+        moves_numbers=False,
+        added_later=True,
+        choices=RECOMPUTED,
     )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
     log_every: int = option(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cross_attention_cost, interruption_cost
+from benchmarks import cross_attention_cost, interruption_cost, training_step
 from benchmarks import metrics as metrics_benchmark
 
 
@@ -64,3 +64,22 @@ def test_the_interruption_benchmark_times_guard_and_save(capsys):
     interruption_cost.main(["--random_weights", "--img_size", "64", "--quick", "--device", "cpu"])
     told = json.loads(capsys.readouterr().out)
     assert told["step s"] > 0 and told["save s"] > 0 and told["save MB"] > 0
+
+
+def test_the_step_benchmark_compares_aa_clips_operations_with_the_same_losses(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_step, "peak_of", lambda args, stage, way: 1.0)
+    training_step.main(["--quick", "--device", "cpu", "--memory", "--out", str(tmp_path)])
+    assert "| stage 2 | with `--activation_checkpointing full` |" in capsys.readouterr().out
+    told = json.loads((tmp_path / "training_step.json").read_text())
+    for stage in ("stage 1", "stage 2"):
+        theirs, ours = (told[stage]["ways"][way] for way in training_step.WAYS[:2])
+        assert told[stage]["losses apart"] < 1e-5
+        assert theirs["TFLOP"] > ours["TFLOP"] > 0 and ours["seconds"] > 0
+    none, _, full = (told["stage 2"]["ways"][way]["TFLOP"] for way in training_step.WAYS[1:])
+    assert full > none  # the forward pass once more
+
+
+def test_a_matrix_product_counts_two_flops_a_multiplication():
+    left = torch.ones(2, 3, device="meta", requires_grad=True)
+    right = torch.ones(3, 4, device="meta")
+    assert training_step.counted(lambda: (left @ right).sum()) == 2 * (2 * 2 * 3 * 4)

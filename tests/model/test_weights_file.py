@@ -1,6 +1,9 @@
 """Where the backbone's weights come from, and what happens to files that are no good: model/weights_file.py."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -18,6 +21,8 @@ from model.names import architecture_name
 from model.settings import ModelSettings
 from model.weights_file import find_weights, foreign_layout, published_as, read_state_dict
 from run_folder.flags import parse
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Tree(nn.Module):
@@ -472,3 +477,70 @@ def test_a_safetensors_file_replaced_while_it_is_read_is_refused(weights, load, 
     monkeypatch.setattr(weights_file, "load_safetensors", replaced)
     with pytest.raises(ValueError, match="a.safetensors was replaced or written to while it was read"):
         load(path)
+
+
+def test_the_network_lives_in_the_memory_its_file_was_read_into(weights, model_name, state, monkeypatch):
+    read, places = weights_file.read_state_dict, {}
+
+    def noted(path):
+        found = read(path)
+        places.update({name: value.data_ptr() for name, value in found.items()})
+        return found
+
+    monkeypatch.setattr(weights_file, "read_state_dict", noted)
+    clip = create_model(model_name, 32, "openai", clip_weights=weights)
+    assert {name: value.data_ptr() for name, value in clip.named_parameters()} == places
+    assert not any(value.is_meta for value in (*clip.parameters(), *clip.buffers()))
+    assert torch.equal(clip.attn_mask, open_clip.create_model(model_name).attn_mask)
+
+
+def test_a_file_changed_after_it_was_read_changes_no_weight(weights, load, state, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(weights.read_bytes())
+    found = load(path)
+    with open(path, "r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    assert_same(found, state, rtol=0, atol=0)
+
+
+def test_transposed_and_shared_tensors_of_a_file_become_weights_of_their_own(load, state, tmp_path):
+    odd = {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in state.items()}
+    flat = torch.cat([torch.zeros(1), state["ln_final.weight"]])
+    torch.save(odd | {"ln_final.weight": flat[1:]}, tmp_path / "odd.pt")
+    found = load(tmp_path / "odd.pt")
+    assert_same(found, state, rtol=0, atol=0)
+    for value in found.values():
+        assert value.is_contiguous() and value.data_ptr() % 64 == 0
+        assert value.untyped_storage().nbytes() == value.nbytes
+
+
+LOADED = """
+import json, re, sys, time
+from model.clip import create_model
+
+def memory(kind):
+    return int(re.search(kind + r":\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+start, begin = memory("VmRSS"), time.process_time()
+clip = create_model("ViT-L-14-336", 518, "openai", clip_weights=sys.argv[1])
+size = sum(value.nbytes for value in clip.parameters())
+print(json.dumps([(memory("VmHWM") - start) / size, time.process_time() - begin]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("kind", ["safetensors", "half.pt"])
+def test_a_vit_l_loads_in_1_3_times_its_memory_and_5_seconds(tmp_path, kind):
+    path = tmp_path / f"large.{kind}"
+    values = open_clip.create_model("ViT-L-14-336").state_dict()
+    if kind == "safetensors":
+        save_file(values, path)
+    else:
+        torch.save({name: value.half() for name, value in values.items()}, path)
+    del values
+    run = [sys.executable, "-c", LOADED, str(path)]
+    told = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    path.unlink()
+    peak, cpu_seconds = json.loads(told.splitlines()[-1])
+    assert peak < 1.3 and cpu_seconds < 5

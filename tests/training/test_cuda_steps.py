@@ -22,6 +22,7 @@ from forward_utils_cross_attention import (
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, surgery_copy
+from model.recompute import recompute_activations
 from run_folder.flags import settings_of
 from run_folder.session import Session
 from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
@@ -92,6 +93,13 @@ def test_the_baselines_stages_do_not_wait_for_the_device(world, batch, levels):
     settings = of_flags(BASELINE_GROUPS, text_loss_levels=levels)
     check(train.text_loss(model, surgery, settings), batch())
     check(train.image_loss(model, fixed_anchors(model, DATASET), settings), batch())
+
+
+@pytest.mark.parametrize("which", ["mlp", "full"])
+def test_blocks_that_the_backward_pass_computes_again_do_not_wait_for_the_device(world, batch, which):
+    model, _ = world()
+    recompute_activations(model.clipmodel, which)
+    check(train.image_loss(model, fixed_anchors(model, DATASET), of_flags(BASELINE_GROUPS)), batch())
 
 
 @pytest.mark.parametrize(
