@@ -23,6 +23,7 @@ from evaluation.photographs.subject import Subject, subject_of_text
 from evaluation.photographs.tiles import TiledMap, Tiling
 from evaluation.photographs.views import Batch, Place, Unreadable, Views, batches, collated, read_photograph
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
+from files.logs import quiet_logger
 from metrics import unnormalised_score_of_peak
 from run_folder.flags import settings_of
 from run_folder.loaded_run import GROUPS, load_run
@@ -260,7 +261,7 @@ def load_scorer(
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_run` and `create_backbone`.
     """
-    logger = logger or logging.getLogger(__name__)
+    logger = logger or quiet_logger()
     if run is None:
         settings = settings or settings_of(GROUPS, {})
         where = choose_device(device or settings.run.device)
