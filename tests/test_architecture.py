@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_root_holds_thirteen_files_at_most(trees):
 
 
 def test_loggers_are_made_in_one_place():
-    named = [str(path) for path, _ in sources() if "getLogger(" in (ROOT / path).read_text(encoding="utf-8")]
+    named = [path for path, _ in sources() if "getLogger(" in (ROOT / path).read_text(encoding="utf-8")]
     assert named == ["files/logs.py"]
 
 
@@ -180,6 +181,27 @@ def test_every_flag_says_what_it_is(trees):
         and not (called == "option" and len(node.args) > 1)  # its second argument is the help
     ]
     assert not silent
+
+
+def test_every_module_can_be_imported():
+    files = [Path(name).with_suffix("") for name, _ in sources()]
+    names = [".".join(file.parts) for file in files if file.name not in ("__main__", "__init__")]
+    code = "import importlib\nfor name in " + repr(names) + ": importlib.import_module(name)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-600:]
+
+
+def test_blocks_of_a_tower_are_run_by_one_loop(trees):
+    """Only the loop calls a block; the rest hands towers to it."""
+    called = [
+        name
+        for name, (_, tree) in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Subscript)
+        and getattr(node.func.value, "attr", "") == "resblocks"
+    ]
+    assert called == []
 
 
 def test_the_detector_has_one_backward_pass(trees):

@@ -29,11 +29,11 @@ from evaluation.photographs.scorer import PhotographScorer, load_scorer
 from evaluation.photographs.subject import Subject
 from evaluation.photographs.views import Unreadable
 from files.command import REFUSED
-from files.logs import open_logger
+from files.logs import PROGRAM, open_logger
 from model.settings import option
 from run_folder.session import declare_datasets
 from run_folder.settings import Settings
-from utils import LOGGER, choose_device, close_logger, on_terminal, setup_seed
+from utils import choose_device, close_logger, on_terminal, setup_seed
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def calibrate(settings: Settings) -> int:
     checkpoint = checked_checkpoint(settings)
     choose_device(settings.run.device)
     setup_seed(settings.run.seed, settings.run.fast)
-    logger = open_logger(LOGGER)
+    logger = open_logger(PROGRAM)
     try:
         for note in notes:
             logger.info("%s", note)

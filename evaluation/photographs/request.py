@@ -1,7 +1,7 @@
 """What predict.py and calibrate.py are asked to score and with what: flags, checked before weights are looked for."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ from model.settings import option
 from run_folder.kinds import find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run
-from run_folder.settings import Settings, worker_count
+from run_folder.settings import DataSettings, RunSettings, Settings
+
+
+def as_in(group: type, name: str) -> Any:
+    """The flag of this name as another command's group declares it: default, help and all."""
+    (one,) = (one for one in fields(group) if one.name == name)
+    return field(default=one.default, metadata=one.metadata)
 
 
 @dataclass(frozen=True)
@@ -40,20 +46,18 @@ class ClassSettings:
     """data"""
 
     dataset: str | None = option(None, "data set whose class --class_name is, where several have it")
-    dataset_config: str | None = option(None, "JSON/YAML file that declares own datasets")
-    real_names: str | None = option(None, "JSON/YAML file {dataset: {class: real name}} of prompt names")
+    dataset_config: str | None = as_in(DataSettings, "dataset_config")
+    real_names: str | None = as_in(DataSettings, "real_names")
 
 
 @dataclass(frozen=True)
 class ProcessSettings:
     """run"""
 
-    seed: int = option(111, "seed of what a loaded network overwrites")
-    device: str | None = option(None, "torch device; default CUDA if there, else CPU")
-    workers: int = option(
-        0, "processes that read, and threads that draw; auto: one less than the cores", type=worker_count
-    )
-    fast: bool = option(False, "kernels that a GPU may round otherwise in the next run")
+    seed: int = as_in(RunSettings, "seed")
+    device: str | None = as_in(RunSettings, "device")
+    workers: int = as_in(RunSettings, "workers")
+    fast: bool = as_in(RunSettings, "fast")
 
 
 def groups(own: type) -> dict[str, type]:
