@@ -54,7 +54,7 @@ class ClassSettings:
 class ProcessSettings:
     """run"""
 
-    seed: int = as_in(RunSettings, "seed")
+    seed: int = option(111, "seed of what a loaded network overwrites")
     device: str | None = as_in(RunSettings, "device")
     workers: int = as_in(RunSettings, "workers")
     fast: bool = as_in(RunSettings, "fast")
