@@ -30,6 +30,7 @@ MAY_IMPORT = {  # room: rooms it may import, beside itself
     "demo_world": ("files", "dataset"),
     "tiny_clip": ("files", "demo_world"),
     "utils": ("files",),
+    "visualization": ("files",),
     "forward_utils": ("files", "metrics", "model", "dataset"),
     "forward_utils_cross_attention": ("model", "dataset", "forward_utils"),
     "run_folder": ("files", "model", "dataset", "forward_utils", "forward_utils_cross_attention", "utils"),

@@ -109,6 +109,13 @@ def test_names_from_before_still_run(name, flag):
     assert ran.stdout.startswith("usage:") and flag in ran.stdout
 
 
+def test_pictures_can_be_imported_by_their_name_from_before():
+    import visualization
+    from files import pictures
+
+    assert visualization.heatmap is pictures.heatmap and visualization.visualize is pictures.visualize
+
+
 def test_a_command_runs_in_this_process_and_its_error_is_raised_here(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image_adapter\.pth"):
         commands.run_command("test.py", ["--save_path", str(tmp_path), "--device", "cpu"])
