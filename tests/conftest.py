@@ -1,5 +1,6 @@
 """One tiny random CLIP, four images and an MVTec-layout folder: all tests run on, no network, data or GPU."""
 
+import copy
 import json
 import logging
 import socket
@@ -57,6 +58,19 @@ def deterministic_mode_ends_with_the_test():
     """`setup_seed` switches all of torch; the next test starts from the defaults."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """A test may declare datasets and real names: they end with it."""
+    from dataset import constants
+
+    names = ("REAL_NAMES", "CLASS_NAMES", "DOMAINS", "DATA_PATH", "METADATA_FILES")
+    before = {name: copy.deepcopy(getattr(constants, name)) for name in names}
+    yield
+    for name, content in before.items():
+        getattr(constants, name).clear()
+        getattr(constants, name).update(content)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from PIL import Image
 import calibrate
 import predict
 import train_cross_attention
-from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES
 from evaluation import load_scorer
 from evaluation.photographs import command, results
 from evaluation.photographs.command import GROUPS
@@ -22,16 +21,6 @@ from run_folder.flags import parse
 
 TURNED = "por<b>trait.jpg"  # stored 60 x 40, seen 40 x 60
 SIZES = {"wide.png": (90, 34), TURNED: (40, 60), "sub/small.bmp": (20, 24)}
-
-
-@pytest.fixture(autouse=True)
-def registries_are_put_back():
-    """A subject is registered for its process."""
-    before = [(registry, dict(registry)) for registry in (CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES)]
-    yield
-    for registry, content in before:
-        registry.clear()
-        registry.update(content)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from PIL import Image
 from dataset import check
 from dataset.check.__main__ import main
 from dataset.check.pixels import digest_of
-from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES
 from dataset.findings import KINDS
 
 SIZE = 48
@@ -76,10 +75,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path):
-    yield World(tmp_path)
-    for registry in (CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES):
-        for name in ("Own", "Other"):
-            registry.pop(name, None)
+    return World(tmp_path)
 
 
 def test_a_clean_data_set_has_no_findings_and_status_0(world, capsys):

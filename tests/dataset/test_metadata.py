@@ -1,6 +1,5 @@
 """Metadata rows, few-shot choice and the user's own datasets: dataset.jsonl, paths, few_shot, custom, constants."""
 
-import copy
 import json
 import logging
 import unicodedata
@@ -36,17 +35,6 @@ def root(tmp_path):
         path.parent.mkdir(parents=True)
         Image.new("L", (6, 5), 255).save(path)
     return tmp_path / "data"
-
-
-@pytest.fixture
-def registries():
-    """The registries may be changed: what a test adds is gone after it."""
-    names = ("REAL_NAMES", "CLASS_NAMES", "DOMAINS", "DATA_PATH", "METADATA_FILES")
-    before = {name: copy.deepcopy(getattr(constants, name)) for name in names}
-    yield
-    for name, content in before.items():
-        getattr(constants, name).clear()
-        getattr(constants, name).update(content)
 
 
 def load(root, *lines):

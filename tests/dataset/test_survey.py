@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dataset import get_dataset, register_dataset
-from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES
 from dataset.image_files import Reading
 from dataset.jsonl import Sample
 from dataset.mask_values import UPSTREAM
@@ -25,9 +24,7 @@ def own(tmp_path):
         register_dataset("Own", "own", "Industrial", {"ring": "ring"}, tmp_path / "own" / "rows.jsonl")
         return tmp_path
 
-    yield declare
-    for registry in (CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES):
-        registry.pop("Own", None)
+    return declare
 
 
 def save(path, size=(16, 12), orientation=None, value=90):

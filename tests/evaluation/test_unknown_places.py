@@ -16,7 +16,6 @@ import train
 from comparison.gallery import draw_row
 from comparison.replicates import image_weights, weighted_metrics
 from dataset import get_dataset, register_dataset
-from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES
 from evaluation.picture_scores import picture_scores
 from evaluation.results import format_table
 from evaluation.scores import class_scores, digest, read_scores
@@ -25,16 +24,6 @@ from forward_utils import calculate_seg_loss
 from metrics import class_metrics, fused_image_score, metrics_eval, table_row
 from synthesis.make_triptychs import main as make_triptychs
 from training.stages import image_stage_loss, text_stage_loss
-
-
-@pytest.fixture(autouse=True)
-def registries_are_as_before():
-    registries = (CLASS_NAMES, DATA_PATH, DOMAINS, METADATA_FILES, REAL_NAMES)
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, content in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(content)
 
 
 @pytest.fixture

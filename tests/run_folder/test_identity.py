@@ -60,15 +60,6 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def registries_are_put_back(monkeypatch):
-    """Data sets of these tests end with them."""
-    for name in ("REAL_NAMES", "CLASS_NAMES", "DOMAINS", "DATA_PATH", "METADATA_FILES"):
-        registry = getattr(constants, name)
-        for key in [key for key in registry if key == "Own"]:
-            monkeypatch.delitem(registry, key)
-
-
 @pytest.fixture(scope="module")
 def command(world, data):
     """Function (script, folder, *flags) that runs train.py, train_cross_attention.py or test.py on Own."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataset.constants import CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES
+from dataset.constants import REAL_NAMES
 from evaluation.photographs.drawing import labelled_heatmap, small
 from evaluation.photographs.inputs import given_pictures, names_of
 from evaluation.photographs.scorer import Joining, PhotographScorer, at_size, mask_of
@@ -11,16 +11,6 @@ from evaluation.photographs.subject import Subject, subject_of_class, subject_of
 from evaluation.photographs.tiles import TiledMap, Tiling, starts
 from evaluation.photographs.views import Place, Views
 from forward_utils import prompts_of
-
-
-@pytest.fixture(autouse=True)
-def registries_are_put_back():
-    """A subject is registered for its process."""
-    before = [(registry, dict(registry)) for registry in (CLASS_NAMES, DATA_PATH, DOMAINS, REAL_NAMES)]
-    yield
-    for registry, content in before:
-        registry.clear()
-        registry.update(content)
 
 
 @pytest.mark.parametrize("size", [(33, 32), (100, 70), (200, 33), (90, 20)])
