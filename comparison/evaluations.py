@@ -1,5 +1,6 @@
 """Evaluations of runs: making those that are missing or out of date, and reading them."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,13 +89,14 @@ def sets_now(dataset: str, flags: Sequence[str]) -> dict[str, Dataset] | None:
     Raises:
         ValueError, FileNotFoundError: they are here and their rows are not whole; the dataset is unknown.
     """
-    roots = [value for flag, value in zip(flags, flags[1:], strict=False) if flag == "--data_root"]
+    words = argparse.ArgumentParser(add_help=False)
+    words.add_argument("--data_root", help="as test.py takes it")
     try:
-        root = resolve_data_root(roots[-1] if roots else None)
+        root = resolve_data_root(words.parse_known_args(list(flags))[0].data_root)
         dataset_folder(dataset, root)
     except FileNotFoundError:
         return None
-    return get_dataset(dataset, 1, None, 0, "test", quiet_logger(), data_root=root)
+    return get_dataset(dataset, 1, None, 0, "test", quiet_logger(), data_root=root, look=False)
 
 
 def evaluate_missing(

@@ -11,6 +11,7 @@ from scipy.stats import permutation_test
 from comparison.crossed_effects import mean_of_pairs
 
 TIE = 5e-5  # smaller differences are equal in percent with two decimals
+DRAWN_AT_ONCE = 2**23  # signs; all resamples of a few units, some at a time of the images of a large test set
 LEVEL = 0.05  # of the verdict: a 95 % interval without 0 and a corrected p below it
 
 
@@ -124,6 +125,7 @@ def sign_flip_p(units: ArrayLike, random: np.random.Generator, permutations: int
         vectorized=True,
         n_resamples=permutations,
         alternative="two-sided",
+        batch=max(1, DRAWN_AT_ONCE // len(units)),
         rng=random,
     )
     return float(test.pvalue)

@@ -14,7 +14,7 @@ from run_folder.identity import prompts_identity, rows_identity, weights_digest
 from run_folder.loaded_run import LoadedRun
 from run_folder.settings import Settings
 
-AT_TEST = ("no_cross_attention",)  # of an evaluation's own flags those that change its numbers
+AT_TEST = ("no_cross_attention", "exact_pixels")  # of an evaluation's own flags those that change its numbers
 
 
 def provenance(
@@ -35,23 +35,28 @@ def provenance(
         clip: the backbone of an evaluation without a run; None where it has none.
     """
     backbone = run.model.clipmodel if run is not None else clip
-    flags = [*settings.flags(at_test=MUST_AGREE), *settings.flags(at_test=MAY_CHANGE), *AT_TEST]
-    record = settings.record()
     return {
         "model_name": settings.model.model_name,
         "img_size": settings.model.img_size,
         "domain": domain,
         "kind": kind,
-        "settings": run.stored if run is not None else record,
+        "settings": run.stored if run is not None else settings.record(),
         "run": run.identity.run if run is not None else None,
         "checkpoints": run.files if run is not None else {},
         "weights_sha256": weights_of(run) if run is not None else None,
         "backbone": backbone.source._asdict() if backbone is not None and backbone.source else None,
         "rows": tested_rows(test_sets.values()),
         "prompts_sha256": prompts_sha256(settings.data.dataset),
-        "tested_with": {flag: record[flag] for flag in flags if flag in record},
+        "tested_with": flags_at_test(settings),
         "metrics_version": METRICS_VERSION,
     }
+
+
+def flags_at_test(settings: Settings) -> dict[str, Any]:
+    """{flag: value} of what moves an evaluation's numbers beside the files."""
+    flags = [*settings.flags(at_test=MUST_AGREE), *settings.flags(at_test=MAY_CHANGE), *AT_TEST]
+    record = settings.record()
+    return {flag: record[flag] for flag in flags if flag in record}
 
 
 def weights_of(run: LoadedRun) -> str:

@@ -36,7 +36,8 @@ def step_where(optimizer: torch.optim.Optimizer, sound: Tensor) -> None:
     optimizer.step()
     for key, now in moving(optimizer, sound.device):
         # A state that this step has made starts at zero, as Adam's moments do.
-        torch.where(sound, now, before.get(key, torch.zeros_like(now)), out=now)
+        old = before.get(key)
+        torch.where(sound, now, torch.zeros_like(now) if old is None else old, out=now)
 
 
 def moving(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[tuple[tuple, Tensor]]:

@@ -83,34 +83,55 @@ def begin_run(
         wanted = wanted._replace(run=wanted.run or found.run)
         if found.text is not None:
             text_of[path] = found.text
+    path = Path(settings.run.save_path) / EPOCH_FILE
+    begun = begun_epoch(path)
+    if begun is not None:  # of a run stopped in its first epoch the only file
+        stage = "text" if "text" in begun["stage_file"] else "image"
+        check_same_run(begun.get("settings"), settings, path, may_be_extended(stage, settings, extendable))
+        unchecked += [f"{words} ({path.name})" for words in compare_identity(path, begun, wanted)]
+        wanted = wanted._replace(run=wanted.run or identity_in(begun).run)
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
-    run = wanted.run or run_in_progress(Path(settings.run.save_path)) or new_run_id()
-    identity = wanted._replace(run=run)
+    identity = wanted._replace(run=wanted.run or new_run_id())
     return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
 
 
-def run_in_progress(folder: Path) -> str | None:
-    """The run that a folder's state inside an epoch is of: the only file of a run stopped in its first epoch."""
+def begun_epoch(path: Path) -> dict[str, Any] | None:
+    """A run's state inside an epoch, None without one that is intact: a damaged one costs that epoch and no more."""
     try:
-        return identity_in(load_checkpoint(folder / EPOCH_FILE)).run
-    except (FileNotFoundError, DamagedFile):
+        return load_checkpoint(path) if path.is_file() else None
+    except DamagedFile:
         return None
 
 
 def files_of_stages(kind: RunKind, folder: Path) -> Iterator[tuple[str, Path]]:
     """(stage, its checkpoint) of those that a run's folder holds, in the order of training.
 
-    Of a feedback run its last finished loop's file, and those of the loop it is in.
+    Of a feedback run its last finished loop's intact file, and those of the loops behind, which are made (again).
     """
     if kind is FEEDBACK:
-        finished = finished_loops(folder)
+        finished = [path for _, path in finished_loops(folder)]
+        loops = range(1, len(finished) + 2)
+        while finished and not is_intact(finished[-1]):
+            finished.pop()
         own = [
-            (stage, loop_file(folder, len(finished) + 1, f"{stage}_adapter")) for stage in ("text", "image")
+            (stage, loop_file(folder, loop, f"{stage}_adapter"))
+            for loop in loops
+            if loop > len(finished)
+            for stage in ("text", "image")
         ]
-        files = [*(("image", path) for _, path in finished[-1:]), *own]
+        files = [*(("image", path) for path in finished[-1:]), *own]
     else:
         files = [("text", folder / kind.text_file), ("image", folder / f"{kind.image_prefix}.pth")]
     return ((stage, path) for stage, path in files if path.is_file())
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint can be read."""
+    try:
+        load_checkpoint(path)
+    except DamagedFile:
+        return False
+    return True
 
 
 def may_be_extended(

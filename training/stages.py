@@ -153,9 +153,6 @@ def run_stage(
     Args:
         record: written into its files.
         origins: of training.base_weights.load_base.
-
-    Raises:
-        ValueError: 0 epochs in a folder that holds the stage's file.
     """
     training, name = session.settings.training, stage.name
     epochs = getattr(training, f"{name}_epoch")
@@ -164,10 +161,6 @@ def run_stage(
     if name == "image":
         milestones = session.settings.corrections.milestones
         scheduler = image_schedule(milestones, optimizer, epochs, len(loader))
-    if epochs == 0 and stage.file.exists():
-        raise ValueError(
-            f"--{name}_epoch 0 in {stage.file.parent}, which holds a {stage.file.name}: choose another --save_path"
-        )
     state = TrainState(name, stage.modules, optimizer, scheduler)
     plan = StagePlan(epochs, log_every=training.log_every)
     return continue_stage(session, stage, state, step_loss, loader, plan, record=record, origins=origins)
@@ -189,7 +182,7 @@ def continue_stage(
     Args:
         origins: of training.base_weights.load_base, or what else a fresh stage's weights are said to come from.
     """
-    keeper = resume_in_epoch(session, stage, state, record)
+    keeper = resume_in_epoch(session, stage, state, record, plan.epochs)
     summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
     if session.left_out is not None:
         session.left_out.before(state.history)
@@ -208,13 +201,16 @@ def continue_stage(
         )
 
 
-def resume_in_epoch(session: Session, stage: Stage, state: TrainState, record: Record) -> EpochKeeper:
-    """Put a stage where its files left it, inside an epoch if one had begun; returns who keeps its epochs."""
+def resume_in_epoch(
+    session: Session, stage: Stage, state: TrainState, record: Record, epochs: int
+) -> EpochKeeper:
+    """Put a stage where its files left it, inside an epoch if one of its `epochs` had begun; returns who keeps them."""
     training, source = session.settings.training, stage.model.clipmodel.source
     file = EpochFile(stage.file, record)
     keeper = EpochKeeper(file, training.save_every_steps, training.save_every_minutes, session.signals)
     resume_stage(stage.file, state, session, stage.extendable, source)
-    keeper.begun = file.resume(state, session, stage.extendable, source)
+    if state.epoch < epochs:  # else what had begun belongs to a longer stage
+        keeper.begun = file.resume(state, session, stage.extendable, source)
     return keeper
 
 

@@ -16,6 +16,7 @@ from dataset.image_files import Header, Reading
 from dataset.jsonl import Sample, read_rows
 from dataset.paths import DataFolder
 from dataset.survey import are_drawn_as_stored, header_findings, headers_of, row_findings
+from files.cells import plain
 
 LARGE = 64_000_000  # pictures of more pixels are decoded one at a time
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")  # folders that name one
@@ -155,7 +156,7 @@ def table(findings: Sequence[Finding]) -> str:
     lines += [f"{KINDS[kind][0]:8}{len(own):6}  {kind}: {KINDS[kind][1]}" for kind, own in kinds.items()]
     for kind, own in kinds.items():
         lines += ["", f"{kind} ({len(own)})"]
-        lines += [f"  {one.file}  {one.text}" for one in own[:SHOWN]]
+        lines += [f"  {plain(one.file)}  {plain(one.text)}" for one in own[:SHOWN]]
         if len(own) > SHOWN:
             lines.append(f"  … and {len(own) - SHOWN} more: --json FILE has them all")
     return "\n".join(lines)

@@ -83,7 +83,8 @@ def _check(args: argparse.Namespace, logger: logging.Logger) -> int:
     if args.json:
         write_text(Path(args.json), as_json(content))
     if findings:
-        logger.info("%s", table(findings))
+        for line in table(findings).split("\n"):
+            logger.info("%s", line)
     logger.info(
         "%s: %d images, %d masks, %d problems, %d notes",
         ", ".join(args.dataset),

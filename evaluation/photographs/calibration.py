@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy.stats import beta
 
-from dataset.jsonl import parse_rows
+from dataset.jsonl import read_rows
 from evaluation.photographs.scorer import PhotographScorer
 from evaluation.photographs.subject import Subject
 from evaluation.photographs.tiles import Tiling
@@ -84,14 +84,20 @@ def refuse_abnormal(pictures: Sequence[Path], rows_file: Path | str) -> None:
     """Refuse pictures that rows of a metadata file call anomalous; their paths are relative to the file's folder.
 
     Raises:
-        ValueError: names the first.
+        ValueError: names the first; or one that no row names, of which the rows say nothing.
     """
     folder = Path(rows_file).parent
-    abnormal = {
-        (folder / str(row.get("image_path"))).resolve(): source
-        for source, row in parse_rows(rows_file)
-        if row.get("label") == 1
+    rows = {
+        (folder / str(row.get("image_path"))).resolve(): (source, row.get("label"))
+        for source, row in read_rows(rows_file)
     }
+    unnamed = [path for path in pictures if path.resolve() not in rows]
+    if unnamed:
+        raise ValueError(
+            f"{rows_file}: no row names {len(unnamed)} of {len(pictures)} pictures, such as {unnamed[0]}; "
+            "image_path is taken relative to the file's folder: put the file there, or leave --rows away"
+        )
+    abnormal = {path: source for path, (source, label) in rows.items() if label == 1}
     found = [path for path in pictures if path.resolve() in abnormal]
     if found:
         raise ValueError(
@@ -110,6 +116,7 @@ def what_is_scored(scorer: PhotographScorer, subject: Subject, tiling: Tiling | 
         "tile": None if tiling is None else tiling.overlap,
         "files": scorer.origin.get("files", {}),
         "backbone": scorer.origin.get("backbone"),
+        "tested_with": scorer.origin.get("tested_with", {}),
     }
 
 

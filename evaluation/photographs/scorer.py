@@ -22,6 +22,7 @@ from torch import Tensor
 from evaluation.photographs.subject import Subject, subject_of_text
 from evaluation.photographs.tiles import TiledMap, Tiling
 from evaluation.photographs.views import Batch, Place, Unreadable, Views, batches, collated, read_photograph
+from evaluation.provenance import flags_at_test
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from files.logs import quiet_logger
 from metrics import unnormalised_score_of_peak
@@ -267,7 +268,12 @@ def load_scorer(
         where = choose_device(device or settings.run.device)
         clip = create_backbone(settings, where, logger)
         img_size = settings.model.img_size
-        origin = {"kind": "raw CLIP", "backbone": clip.source.sha256, "model_name": settings.model.model_name}
+        origin = {
+            "kind": "raw CLIP",
+            "backbone": clip.source.sha256,
+            "model_name": settings.model.model_name,
+            "tested_with": flags_at_test(settings),
+        }
         return PhotographScorer(
             lambda name: raw_clip_scorer(clip, name, img_size), img_size, where, origin=origin
         )
@@ -279,6 +285,7 @@ def load_scorer(
         "files": loaded.files,
         "backbone": loaded.model.clipmodel.source.sha256,
         "model_name": loaded.settings.model.model_name,
+        "tested_with": flags_at_test(loaded.settings),
     }
     return PhotographScorer(
         lambda name: scorer_of(loaded, name),

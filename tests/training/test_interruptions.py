@@ -259,6 +259,38 @@ def test_a_save_inside_an_epoch_of_a_run_with_other_flags_is_refused(start, monk
         start(train, "run", "--seed", "5")
 
 
+@pytest.mark.bit_equality
+def test_a_stage_that_has_its_epochs_does_not_go_into_an_epoch_of_a_longer_one(start, whole, monkeypatch):
+    epochs = int(SCRIPTS[train][0][SCRIPTS[train][0].index("--text_epoch") + 1])
+    start(train, "run", "--image_epoch", "0")
+    with monkeypatch.context() as patched:
+        at_step(patched, 2, send(signal.SIGTERM))
+        stopped(start, train, "run", "--image_epoch", "0", "--text_epoch", str(epochs + 1))
+    assert (start.folder / EPOCH_FILE).exists()
+    assert_as_never_stopped(train, start(train, "run"), start, whole)
+
+
+def test_flags_that_the_state_inside_an_epoch_refuses_train_nothing_before(start, monkeypatch):
+    with monkeypatch.context() as patched:
+        at_step(patched, PER_EPOCH + 2, send(signal.SIGTERM))  # in stage 2's first epoch
+        stopped(start, train, "run")
+    before = (start.folder / "text_adapter.pth").read_bytes()
+    with pytest.raises(
+        RuntimeError, match=f"{EPOCH_FILE} belongs to a run with other settings: --text_epoch"
+    ):
+        start(train, "run", "--text_epoch", "7")
+    assert (start.folder / "text_adapter.pth").read_bytes() == before
+
+
+@pytest.mark.bit_equality
+def test_a_damaged_last_loop_is_made_again(start, whole):
+    script = train_cross_attention_feedback
+    folder = start(script, "run")
+    for name in ("loop_2_final.pth", "final_model.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+    assert_as_never_stopped(script, start(script, "run"), start, whole)
+
+
 def test_minutes_are_counted_from_the_epochs_begin_or_the_last_save(start, monkeypatch):
     saves, now, save = [], [0.0], engine.EpochKeeper.after_step
     monkeypatch.setattr("training.epoch.time.monotonic", lambda: now[0])

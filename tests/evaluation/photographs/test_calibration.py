@@ -77,3 +77,5 @@ def test_pictures_that_rows_call_anomalous_are_refused(tmp_path):
     refuse_abnormal([tmp_path / "a.png"], rows)
     with pytest.raises(ValueError, match="1 of 2 pictures are anomalous"):
         refuse_abnormal([tmp_path / "a.png", tmp_path / "b.png"], rows)
+    with pytest.raises(ValueError, match="no row names 1 of 2 pictures, such as .*c.png"):
+        refuse_abnormal([tmp_path / "a.png", tmp_path / "c.png"], rows)
