@@ -32,13 +32,13 @@ def look_at_files(
         the reading, with `as_stored` where the masks of turned pictures turn out to be drawn on the stored pixels.
 
     Raises:
-        ValueError: files that no run can read, or masks of other sizes than their images; up to five are named.
+        ValueError: files that no run can read, or masks of other sizes than their images; PROBLEMS_SHOWN are named.
     """
     headers = headers_of(samples)
     reading = reading._replace(as_stored=are_drawn_as_stored(samples, headers))
     findings = [*header_findings(samples, headers, reading), *row_findings(samples, training)]
-    stopping = STOPPING if reading.masks == UPSTREAM else STOPPING | {"sizes differ"}
-    stops = [one.text for one in findings if one.kind in stopping]
+    united = {sample.source for sample in samples if len(sample.mask_paths) > 1}
+    stops = [one.text for one in findings if one.kind in STOPPING or _sizes_stop(one, reading, united)]
     if stops:
         more = [f"… and {len(stops) - PROBLEMS_SHOWN} more files"] if len(stops) > PROBLEMS_SHOWN else []
         raise ValueError("\n".join(stops[:PROBLEMS_SHOWN] + more))
@@ -48,6 +48,11 @@ def look_at_files(
         level = logging.WARNING if own[0].is_problem or kind == "EXIF orientation" else logging.INFO
         logger.log(level, "%s: %s", dataset_name, one_line(kind, own))
     return reading
+
+
+def _sizes_stop(finding: Finding, reading: Reading, united: set[str]) -> bool:
+    """Whether a mask of another size ends a run: not where AA-CLIP resizes a single one by itself."""
+    return finding.kind == "sizes differ" and (reading.masks != UPSTREAM or finding.source in united)
 
 
 def how(reading: Reading) -> tuple[str, str]:

@@ -26,7 +26,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """tests/test_feedback_recipes.py draws one."""
+    """tests/training/test_feedback_recipes.py draws one."""
     monkeypatch.setattr(feedback, "draw_curves", lambda path, loops: None)
 
 

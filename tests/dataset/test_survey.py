@@ -211,3 +211,12 @@ def test_only_the_first_of_many_lost_defects_are_named(own, caplog, monkeypatch)
     assert (
         caplog.text.count("label is 1 but mask") == 3 and caplog.text.count("further masks of this kind") == 1
     )
+
+
+def test_one_of_several_masks_of_another_size_stops_the_run_under_every_reading(tmp_path):
+    fits, other = sample(tmp_path, 0, (16, 12)), sample(tmp_path, 1, (9, 9))
+    several = fits._replace(more_masks=(other.mask_path,))
+    with pytest.raises(ValueError, match="9x9 pixels and its image is 16x12"):
+        look_at_files([several], "Own", Reading(UPSTREAM), logging.getLogger("test"))
+    alone = fits._replace(mask_path=other.mask_path)
+    assert look_at_files([alone], "Own", Reading(UPSTREAM), logging.getLogger("test"))

@@ -108,7 +108,7 @@ def corrupt_runs(bench: Bench) -> Iterator[tuple[str, Callable]]:
             for number in range(bench.size(5, 1)):
                 yield (
                     f"test.py: {name}, bit {number}",
-                    partial(test_refuses, world, spoilt, name, data, number),
+                    partial(test_refuses, world, spoilt, name, data, number, wanted),
                 )
 
 
@@ -117,8 +117,11 @@ def try_some(read: Callable, data: bytes, numbers: range) -> Counter:
     return read(mutated(data, number)[0] for number in numbers)
 
 
-def test_refuses(world: Any, folder: Path, name: str, data: bytes, number: int) -> str:
-    """test.py of a run with one bit flipped inside a tensor names the file and leaves no metrics.json."""
+def test_refuses(
+    world: Any, folder: Path, name: str, data: bytes, number: int, wanted: dict[str, bytes]
+) -> str:
+    """test.py of a run with one bit flipped inside a tensor names the file and leaves no metrics.json; a bit that
+    nothing reads leaves the `wanted` tensors."""
     at = data.index(b"/data/0") + 64 + number  # inside the first tensor's record or its padding
     middle = flipped(data, 8 * (at + len(data) // 3))
     (folder / name).write_bytes(middle)
@@ -128,7 +131,8 @@ def test_refuses(world: Any, folder: Path, name: str, data: bytes, number: int) 
         ended = run(world.testing(folder), folder)
         assert not (folder / "metrics.json").exists(), "numbers were written"
         return assert_refused(ended, name)
-    return "right"  # a bit that nothing reads
+    assert run_bits(folder) == wanted, "it was used silently"
+    return "right"
 
 
 def run_bits(folder: Path) -> dict[str, bytes]:
