@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical  # a process for every core, a thread for every process
 GOLDEN = tests/parity/golden_seed7.npz
 TOOLS = $(VENV)/tools/bin
 LOCK = $(TOOLS)/uv pip compile --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url --quiet \
@@ -31,14 +32,14 @@ datasets: $(VENV)/demo.installed  ## install and unpack ELPV and Textile, real a
 	$(BIN)/python -m dataset.prepare --dataset Textile --data_root data --overwrite
 
 test: $(VENV)/dev.installed  ## install, run the quick tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/dev.installed  ## the exhaustive sets
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-bits: $(VENV)/dev.installed  ## the claims of bit equality once more, on torch's kernels for other processors
-	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "bit_equality and not slow"
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "bit_equality and not slow"
+	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "bit_equality and not slow"
+	ATEN_CPU_CAPABILITY=default $(PYTEST) -m "bit_equality and not slow"
 
 test-reliability: $(VENV)/dev.installed  ## faults injected into everything that is read and written; counts under results/reliability/
 	$(BIN)/python tests/reliability.py
