@@ -35,7 +35,7 @@ test: $(VENV)/dev.installed  ## install, run the quick tests
 	$(PYTEST)
 
 test-slow: $(VENV)/dev.installed  ## the exhaustive sets
-	$(PYTEST) -m slow
+	$(BIN)/python -m pytest -m slow
 
 test-bits: $(VENV)/dev.installed  ## the claims of bit equality once more, on torch's kernels for other processors
 	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "bit_equality and not slow"
