@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 POWER = 0.8  # of the smallest effect that a study could have shown
 ENOUGH_SEEDS = 3  # to speak about other seeds
@@ -31,7 +31,7 @@ class MeanOfPairs(NamedTuple):
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided interval of the mean at a level between 0 and 1; (value, value) where nothing varies."""
-        half = max(stats.t.ppf(0.5 + level / 2, freedom) * error for error, freedom in self.spreads)
+        half = max(scipy.stats.t.ppf(0.5 + level / 2, freedom) * error for error, freedom in self.spreads)
         return self.value - float(half), self.value + float(half)
 
     def p(self) -> float:
@@ -41,7 +41,7 @@ class MeanOfPairs(NamedTuple):
         distances = [
             (abs(self.value) / error if error else math.inf, freedom) for error, freedom in self.spreads
         ]
-        return float(max(2 * stats.t.sf(distance, freedom) for distance, freedom in distances))
+        return float(max(2 * scipy.stats.t.sf(distance, freedom) for distance, freedom in distances))
 
     def detectable(self, level: float = 0.05, power: float = POWER) -> float:
         """The smallest true mean that a study with this spread shows at `level` with a probability of `power`."""
@@ -95,8 +95,10 @@ def mean_of_pairs(differences: ArrayLike) -> MeanOfPairs | None:
 
 def _shift(freedom: float, level: float, power: float) -> float:
     """By how many standard errors a true mean must differ from 0 to be found with a probability of `power`."""
-    critical = stats.t.ppf(1 - level / 2, freedom)
+    critical = scipy.stats.t.ppf(1 - level / 2, freedom)
     # The far tail's share is below a thousandth of the level here.
     return float(
-        optimize.brentq(lambda shift: power - stats.nct.sf(critical, freedom, shift), 0, 10 * critical)
+        scipy.optimize.brentq(
+            lambda shift: power - scipy.stats.nct.sf(critical, freedom, shift), 0, 10 * critical
+        )
     )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.stats import permutation_test
 
 from comparison.crossed_effects import mean_of_pairs
 
@@ -118,7 +118,7 @@ def sign_flip_p(units: ArrayLike, random: np.random.Generator, permutations: int
     units = np.asarray(units, dtype=np.float64)
     if len(units) == 1:
         return 1.0  # both signs are equally extreme; scipy asks for two observations
-    test = permutation_test(
+    test = scipy.stats.permutation_test(
         (units,),
         np.mean,
         permutation_type="samples",

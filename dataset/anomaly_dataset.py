@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transform
 
 from dataset.augmentation import jitter_colour, move_together
 from dataset.image_files import Reading, read_pair
 from dataset.jsonl import Sample
 from dataset.randomness import keyed_generator
 from files.logs import quiet_logger
+from files.normalisation import CLIP_MEAN, CLIP_STD
 
 UNLABELLED = -1  # stands for no label in batches
 WARNED = 20  # samples without a defect pixel that are named, per process
@@ -134,12 +132,18 @@ class BaseDataset(Dataset):
 
 def image_tensor(picture: Image.Image, img_size: int) -> torch.Tensor:
     """An RGB picture as networks see it: [3, S, S], resized bicubic, normalised with CLIP's mean and deviation."""
+    from torchvision.transforms import InterpolationMode  # here, because importing it takes a second
+    from torchvision.transforms import functional as transform
+
     picture = transform.resize(picture, [img_size, img_size], InterpolationMode.BICUBIC)
-    return transform.normalize(transform.to_tensor(picture), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    return transform.normalize(transform.to_tensor(picture), CLIP_MEAN, CLIP_STD)
 
 
 def resize_mask(anomalous: np.ndarray, img_size: int) -> torch.Tensor:
     """A mask [height, width] bool as it is trained and tested on: [1, S, S] float 0/1, nearest."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
     mask = torch.from_numpy(anomalous.astype(np.float32))[None]
     return transform.resize(mask, [img_size, img_size], InterpolationMode.NEAREST)
 

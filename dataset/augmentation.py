@@ -2,8 +2,6 @@
 
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transform
 
 JITTER_PROBABILITY = 0.7
 JITTER_STRENGTH = 0.5  # factors are drawn from [1 - strength, 1 + strength]
@@ -14,6 +12,8 @@ MAX_TRANSLATION = 0.15  # of the side, both ways
 
 def jitter_colour(image: Image.Image, generator: torch.Generator) -> Image.Image:
     """Brightness, contrast and saturation in this order, each applied with its own probability of 0.7."""
+    from torchvision.transforms import functional as transform  # here, because importing it takes a second
+
     for adjust in (transform.adjust_brightness, transform.adjust_contrast, transform.adjust_saturation):
         applied = _chance(JITTER_PROBABILITY, generator)
         factor = _uniform(1 - JITTER_STRENGTH, 1 + JITTER_STRENGTH, generator)
@@ -30,6 +30,9 @@ def move_together(
     `image` [3, S, S] is normalised already, so the fill of 0 is CLIP's mean colour; `mask` [1, S, S] is 0/1 and stays
     so, because pixels are only ever moved (nearest). Returns (image, mask) of the same shapes.
     """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
     stacked = torch.cat([image, mask])  # [4, S, S]
     height, width = stacked.shape[-2:]
     nearest = InterpolationMode.NEAREST

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +16,7 @@ from files.pictures import overlay, sheet, to_picture, write_png
 from forward_utils import class_tokens
 from forward_utils_cross_attention import TextContext
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.tokenizer import word_tokenizer
 from run_folder.loaded_run import LoadedRun
 from run_folder.settings import Settings
 
@@ -30,7 +30,7 @@ def word_rows(tokens: Tensor, word: str) -> list[tuple[int, int]]:
     Raises:
         ValueError: no prompt has the word.
     """
-    pieces = open_clip.get_tokenizer("ViT-L-14").encode(word)
+    pieces = word_tokenizer().encode(word)
     rows_of_word = []
     for prompt, row in enumerate(tokens.tolist()):
         for start in range(len(row) - len(pieces) + 1):
@@ -66,7 +66,7 @@ def image_to_text(
     """
     x = model.attending_tokens(image[None])[:, patch + 1 : patch + 2]  # CLS stands first
     weights = model.image_cross_attn.attention_map(x, context.seen)[0, 0]
-    decoder, shares = open_clip.get_tokenizer("ViT-L-14").decoder, {}
+    decoder, shares = word_tokenizer().decoder, {}
     for token, weight in zip(tokens.flatten()[context.real].tolist(), weights.tolist(), strict=True):
         text = decoder[token].replace("</w>", "")
         shares[text] = shares.get(text, 0.0) + weight

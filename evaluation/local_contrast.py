@@ -6,10 +6,11 @@ What it finds needs no model to be found, so every table of a model shows it bes
 from functools import cache
 
 import numpy as np
+import scipy
 import torch
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+
+from files.normalisation import CLIP_MEAN, CLIP_STD
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 SURROUNDINGS = 1 / 16  # sigma of the blur that is taken off, as a share of the image's side
@@ -48,7 +49,7 @@ class LocalContrast:
 def grey_of(image: Tensor) -> Tensor:
     """Brightness [B, 1, S, S] in [0, 1] of images normalised for CLIP [B, 3, S, S]."""
     deviation, mean, grey = (
-        image.new_tensor(values)[:, None, None] for values in (OPENAI_DATASET_STD, OPENAI_DATASET_MEAN, GREY)
+        image.new_tensor(values)[:, None, None] for values in (CLIP_STD, CLIP_MEAN, GREY)
     )
     return ((image * deviation + mean) * grey).sum(dim=1, keepdim=True)
 
@@ -62,4 +63,4 @@ def blur(maps: Tensor, sigma: float) -> Tensor:
 @cache
 def blur_matrix(side: int, sigma: float) -> Tensor:
     """[side, side] weights of a Gaussian blur of one axis; two products cost less than one kernel as wide as this."""
-    return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0, mode="mirror"))
+    return torch.from_numpy(scipy.ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="mirror"))

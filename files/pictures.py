@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from files.names import picture_names, safe_name
+from files.normalisation import CLIP_MEAN, CLIP_STD
 
 UNKNOWN_GREY = 128  # stands for a truth that nobody knows
 GAP = 4  # white pixels between the pictures of a sheet
@@ -17,9 +17,7 @@ GAP = 4  # white pixels between the pictures of a sheet
 
 def to_picture(image: Tensor) -> np.ndarray:
     """A normalised image tensor [3, S, S] as RGB bytes [S, S, 3]."""
-    pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(OPENAI_DATASET_STD) + np.array(
-        OPENAI_DATASET_MEAN
-    )
+    pixels = image.permute(1, 2, 0).cpu().numpy() * np.array(CLIP_STD) + np.array(CLIP_MEAN)
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 

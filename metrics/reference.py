@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from metrics.ranking import flat_and_finite
 
@@ -20,6 +19,12 @@ def reference_ranking_metrics(truth: ArrayLike, score: ArrayLike) -> dict[str, f
     Raises:
         ValueError: a score is not finite.
     """
+    from sklearn.metrics import (  # takes a second
+        average_precision_score,
+        precision_recall_curve,
+        roc_auc_score,
+    )
+
     truth, score = flat_and_finite(truth, score)
     if truth.all() or not truth.any():
         return {"auroc": None, "ap": None, "f1max": None}

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import open_clip
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from model.attention import BatchFirstAttention
@@ -17,17 +15,16 @@ from model.surgery import replace_attention
 from model.weights_file import WeightsSource, find_weights, load_backbone_weights
 
 CONFIGS = Path(__file__).parent / "model_configs"
-open_clip.add_model_config(CONFIGS)
 CLIP_VOCABULARY = 49408  # byte pairs of OpenAI's tokenizer
 
 
 class VisionTower(nn.Module):
     """A CLIP ViT with the parts AA-CLIP reaches for: `ln_post`, `proj`, `DAPM_replace`."""
 
-    def __init__(self, visual: VisionTransformer, autocast: torch.dtype | None = None):
+    def __init__(self, visual: nn.Module, autocast: torch.dtype | None = None):
         """
         Args:
-            visual: with a CLS token and CLS pooling.
+            visual: open_clip's VisionTransformer, with a CLS token and CLS pooling.
             autocast: dtype of the blocks' matrix products (torch.bfloat16); weights, residual stream and projections
                 stay as they are. None for the weights' own.
         """
@@ -229,6 +226,9 @@ def create_model(
 
 def _build(model_name, img_size, quick_gelu):
     """An open_clip CLIP of random weights, checked to be one this project can adapt."""
+    import open_clip  # here, because importing it takes two seconds
+
+    open_clip.add_model_config(CONFIGS)
     config = open_clip.get_model_config(model_name)
     if config is None:
         raise ValueError(
@@ -252,7 +252,9 @@ def _build(model_name, img_size, quick_gelu):
     )
     visual = getattr(model, "visual", None)
     plain_vit = (
-        isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+        isinstance(visual, open_clip.transformer.VisionTransformer)
+        and visual.pool_type == "tok"
+        and visual.attn_pool is None
     )
     if not plain_vit or getattr(model, "text_pool_type", None) != "argmax" or visual.final_ln_after_pool:
         raise ValueError(

@@ -5,7 +5,6 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from model.transfer import send
 
@@ -46,6 +45,8 @@ def score_map(logits: Tensor, img_size: int, domain: str) -> Tensor:
     Raises:
         ValueError: the domain is unknown, or there are too few patches for its blur.
     """
+    from torchvision.transforms.functional import gaussian_blur  # here, because importing it takes a second
+
     if domain not in BLUR:
         raise ValueError(f"domain {domain!r}: expected one of {sorted(BLUR)}")
     kernel, sigma = BLUR[domain]

@@ -1,9 +1,16 @@
 """CLIP's byte-pair tokenizer under AA-CLIP's public name."""
 
 from collections.abc import Iterable
+from typing import Any
 
-import open_clip
 import torch
+
+
+def word_tokenizer() -> Any:
+    """open_clip's tokenizer of OpenAI's vocabulary, with `encode` and `decoder`."""
+    import open_clip  # here, because importing it takes two seconds
+
+    return open_clip.get_tokenizer("ViT-L-14")
 
 
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
@@ -21,7 +28,7 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
         ValueError: a text needs more than `context_length` tokens and `truncate` is off.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    tokenizer = open_clip.get_tokenizer("ViT-L-14")
+    tokenizer = word_tokenizer()
     tokens = tokenizer(texts, context_length=context_length)
     if not truncate:
         for text in texts:

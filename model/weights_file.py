@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from open_clip.model import CLIP, resize_pos_embed
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained
+from torch import nn
 
 from files.atomic import sha256_of, unchanged
 from files.command import Refusal
@@ -83,10 +82,12 @@ def find_weights(
     if local is not None and local.is_file():
         return local
     looked = [f"--clip_weights (not given), {WEIGHTS_VARIABLE} (not set)"] + ([str(local)] if local else [])
-    config = get_pretrained_cfg(model_name, tag)
+    from open_clip import pretrained  # here, because importing it takes two seconds
+
+    config = pretrained.get_pretrained_cfg(model_name, tag)
     if config:
         try:
-            return Path(download_pretrained(config, cache_dir=cache_dir))
+            return Path(pretrained.download_pretrained(config, cache_dir=cache_dir))
         except (OSError, RuntimeError, ValueError) as error:
             looked.append(f"open_clip's download of {tag!r} ({type(error).__name__}: {error})")
     else:
@@ -152,14 +153,18 @@ def foreign_layout(names: Iterable[str]) -> str | None:
 
 def published_as(digest: str) -> str | None:
     """The name under which OpenAI published a file of this SHA-256; it stands in the addresses open_clip knows."""
-    for model_name, tag in list_pretrained():
-        found = re.search(r"/([0-9a-f]{64})/([^/]+)$", get_pretrained_cfg(model_name, tag).get("url") or "")
+    from open_clip import pretrained
+
+    for model_name, tag in pretrained.list_pretrained():
+        found = re.search(
+            r"/([0-9a-f]{64})/([^/]+)$", pretrained.get_pretrained_cfg(model_name, tag).get("url") or ""
+        )
         if found and found[1] == digest:
             return found[2]
     return None
 
 
-def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> WeightsSource:
+def load_backbone_weights(model: nn.Module, path: Path | str, model_name: str) -> WeightsSource:
     """Make a weight file's tensors the weights of an open_clip CLIP, strictly, resizing the image positions (bicubic).
 
     Args:
@@ -173,6 +178,8 @@ def load_backbone_weights(model: CLIP, path: Path | str, model_name: str) -> Wei
         RuntimeError: names or shapes differ from the architecture; the message lists them.
         ValueError: somebody wrote into it meanwhile.
     """
+    from open_clip.model import resize_pos_embed
+
     path = Path(path)
     with unchanged(path, same_name=True):
         state = read_state_dict(path)
@@ -201,7 +208,7 @@ def _as_weight(value):
     return value if alone else value.clone()
 
 
-def check_architecture(state: dict[str, torch.Tensor], model: CLIP, path: Path, model_name: str) -> None:
+def check_architecture(state: dict[str, torch.Tensor], model: nn.Module, path: Path, model_name: str) -> None:
     """Raises RuntimeError unless {name: tensor} has the model's names and shapes; the message lists what differs."""
     want = model.state_dict()
     problems = [f"{name} is missing" for name in want if name not in state]

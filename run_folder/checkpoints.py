@@ -3,12 +3,12 @@
 import random
 import re
 from collections.abc import Callable
+from importlib import metadata
 from logging import Logger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from torch import nn
 
@@ -162,7 +162,11 @@ def load_module(module: nn.Module, state: dict[str, torch.Tensor], path: Path | 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide a run's numbers."""
     # torch's version is an object of its own kind, which a safe load refuses
-    return {"torch": str(torch.__version__), "open_clip": open_clip.__version__, "numpy": np.__version__}
+    return {
+        "torch": str(torch.__version__),
+        "open_clip": metadata.version("open_clip_torch"),
+        "numpy": np.__version__,
+    }
 
 
 def rng_state() -> dict[str, Any]:

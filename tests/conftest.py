@@ -50,7 +50,7 @@ def no_network_and_no_users_files(monkeypatch):
     for variable in ("AACLIP_CLIP_WEIGHTS", "AACLIP_DATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr("model.weights_file.download_pretrained", refuse)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import beta
+import scipy
 
 from dataset.jsonl import read_rows
 from evaluation.photographs.scorer import PhotographScorer
@@ -58,7 +58,7 @@ def calibrated(scores: Sequence[float], false_positive_rate: float) -> Calibrati
     rank = count + 1 - above
     exceeded = sorted(scores)[rank - 1]
     tails = (1 - COVERAGE) / 2, (1 + COVERAGE) / 2
-    low, high = (float(end) for end in beta.ppf(tails, above, rank))
+    low, high = (float(end) for end in scipy.stats.beta.ppf(tails, above, rank))
     # whatever is above the score, not at it, is anomalous
     return Calibration(math.nextafter(exceeded, math.inf), false_positive_rate, count, (low, high))
 

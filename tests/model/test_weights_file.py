@@ -112,9 +112,11 @@ def places(monkeypatch, tmp_path, model_name):
     monkeypatch.setitem(weights_file.LOCAL_FILES, model_name, files["local"])
     monkeypatch.setenv("AACLIP_CLIP_WEIGHTS", str(files["variable"]))
     monkeypatch.setattr(
-        weights_file, "get_pretrained_cfg", lambda name, tag: {"url": tag} if tag == "openai" else {}
+        open_clip.pretrained, "get_pretrained_cfg", lambda name, tag: {"url": tag} if tag == "openai" else {}
     )
-    monkeypatch.setattr(weights_file, "download_pretrained", lambda config, cache_dir: str(files["download"]))
+    monkeypatch.setattr(
+        open_clip.pretrained, "download_pretrained", lambda config, cache_dir: str(files["download"])
+    )
     return files
 
 
@@ -141,7 +143,7 @@ def test_the_download_uses_the_given_cache(places, model_name, monkeypatch, tmp_
     monkeypatch.delenv("AACLIP_CLIP_WEIGHTS")
     places["local"].unlink()
     monkeypatch.setattr(
-        weights_file,
+        open_clip.pretrained,
         "download_pretrained",
         lambda config, cache_dir: asked.append((config, cache_dir)) or "x.pt",
     )

@@ -1,0 +1,40 @@
+"""`--help` and a wrong flag answer before the heavy libraries are imported."""
+
+import subprocess
+import sys
+
+import open_clip
+import pytest
+
+from files.normalisation import CLIP_MEAN, CLIP_STD
+
+COMMANDS = (
+    "train",
+    "train_cross_attention",
+    "train_cross_attention_feedback",
+    "test",
+    "compare",
+    "predict",
+    "calibrate",
+)
+HEAVY = (
+    "open_clip",
+    "torchvision",
+    "sklearn",
+    "transformers",
+    "diffusers",
+    "matplotlib",
+    "accelerate",
+    "scipy.stats",
+)
+
+
+def test_importing_the_commands_imports_no_library_that_takes_seconds():
+    code = f"import {', '.join(COMMANDS)}, sys; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(CLIP_MEAN, "MEAN"), (CLIP_STD, "STD")])
+def test_the_normalisation_is_open_clips(ours, theirs):
+    assert ours == getattr(open_clip, f"OPENAI_DATASET_{theirs}")
