@@ -31,7 +31,7 @@ from files.atomic import write_text
 from files.command import run_main
 from files.logs import quiet_logger
 from run_folder.checkpoints import versions
-from run_folder.flags import HelpFormatter, add_flag
+from run_folder.flags import HelpFormatter, Parser, add_flag
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
 
@@ -41,7 +41,7 @@ DATA_FLAGS = ("data_root", "dataset_config", "real_names")  # of DataSettings, h
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with"
     )

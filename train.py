@@ -59,10 +59,10 @@ def train(session: Session) -> None:
     """Both stages of a run, each from where its checkpoint left it."""
     settings, device, logger, *_ = session
     dataset, save_path = settings.data.dataset, settings.run.save_path
+    text_loader, image_loader = training_loaders(settings, logger)  # read before any weight is looked for
     clip = create_backbone(settings, device, logger)
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
-    text_loader, image_loader = training_loaders(settings, logger)
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
 

@@ -17,7 +17,7 @@ from dataset.folders import say_what_has_no_row
 from dataset.image_files import Reading
 from dataset.jsonl import Sample, check_rows, parse_rows
 from dataset.mask_values import mask_reading_of
-from dataset.paths import DataFolder, resolve_data_root
+from dataset.paths import DataFolder, require_dataset_name, resolve_data_root
 from dataset.prepare import scan
 from dataset.randomness import EpochSampler
 from dataset.survey import look_at_files
@@ -84,6 +84,7 @@ def get_dataset(
         if value not in known:
             raise ValueError(f"{option} is {value!r}: expected {' or '.join(map(str, known))}")
     logger = logger or quiet_logger()
+    require_dataset_name(dataset_name)
     root = resolve_data_root(data_root)
     reading = Reading(mask_reading_of(dataset_name, mask_reading))
     if split == "test":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, LABELS_ONLY
 from files.foreign_paths import WINDOWS, DiskNames, with_slashes
+from files.nearest import do_you_mean
 
 DATA_ROOT_VARIABLE = "AACLIP_DATA"
 
@@ -13,8 +14,8 @@ def require_dataset_name(dataset_name: str) -> None:
     """Raise ValueError listing the known datasets if `dataset_name` is none of them."""
     if dataset_name not in DATA_PATH:
         raise ValueError(
-            f"unknown dataset {dataset_name!r}: known are {', '.join(DATA_PATH)}; "
-            "add your own with --dataset_config FILE"
+            f"unknown dataset {dataset_name!r}{do_you_mean(dataset_name, DATA_PATH)}: known are "
+            f"{', '.join(DATA_PATH)}; add your own with --dataset_config FILE"
         )
 
 

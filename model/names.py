@@ -1,7 +1,8 @@
 """The names of CLIP architectures: OpenAI's spelling, open_clip's, and those of their weight files."""
 
-import difflib
 import re
+
+from files.nearest import do_you_mean
 
 QUICK_GELU = "-quickgelu"  # ends open_clip's name of an architecture with OpenAI's activation
 
@@ -20,6 +21,4 @@ def weights_name(name: str) -> str:
 
 def meant(name: str, known: list[str]) -> str:
     """A hint which of the known architectures may be meant, or ""."""
-    by_lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(architecture_name(name).lower().replace("_", "-"), by_lower, 3)
-    return f" (do you mean {' or '.join(by_lower[one] for one in close)}?)" if close else ""
+    return do_you_mean(architecture_name(name).replace("_", "-"), known)

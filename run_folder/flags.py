@@ -6,14 +6,16 @@ against them here (upstream's `store_true` and `nargs` forms, flags the user gav
 
 import argparse
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from files.command import HELP
+from files.command import HELP, REFUSED
+from files.nearest import do_you_mean
 from model.names import architecture_name
 from run_folder.settings import DEVIATIONS, Settings, default_of
 
@@ -71,7 +73,7 @@ def build_parser(
     description: str, groups: dict[str, type], defaults: dict[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """A parser with one flag per field of the groups."""
-    parser = argparse.ArgumentParser(description=description, epilog=HELP, formatter_class=HelpFormatter)
+    parser = Parser(description=description, epilog=HELP, formatter_class=HelpFormatter)
     sections = {}
     for group in groups.values():
         title = group.__doc__
@@ -79,6 +81,15 @@ def build_parser(
         for one in fields(group):
             add_flag(section, one, (defaults or {}).get(one.name, default_of(one)))
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, with the flag that a mistyped one may have meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        hint = do_you_mean(unknown[1], self._option_string_actions) if unknown else ""
+        self.exit(REFUSED, f"error: {message}{hint}; {self.prog} --help lists the flags\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -87,10 +87,10 @@ def image_loss(run: Run, contexts: dict, anchors_of: Callable) -> StepLoss:
 def prepare(session: Session) -> Run:
     """What a run starts from: backbone, adapted model with a baseline's adapters if wanted, batches."""
     settings, device, logger, *_ = session
+    text_loader, image_loader = training_loaders(settings, logger)  # read before any weight is looked for
     clip = create_backbone(settings, device, logger)
     clip_surgery = surgery_of(clip, settings)
     model = create_adapted_model(clip, settings, device)
-    text_loader, image_loader = training_loaders(settings, logger)
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, FEEDBACK, clip, text_loader.dataset.samples, base, EXTENDABLE)
     return Run(session, model, clip_surgery, text_loader, image_loader, record, origins)

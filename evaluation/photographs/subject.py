@@ -1,12 +1,12 @@
 """What a photograph shows, in the words of a prompt: a known class, or anybody's own text."""
 
-import difflib
 import hashlib
 from typing import NamedTuple
 
 from dataset.constants import DOMAINS, REAL_NAMES
 from dataset.custom import register_dataset
 from files.foreign_paths import has_control
+from files.nearest import do_you_mean
 from forward_utils import FREE_CLASS
 
 DOMAIN_NAMES = ("Industrial", "Medical")
@@ -70,12 +70,10 @@ def subject_of_class(class_name: str, dataset: str | None = None, domain: str | 
         return subject_of_text(FREE_CLASS, domain or (DOMAINS[dataset] if dataset else None))
     if not found:
         known = [one for classes in among.values() for one in classes]
-        near = difflib.get_close_matches(class_name, known, n=3)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
         where = f"data set {dataset} has" if dataset else "the known data sets have"
         raise ValueError(
-            f"--class_name {class_name}: {where} no such class; {meant}Say in your own words what the pictures show: "
-            "--text 'steel bolt'"
+            f"--class_name {class_name}: {where} no such class{do_you_mean(class_name, known)}; say in your own words "
+            "what the pictures show: --text 'steel bolt'"
         )
     if len({(one.text, one.domain) for one in found.values()}) > 1:
         words = ", ".join(f"{name} ({one.text!r})" for name, one in found.items())

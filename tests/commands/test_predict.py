@@ -193,7 +193,7 @@ def test_pictures_larger_than_the_model_are_cut_into_tiles(photographs, raw, tmp
         (["--text", "bolt"], "--run RUN or --raw_clip"),
         (["--raw_clip", "--run", "x", "--text", "bolt"], "--run RUN or --raw_clip"),
         (["--raw_clip"], "--class_name NAME or --text"),
-        (["--raw_clip", "--class_name", "botle"], "did you mean bottle"),
+        (["--raw_clip", "--class_name", "botle"], "do you mean bottle"),
         (["--raw_clip", "--class_name", "bottle", "--dataset", "visa"], "--dataset visa: expected one of"),
         (["--raw_clip", "--text", " "], "--text ' ': expected words"),
         (["--raw_clip", "--text", "long " * 80], "tokens"),

@@ -237,3 +237,13 @@ def test_an_error_is_logged_in_the_runs_folder(train_flags, tmp_path):
         train_script.main([*train_flags, "--data_root", str(tmp_path / "nowhere")])
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     assert "stopped by FileNotFoundError" in log and "nowhere" in log
+
+
+@pytest.mark.parametrize("command", ["train", "train_cross_attention", "train_cross_attention_feedback"])
+def test_names_and_data_are_looked_at_before_any_weight(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "create_model", lambda *args, **flags: pytest.fail("looked for weights"))
+    main = __import__(command).main
+    with pytest.raises(ValueError, match=r"unknown dataset 'visa' \(do you mean VisA\?\)"):
+        main(["--dataset", "visa", "--save_path", str(tmp_path / "a")])
+    with pytest.raises(FileNotFoundError, match="data root 'nowhere'"):
+        main(["--dataset", "VisA", "--data_root", "nowhere", "--save_path", str(tmp_path / "b")])

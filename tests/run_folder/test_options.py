@@ -376,10 +376,17 @@ def test_quick_gelu_has_nothing_to_correct_in_the_demo_backbone(capsys):
         ["--unheard_of", "1"],
     ],
 )
-def test_a_wrong_flag_or_value_ends_with_the_usage(argv, capsys):
+def test_a_wrong_flag_or_value_ends_in_one_sentence(argv, capsys):
     with pytest.raises(SystemExit) as end:
         parse_train(*argv)
-    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_a_mistyped_flag_is_answered_with_those_that_may_be_meant(capsys):
+    with pytest.raises(SystemExit):
+        parse_train("--imgsize", "3")
+    assert "unrecognized arguments: --imgsize 3 (do you mean --img_size" in capsys.readouterr().err
 
 
 def test_given_flags_are_those_on_the_command_line():
