@@ -42,6 +42,12 @@ def reasons(
     ours, theirs = (one["tested_with"].get("mask_reading") for one in (info, other_info))
     if ours and theirs and ours != theirs:  # older evaluations do not say
         sentences.append(f"--mask_reading is {ours} there and {theirs} here; test both with one")
+    ours, theirs = ((one.get("few_shot") or {}).get("sha256") for one in (info, other_info))
+    if ours != theirs:
+        sentences.append(
+            "the normal references are not the same (--normal_references): few-shot results are compared with few-shot "
+            "results of the same references alone; test both alike"
+        )
     ours, theirs = deviations(info), deviations(other_info)
     for flag in ours:
         if flag in theirs and ours[flag] != theirs[flag]:

@@ -13,6 +13,7 @@ from dataset import DOMAINS, get_dataset
 from dataset.mask_values import mask_reading_of
 from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
+from evaluation.few_shot import check_references, few_shot
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
 from evaluation.picture_folders import clear_stale
@@ -53,6 +54,13 @@ class EvaluationSettings:
     raw_clip: bool = option(False, "evaluate the unadapted backbone instead of a run")
     local_contrast: bool = option(
         False, "evaluate a contrast filter, the reference without learning, instead"
+    )
+    normal_references: str | None = option(
+        None,
+        "few-shot: folder of sound pictures, a folder for every class; never compared with zero-shot results",
+    )
+    reference_weight: float | None = option(
+        None, "weight of the references; default what evaluation.reference_weight stored in the run's folder"
     )
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")
@@ -107,6 +115,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         logger.info(f"args: {settings.record()}")
         session = Session(settings, choose_device(settings.run.device), logger)
         declare_datasets(settings.data)
+        check_references(settings)
         test_sets = get_dataset(
             settings.data.dataset,
             settings.model.img_size,
@@ -134,6 +143,7 @@ def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[
         clip = create_backbone(settings, session.device, session.logger)
         name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size)
     info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
+    scorer, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
     return report(session, scorer, test_sets, name, info)
 
 
@@ -151,7 +161,8 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
             scorer = scorer_of(tested, settings.data.dataset)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
         info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
-        results.append(report(session, scorer, test_sets, name, info))
+        seen, name, info = few_shot(settings, scorer, run.model.clipmodel, test_sets, name, info)
+        results.append(report(session, seen, test_sets, name, info))
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:
         session.logger.info(write_loop_table(settings.run.save_path, run.identity.run))
     draws = bool(own.attention_of)

@@ -22,6 +22,7 @@ from evaluation.photographs.request import (
     check_scoring,
     checked_checkpoint,
     groups,
+    named_references,
     named_subject,
     tiling_of,
 )
@@ -66,6 +67,7 @@ def calibrate(settings: Settings) -> int:
     if own.rows is not None:
         refuse_abnormal(pictures, own.rows)
     check_count(len(pictures), own.false_positive_rate)
+    few_shot = named_references(settings, pictures)
     checkpoint = checked_checkpoint(settings)
     choose_device(settings.run.device)
     setup_seed(settings.run.seed, settings.run.fast)
@@ -73,7 +75,9 @@ def calibrate(settings: Settings) -> int:
     try:
         for note in notes:
             logger.info("%s", note)
-        scorer = load_scorer(own.run, checkpoint=checkpoint, settings=settings, logger=logger)
+        scorer = load_scorer(
+            own.run, checkpoint=checkpoint, settings=settings, logger=logger, few_shot=few_shot
+        )
         scores = normal_scores(scorer, subject, pictures, settings, logger)
         result = calibrated(scores, own.false_positive_rate)
         store(file, result, what_is_scored(scorer, subject, tiling_of(settings, scorer.img_size)))

@@ -117,6 +117,7 @@ def what_is_scored(scorer: PhotographScorer, subject: Subject, tiling: Tiling | 
         "files": scorer.origin.get("files", {}),
         "backbone": scorer.origin.get("backbone"),
         "tested_with": scorer.origin.get("tested_with", {}),
+        **({"few_shot": scorer.origin["few_shot"]} if "few_shot" in scorer.origin else {}),
     }
 
 
@@ -160,7 +161,7 @@ def threshold_for(path: Path | str, scored: dict[str, Any]) -> float:
             return float(one["threshold"])
     same = [one["scored"] for one in entries if isinstance(one["scored"], dict)]
     near = [other for other in same if other.get("text") == scored["text"]]
-    differing = sorted({key for other in near for key in scored if other.get(key) != scored[key]})
+    differing = sorted({key for other in near for key in scored | other if other.get(key) != scored.get(key)})
     why = (
         f"those of {scored['text']!r} differ in {', '.join(differing)}"
         if near

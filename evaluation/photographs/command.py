@@ -20,6 +20,7 @@ from evaluation.photographs.request import (
     checked_checkpoint,
     groups,
     is_number,
+    named_references,
     named_subject,
     tiling_of,
 )
@@ -71,6 +72,7 @@ def predict(settings: Settings) -> int:
     declare_datasets(settings.data)
     subject = named_subject(settings)
     pictures, notes = given_pictures(own.input, own.out)
+    few_shot = named_references(settings, pictures)
     checkpoint = checked_checkpoint(settings)
     choose_device(settings.run.device)
     out = prepare_folder(own.out)
@@ -80,7 +82,9 @@ def predict(settings: Settings) -> int:
         logger.info(f"{len(pictures)} pictures of {subject.text!r} ({subject.domain})")
         for note in notes:
             logger.info("%s", note)  # names of files are made plain
-        scorer = load_scorer(own.run, checkpoint=checkpoint, settings=settings, logger=logger)
+        scorer = load_scorer(
+            own.run, checkpoint=checkpoint, settings=settings, logger=logger, few_shot=few_shot
+        )
         if own.calibrated:
             scored = what_is_scored(scorer, subject, tiling_of(settings, scorer.img_size))
             settings = settings.change(threshold=threshold_for(thresholds_file(settings), scored))

@@ -1,10 +1,12 @@
 """What predict.py and calibrate.py are asked to score and with what: flags, checked before weights are looked for."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from evaluation.few_shot import FewShot, references_in, refuse_references_among, weight_for
 from evaluation.photographs.subject import DOMAIN_NAMES, Subject, subject_of_class, subject_of_text
 from evaluation.photographs.tiles import Tiling
 from forward_utils import prompts_of
@@ -35,6 +37,12 @@ class ScoringSettings:
     text: str | None = option(None, "or in own words what the pictures show, such as 'steel bolt'")
     domain: str | None = option(
         None, "chooses the blur of maps; default the class's, Industrial for --text", choices=DOMAIN_NAMES
+    )
+    normal_references: str | None = option(
+        None, "few-shot: folder of sound pictures of the same thing, which patches are also held against"
+    )
+    reference_weight: float | None = option(
+        None, "weight of the references; default what evaluation.reference_weight stored in the run's folder"
     )
     tile: bool = option(False, "cut pictures larger than --img_size into overlapping tiles")
     tile_overlap: float = option(0.25, "share of a tile that neighbours have in common at least")
@@ -82,10 +90,31 @@ def check_scoring(settings: Settings) -> None:
     for flag, needed, there in (
         ("tile_overlap", "--tile", own.tile),
         ("dataset", "--class_name", own.class_name is not None),
+        ("reference_weight", "--normal_references", own.normal_references is not None),
         *((flag, "--run", own.run is not None) for flag in ("checkpoint", "epoch", "loop")),
     ):
         if flag in given and not there:
             raise ValueError(f"--{flag}: does nothing without {needed}; leave it away")
+
+
+def named_references(settings: Settings, pictures: Sequence[Path]) -> FewShot | None:
+    """The normal references that are named and their weight; None without any.
+
+    Args:
+        pictures: what is scored.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, one is scored itself, or no weight is known.
+    """
+    own = settings.own
+    if own.normal_references is None:
+        return None
+    references = references_in(own.normal_references)
+    refuse_references_among(pictures, references)
+    if own.run is None and own.reference_weight is None:
+        raise ValueError("--raw_clip with --normal_references: has no run's folder, give --reference_weight")
+    weight = weight_for(own.run or ".", own.reference_weight)
+    return FewShot(references, weight, own.tile_overlap if own.tile else None)
 
 
 def check_ranges(*checks: tuple[str, Any, bool, str]) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluation.few_shot import FewShot, few_shot_record
+from evaluation.normal_references import WithReferences
 from evaluation.photographs.subject import Subject, subject_of_text
 from evaluation.photographs.tiles import TiledMap, Tiling
 from evaluation.photographs.views import Batch, Place, Unreadable, Views, batches, collated, read_photograph
@@ -26,6 +28,7 @@ from evaluation.provenance import flags_at_test
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from files.logs import quiet_logger
 from metrics import unnormalised_score_of_peak
+from model.clip import CLIP
 from run_folder.flags import settings_of
 from run_folder.loaded_run import GROUPS, load_run
 from run_folder.session import create_backbone
@@ -249,6 +252,7 @@ def load_scorer(
     device: torch.device | str | None = None,
     settings: Settings | None = None,
     logger: logging.Logger | None = None,
+    few_shot: FewShot | None = None,
 ) -> PhotographScorer:
     """The scorer of a trained run of any kind, or of the unadapted backbone (zero-shot, without training).
 
@@ -258,6 +262,7 @@ def load_scorer(
         device: CUDA if there, else CPU when None.
         settings: of a command line, as in `load_run`'s `flags`; for the unadapted backbone they say which one it is.
         logger: told what was loaded.
+        few_shot: sound pictures of the subject and their weight; None for zero-shot.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_run` and `create_backbone`.
@@ -274,9 +279,9 @@ def load_scorer(
             "model_name": settings.model.model_name,
             "tested_with": flags_at_test(settings),
         }
-        return PhotographScorer(
-            lambda name: raw_clip_scorer(clip, name, img_size), img_size, where, origin=origin
-        )
+        make = partial(raw_clip_scorer, clip, img_size=img_size)
+        make = partial(with_references, make, clip, few_shot)
+        return PhotographScorer(make, img_size, where, origin=origin | told_of(few_shot))
     loaded = load_run(run, checkpoint, loop, device, flags=settings, logger=logger)
     contexts = loaded.settings.contexts
     origin = {
@@ -288,9 +293,36 @@ def load_scorer(
         "tested_with": flags_at_test(loaded.settings),
     }
     return PhotographScorer(
-        lambda name: scorer_of(loaded, name),
+        partial(with_references, partial(scorer_of, loaded), loaded.model.clipmodel, few_shot),
         loaded.settings.model.img_size,
         next(loaded.model.parameters()).device,
         contexts is not None and contexts.context_control == "other_class",
-        origin,
+        origin | told_of(few_shot),
+    )
+
+
+def with_references(
+    make: Callable[[str], AnomalyScorer], clip: CLIP, few_shot: FewShot | None, name: str
+) -> AnomalyScorer | WithReferences:
+    """The scorer that `make` makes of a name, which also knows the normal references where there are some."""
+    scorer = make(name)
+    if few_shot is None:
+        return scorer
+    tiling = None if few_shot.overlap is None else Tiling(scorer.img_size, few_shot.overlap)
+    views = Views(few_shot.references.pictures, scorer.img_size, tiling)
+    return WithReferences(scorer, clip, lambda _: reference_views(views), few_shot.weight)
+
+
+def reference_views(views: Views) -> Iterator[Tensor]:
+    """The references as the model sees them, [3, S, S] each. Raises ValueError where one cannot be read."""
+    for one in views:
+        if isinstance(one, Unreadable):
+            raise ValueError(f"--normal_references: {one.reason}")
+        yield one[1]
+
+
+def told_of(few_shot: FewShot | None) -> dict[str, Any]:
+    """What a scorer's origin says of its normal references; {} of a zero-shot scorer."""
+    return (
+        {} if few_shot is None else {"few_shot": few_shot_record({"": few_shot.references}, few_shot.weight)}
     )

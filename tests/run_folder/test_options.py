@@ -179,6 +179,8 @@ TEST = (
         "loop": None,
         "raw_clip": False,
         "local_contrast": False,
+        "normal_references": None,
+        "reference_weight": None,
         "no_cross_attention": False,
         "attention_of": [],
         "attention_word": "damaged",
