@@ -16,7 +16,7 @@ $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(BIN)/python -m pip install --progress-bar on -r requirements-demo.txt
 	touch $@
 
-$(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-synthesis.txt
+$(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-synthesis.txt requirements-export.txt
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 

@@ -58,7 +58,11 @@ class AnomalyScorer(nn.Module):
         """
         anchors = anchors.expand(image.shape[0], -1, -1)  # len() would fix the batch size of an export
         seen = () if context is None else ([(None, context)],)
-        patch_logits, head = self.network.compare(image, anchors, *seen)
+        return self.joined(*self.network.compare(image, anchors, *seen))
+
+    def joined(self, patch_logits: list[Tensor], head: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`'s results of what the network's `compare` returns, in float32 whatever it computed in."""
+        patch_logits, head = [logits.float() for logits in patch_logits], head.float()
         maps = [score_map(logits, self.img_size, self.domain) for logits in patch_logits]
         return torch.cat(maps, dim=1).sum(dim=1), (head[:, 1] + 1) / 2
 

@@ -30,7 +30,10 @@ def rarity(patches: Tensor, share: float) -> Tensor:
     """
     unit = F.normalize(patches.float(), dim=-1)
     cosine = unit @ unit.transpose(1, 2)  # [B, L, L]
-    cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # a patch is no reference for itself
+    itself = torch.eye(patches.shape[1], dtype=torch.bool, device=patches.device)
+    cosine = cosine.masked_fill(
+        itself, -torch.inf
+    )  # a patch is no reference for itself; not in place: exports
     count = max(1, round(share * (patches.shape[1] - 1)))
     return 1 - cosine.topk(count, dim=-1).values.mean(dim=-1)
 

@@ -1,0 +1,43 @@
+"""The lines that run an exported model without this project; written beside it and executed by the tests."""
+
+from pathlib import Path
+
+READ = {
+    "onnx": """import onnxruntime
+options = onnxruntime.SessionOptions()  # all optimisations break off with float16 on CPUs
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+session = onnxruntime.InferenceSession("{file}", options)
+about = json.loads(session.get_modelmeta().custom_metadata_map["aaclip"])
+def model(image):
+    return session.run(["map", "score"], {{"image": image}})""",
+    "openvino": """import openvino
+graph = openvino.Core().read_model("{file}")
+about = json.loads(graph.get_rt_info("aaclip").value)
+compiled = openvino.compile_model(graph, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+def model(image):
+    found = compiled([image])
+    return found[0], found[1]""",
+    "exported_program": """import torch
+extra = {{"aaclip": ""}}
+program = torch.export.load("{file}", extra_files=extra).module()
+about = json.loads(extra["aaclip"])
+def model(image):
+    return program(torch.from_numpy(image))""",
+}
+LINES = """import json, sys
+import numpy as np
+from PIL import Image, ImageOps
+{read}
+side, mean, deviation = about["img_size"], np.float32(about["mean"]), np.float32(about["std"])
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+image = (np.asarray(picture, np.float32) / 255 - mean) / deviation
+maps, scores = model(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))  # [1, S, S], [1]
+threshold = about["threshold"]
+print(float(scores[0]), "no threshold" if threshold is None else "anomalous" if scores[0] >= threshold else "normal")
+"""
+
+
+def example_lines(form: str, file: Path) -> str:
+    """Python that scores one picture, given on the command line, with an exported model of one class."""
+    return LINES.format(read=READ[form].format(file=file.name))
