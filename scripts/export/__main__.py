@@ -11,8 +11,6 @@ Threshold and normalisation stay outside the graph and stand in its metadata. Th
 batches of two sizes, relative to the map's scale, before it gets its name; the log says size and latency of both.
 """
 
-import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -31,7 +29,7 @@ from evaluation.photographs.request import ScoringSettings, as_in, check_ranges,
 from evaluation.photographs.scorer import PhotographScorer, load_scorer
 from evaluation.photographs.subject import Subject, subject_of_class, subject_of_text
 from evaluation.scorer import AnomalyScorer
-from files.atomic import write_text
+from files.atomic import copy_file, replacing, write_text
 from files.command import Refusal, run_main
 from files.logs import PROGRAM, open_logger
 from files.normalisation import CLIP_MEAN, CLIP_STD
@@ -167,7 +165,7 @@ def export(scorer: PhotographScorer, subject: Subject | None, settings: Settings
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
         ours, theirs = latencies(run, reference, inputs)
         for file in Path(folder).iterdir():
-            os.replace(file, out.parent / file.name)
+            copy_file(file, out.parent / file.name)
     logger.info(f"{out}: {size / 1e6:.1f} MB, maps within {error:.1e} of their scale of PyTorch's")
     logger.info(
         f"latency of one picture {1000 * ours:.1f} ms, PyTorch {1000 * theirs:.1f} ms (medians, on this CPU)"
@@ -241,7 +239,7 @@ def latencies(run: Run, reference: ImageToAnomaly, inputs: tuple) -> tuple[float
 
 
 def write_anchors(scorer: PhotographScorer, settings: Settings) -> Path:
-    """Anchors (and contexts) of the words of --anchors_of as an .npz: {words: [E, 2]}, {words + " context": [S, W]}."""
+    """Anchors of the words of --anchors_of as an .npz: {words: [E, 2]}, and {"words context": [S, W]} where there is one."""
     arrays = {}
     for words in settings.own.anchors_of:
         subject = subject_of_text(words, settings.own.domain)
@@ -250,9 +248,8 @@ def write_anchors(scorer: PhotographScorer, settings: Settings) -> Path:
         if given.context is not None:
             arrays[f"{words} context"] = given.context.detach().numpy()
     file = Path(settings.own.out).with_suffix(".anchors.npz")
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        np.savez(Path(folder) / "anchors.npz", **arrays)
-        shutil.move(Path(folder) / "anchors.npz", file)
+    with replacing(file) as opened:
+        np.savez(opened, **arrays)
     return file
 
 
