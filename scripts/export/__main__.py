@@ -239,7 +239,7 @@ def latencies(run: Run, reference: ImageToAnomaly, inputs: tuple) -> tuple[float
 
 
 def write_anchors(scorer: PhotographScorer, settings: Settings) -> Path:
-    """Anchors of the words of --anchors_of as an .npz: {words: [E, 2]}, and {"words context": [S, W]} where there is one."""
+    """Anchors {words: [E, 2]} of the words of --anchors_of, and {"words context": [S, W]} of a run that attends, as .npz."""
     arrays = {}
     for words in settings.own.anchors_of:
         subject = subject_of_text(words, settings.own.domain)
