@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.attention import BatchFirstAttention
+from model.attention import use_batch_first_attention
 from model.blocks import run_blocks
 from model.names import architecture_name, meant
 from model.surgery import replace_attention
@@ -40,9 +40,7 @@ class VisionTower(nn.Module):
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
         self.autocast, self.recompute_blocks = autocast, False
-        if autocast is not None:
-            for block in self.transformer.resblocks:
-                block.attn = BatchFirstAttention(block.attn)
+        use_batch_first_attention(self.transformer.resblocks)
 
     def DAPM_replace(self, DPAM_layer: int, across_batch: bool = True) -> None:  # upstream's names
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
@@ -100,6 +98,7 @@ class CLIP(nn.Module):
         self.source, self.recompute_blocks = source, False
         self.visual = VisionTower(model.visual, autocast)
         self.transformer = model.transformer
+        use_batch_first_attention(self.transformer.resblocks)
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
         self.ln_final, self.text_projection, self.logit_scale = (
             model.ln_final,
