@@ -14,6 +14,7 @@ from files.logs import FILE_ALONE
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.matrix_products import matrix_products
 from model.recompute import recompute_activations
 from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
@@ -49,7 +50,9 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     if swept:
         logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
     try:
-        yield choose_device(run.device), logger
+        device = choose_device(run.device)
+        with matrix_products(run.matmul, device, logger):
+            yield device, logger
     except Stopped as stop:
         logger.warning(str(stop))
         raise

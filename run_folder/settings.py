@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from dataset.mask_values import MASK_READINGS
+from model.matrix_products import MATMULS
 from model.recompute import RECOMPUTED
 from model.settings import (
     CONTEXT_CONTROLS,
@@ -215,6 +216,12 @@ class RunSettings:
         "kernels that a GPU may round otherwise in the next run",
         moves_numbers=False,
         added_later=True,
+    )
+    matmul: str = option(
+        "default",
+        "float32 products on a CPU: torch's, or oneDNN's where they are faster; another rounding",
+        added_later=True,
+        choices=MATMULS,
     )
 
 
