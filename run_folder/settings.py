@@ -134,6 +134,12 @@ class TrainingSettings:
         added_later=True,
         choices=RECOMPUTED,
     )
+    compile: bool = option(
+        False, "torch.compile blocks, adapters and losses: less time, another rounding", added_later=True
+    )
+    fused_adam: bool = option(
+        False, "the optimiser's step as one kernel: less time and memory, another rounding", added_later=True
+    )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
