@@ -170,7 +170,8 @@ def test_the_optimisers_step_and_its_guard_do_not_wait_for_the_device(world, fus
             terms = {"line": torch.zeros((), device="cuda")}
             norm = torch.nn.utils.get_total_norm([one.grad for one in trained])
             torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
-            sums.add(terms, {}, steps.take(terms, norm, {}) if more else None)
+            taken = steps.take(terms, norm, {})
+            sums.add(terms, {}, taken if more else None)
     assert sums.losses[-1].device.type == "cuda"
     moved = [value for value in state.optimizer.state[trained[0]].values() if value.dim()]
     assert moved and all(value.device.type == "cuda" for value in moved)
