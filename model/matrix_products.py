@@ -151,9 +151,4 @@ def is_for_onednn(a: Tensor, b: Tensor) -> bool:
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """[m, k] @ [k, n] (+ bias [n]) -> [m, n] by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(plain(a), plain(b).t(), bias, "none", [], "")
-
-
-def plain(matrix: Tensor) -> Tensor:
-    """The matrix in memory row by row or column by column, as oneDNN reads it; an expanded one is copied."""
-    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")

@@ -53,6 +53,20 @@ def test_a_linear_layer_has_torchs_numbers_up_to_rounding_in_both_passes(asked):
 
 
 @needs_onednn
+def test_views_of_other_matrices_and_expanded_rows_are_multiplied_as_they_are_meant(asked):
+    torch.manual_seed(0)
+    wide, square = torch.randn(WIDE, 200), torch.randn(64, 64)
+    views = [wide[:, 5:69], wide[:, :128:2], wide[:1, :64].expand(WIDE, -1), wide[:, :1].expand(-1, 64)]
+    squares = [square, square.T, square[:1].expand(64, -1), square[:, :1].expand(-1, 64), wide[:64, 3:67]]
+    for a in views:
+        for b in squares:
+            wanted = torch.mm(a, b)
+            with onednn_products():
+                assert (torch.mm(a, b) - wanted).norm() < products.CLOSE * wanted.norm()
+    assert len(asked) == len(views) * len(squares)
+
+
+@needs_onednn
 @pytest.mark.bit_equality
 def test_what_is_small_or_not_float32_or_scaled_stays_torchs(asked):
     torch.manual_seed(0)
