@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dataset.constants import CLASS_NAMES, PROMPTS, REAL_NAMES
 from files.pictures import visualize
 from metrics import metrics_eval
-from model.adapter import SIMILARITY_SCALE, patch_logits
+from model.adapter import SIMILARITY_SCALE, AdaptedCLIP, patch_logits
 from model.focal_loss import FocalLoss
 from model.frozen_patches import frozen_patches
 from model.known_masks import mean_over_known
 from model.maps import BLUR, probability_map, score_map, upsample
+from model.prompt_starts import prompt_start, together
 from model.tokenizer import tokenize
 from model.transfer import send
 
@@ -179,22 +180,27 @@ def encode_anchors(
     """Anchors [n, E, 2] of n requests, whose prompts all go through the text tower together.
 
     Args:
-        model: whatever has `encode_text`; with contexts one that takes `image_contexts`.
+        model: an AdaptedCLIP, or whatever has `encode_text`; with contexts one that takes `image_contexts`.
         class_names: n names; the same one may come several times, with other contexts.
         contexts: per request the patches [S, E] its prompts attend to, or None for nothing; () for nothing at all.
     """
-    tokens, normal, lengths = zip(*(prompts_of(dataset_name, name) for name in class_names), strict=True)
-    counts, longest = [len(own) for own in tokens], max(map(max, lengths))
+    requests = [prompts_of(dataset_name, name) for name in class_names]
+    counts, normal = [len(one.ids) for one in requests], [one.normal for one in requests]
     ends = list(accumulate(counts))
     groups = [
         (range(end - count, end), patches)
         for end, count, patches in zip(ends, counts, contexts or [None] * len(counts), strict=True)
         if patches is not None
     ]
-    ids = send(torch.cat(tokens)[:, :longest], next(model.parameters()).device)
-    features = F.normalize(
-        model.encode_text(ids, image_contexts=groups) if groups else model.encode_text(ids), dim=-1
-    )
+    seeing = {"image_contexts": groups} if groups else {}
+    if isinstance(model, AdaptedCLIP):
+        starts = [prompt_start(model.clipmodel, one.ids, one.lengths) for one in requests]
+        features = model.encode_prompts(*together(starts), **seeing)
+    else:
+        longest = max(max(one.lengths) for one in requests)
+        ids = torch.cat([one.ids for one in requests])[:, :longest]
+        features = model.encode_text(send(ids, next(model.parameters()).device), **seeing)
+    features = F.normalize(features, dim=-1)
     parts = zip(features.split(counts), normal, strict=True)
     return torch.stack([anchor_pair((own[:count], own[count:])) for own, count in parts])  # [n, E, 2]
 

@@ -136,7 +136,7 @@ def trained_image_features(
 
     @torch.no_grad()
     def patches_of(batch):
-        cls = F.normalize(model.clipmodel.encode_image(batch["image"])[0], dim=-1)
+        cls = F.normalize(model.clipmodel.embed_image(batch["image"]), dim=-1)
         training = model.image_cross_attn.training
         model.image_cross_attn.eval()
         try:

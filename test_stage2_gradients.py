@@ -25,6 +25,7 @@ from files.logs import quiet_logger
 from forward_utils import fixed_anchors
 from forward_utils_cross_attention import comparison_seeing_prompts, text_context_dictionary
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
+from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.flags import parse
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
@@ -160,10 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ).tolist()
         loader = DataLoader(images, own.batch_size, sampler=order[: own.batches * own.batch_size])
         batches = [to_device(batch, device) for batch in loader]
-    contexts = text_context_dictionary(model, name, settings.contexts.context_control)
-    anchors_of, start = fixed_anchors(model, name), copy.deepcopy(model.state_dict())
-    without = measure(model, batches, {}, anchors_of, start, own)
-    beside = measure(model, batches, contexts, anchors_of, start, own)
+    with matrix_products(settings.run.matmul, device, quiet_logger()):
+        contexts = text_context_dictionary(model, name, settings.contexts.context_control)
+        anchors_of, start = fixed_anchors(model, name), copy.deepcopy(model.state_dict())
+        without = measure(model, batches, {}, anchors_of, start, own)
+        beside = measure(model, batches, contexts, anchors_of, start, own)
 
     attention = settings.cross_attention
     when = f"over the second half of {own.steps} steps" if own.steps else "at the first step"

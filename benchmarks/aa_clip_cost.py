@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from forward_utils import anchor_pair, prompts_of
 from model.adapter import AdaptedCLIP, patch_logits
+from model.attention import BatchFirstAttention
 from model.clip import CLIP
 from model.transfer import send
 from training.stages import orthogonality_loss, segmentation
@@ -22,9 +23,12 @@ from training.stages import orthogonality_loss, segmentation
 class ReturnedWeights(nn.Module):
     """nn.MultiheadAttention whose weights are asked for and thrown away."""
 
-    def __init__(self, attention: nn.MultiheadAttention):
+    def __init__(self, attention: BatchFirstAttention):
         super().__init__()
-        self.attention = attention
+        width, own = attention.in_proj_weight.shape[1], attention
+        self.attention = nn.MultiheadAttention(width, own.num_heads, batch_first=True, device="meta")
+        self.attention.in_proj_weight, self.attention.in_proj_bias = own.in_proj_weight, own.in_proj_bias
+        self.attention.out_proj = own.out_proj
 
     def forward(
         self,
@@ -41,7 +45,7 @@ class ReturnedWeights(nn.Module):
 class WholeProjection(nn.Module):
     """Value-value attention across the batch, as model.surgery has it by default, over projections of all three."""
 
-    def __init__(self, attention: nn.MultiheadAttention):
+    def __init__(self, attention: BatchFirstAttention):
         super().__init__()
         self.attention = attention
 

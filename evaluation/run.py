@@ -1,6 +1,7 @@
 """Evaluating a run's checkpoints on a dataset: everything test.py and compare.py write into its folder."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from logging import Logger
@@ -24,6 +25,7 @@ from evaluation.results import format_table, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from evaluation.scores import class_scores, scores_file, write_scores
 from files.pictures import visualize, visualize_batches
+from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
@@ -105,7 +107,8 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         )
     logger = get_logger(settings.run.save_path, "test.log")
     sweep_run(settings.run.save_path)
-    try:
+    with ExitStack() as stack:
+        stack.callback(close_logger, logger)
         if len(files) > 1:
             check_one_run(files, find_run(settings.run.save_path)[1][0])
         if files:
@@ -114,6 +117,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         settings = settings.change(mask_reading=reading)  # the results say which it was
         logger.info(f"args: {settings.record()}")
         session = Session(settings, choose_device(settings.run.device), logger)
+        stack.enter_context(matrix_products(settings.run.matmul, session.device, logger))
         declare_datasets(settings.data)
         check_references(settings)
         test_sets = get_dataset(
@@ -129,8 +133,6 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         return (
             evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]
         )
-    finally:
-        close_logger(logger)
 
 
 def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class AdaptedCLIP(nn.Module):
             return self.clipmodel.encode_text(text)
         return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, self.after_text_block))
 
+    def encode_prompts(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """`encode_text` [P, E] of prompts that text block 0 has done, as model.clip.CLIP.text_at_end takes them."""
+        return self.text_adapter[-1](self.clipmodel.text_at_end(tokens, end, self.after_text_block))
+
     def image_levels(
         self, image: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
     ) -> list[Tensor]:

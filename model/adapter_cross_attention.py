@@ -100,6 +100,18 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         """
         if not image_contexts or not adapt_text:
             return super().encode_text(text, adapt_text)
+        attend_then_adapt = self._seeing(image_contexts)
+        return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, attend_then_adapt))
+
+    def encode_prompts(self, tokens: Tensor, end: Tensor, image_contexts: Contexts = ()) -> Tensor:
+        """`encode_text` [P, E] of prompts that text block 0 has done, as AdaptedCLIP.encode_prompts."""
+        if not image_contexts:
+            return super().encode_prompts(tokens, end)
+        features = self.clipmodel.text_at_end(tokens, end, self._seeing(image_contexts))
+        return self.text_adapter[-1](features)
+
+    def _seeing(self, image_contexts):
+        """What stands behind a text block: of the first the attention to images, of all the adapters."""
         weight = self.attention.text_cross_attn_weight
 
         def attend_then_adapt(i, x):  # [P, T, W]
@@ -107,7 +119,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
                 x = attend(x, image_contexts, self.text_cross_attn, weight, not self.attention.no_norm_match)
             return self.after_text_block(i, x)
 
-        return self.text_adapter[-1](self.clipmodel.text_tokens_at_end(text, attend_then_adapt))
+        return attend_then_adapt
 
     def compare(
         self,

@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from model.attention import BatchFirstAttention
 from model.recompute import recomputed
 
 
@@ -52,3 +53,33 @@ def run_blocks(
             if i + 1 in levels:
                 collected[i + 1] = x
     return x, [collected[level] for level in levels]
+
+
+def block_at(x: Tensor, block: nn.Module, end: Tensor | None = None) -> Tensor:
+    """A residual block's output at one token of each sequence: a tower's last block, where no other token is read.
+
+    Args:
+        x: [B, N, width] input tokens.
+        block: batch-first residual attention block of open_clip's; with an attention that cannot be asked for one token
+            all are computed.
+        end: [B] of int64, the tokens, which see those before them and themselves; None for the first token, which sees
+            all (a ViT's CLS).
+
+    Returns:
+        [B, 1, width].
+    """
+    places = torch.arange(x.shape[1], device=x.device)
+    if not isinstance(block.attn, BatchFirstAttention):
+        causal = None if end is None else torch.zeros(len(places), len(places), device=x.device)
+        if causal is not None:
+            causal = causal.masked_fill(places > places[:, None], float("-inf"))
+        return token_at(block(x, attn_mask=causal), end)
+    tokens = block.ln_1(x)
+    visible = None if end is None else (places <= end[:, None])[:, None, None]
+    y = token_at(x, end) + block.ls_1(block.attn.at(tokens, token_at(tokens, end), visible))
+    return y + block.ls_2(block.mlp(block.ln_2(y)))
+
+
+def token_at(x: Tensor, end: Tensor | None) -> Tensor:
+    """One token of each sequence [B, N, width] -> [B, 1, width]: that at `end` [B], or the first."""
+    return x[:, :1] if end is None else x[torch.arange(len(x), device=x.device), end][:, None]

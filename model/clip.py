@@ -3,14 +3,16 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import BatchFirstAttention
-from model.blocks import run_blocks
+from model.attention import use_batch_first_attention
+from model.blocks import block_at, run_blocks, token_at
 from model.names import architecture_name, meant
+from model.recompute import recomputed
 from model.surgery import replace_attention
 from model.weights_file import WeightsSource, find_weights, load_backbone_weights
 
@@ -40,9 +42,7 @@ class VisionTower(nn.Module):
         self.ln_pre, self.transformer = visual.ln_pre, visual.transformer
         self.ln_post, self.proj = visual.ln_post, visual.proj
         self.autocast, self.recompute_blocks = autocast, False
-        if autocast is not None:
-            for block in self.transformer.resblocks:
-                block.attn = BatchFirstAttention(block.attn)
+        use_batch_first_attention(self.transformer.resblocks)
 
     def DAPM_replace(self, DPAM_layer: int, across_batch: bool = True) -> None:  # upstream's names
         """Give the last `DPAM_layer` - 1 blocks value-value attention; see model.surgery for `across_batch`."""
@@ -83,6 +83,15 @@ class VisionTower(nn.Module):
             recompute=self.recompute_blocks,
         )
 
+    def run_to_cls(self, x: Tensor, passed: int = 0) -> Tensor:
+        """CLS [B, 1, C] after the last block, of tokens [B, N, C] that have passed some blocks; for frozen passes."""
+        blocks = list(self.transformer.resblocks)[passed:]
+        if not blocks:
+            return x[:, :1]
+        x, _ = run_blocks(blocks[:-1], x, autocast=self.autocast)
+        with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+            return block_at(x, blocks[-1])
+
 
 class CLIP(nn.Module):
     """Frozen CLIP; parameter names are OpenAI's and open_clip's."""
@@ -100,6 +109,7 @@ class CLIP(nn.Module):
         self.source, self.recompute_blocks = source, False
         self.visual = VisionTower(model.visual, autocast)
         self.transformer = model.transformer
+        use_batch_first_attention(self.transformer.resblocks)
         self.token_embedding, self.positional_embedding = model.token_embedding, model.positional_embedding
         self.ln_final, self.text_projection, self.logit_scale = (
             model.ln_final,
@@ -133,8 +143,12 @@ class CLIP(nn.Module):
         x, tokens = self.visual.run(self.visual.embed(image), tuple(out_layers))
         return self.pool(x), tokens
 
+    def embed_image(self, image: Tensor) -> Tensor:
+        """Pooled embedding [B, E] of images [B, 3, H, W], as `encode_image` gives it; of the last block CLS alone."""
+        return self.pool(self.visual.run_to_cls(self.visual.embed(image)))
+
     def pool(self, tokens: Tensor) -> Tensor:
-        """The image embedding [B, E] of the last block's tokens [B, N, C]."""
+        """The image embedding [B, E] of the last block's tokens [B, N, C], of which CLS, the first, is read."""
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
     def text_tokens(
@@ -165,12 +179,45 @@ class CLIP(nn.Module):
         end = text.argmax(dim=-1)
         if text.device.type == "cpu":
             text = text[:, : int(end.max()) + 1]
-        x = self.text_tokens(text, after_block)
-        return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
+        return self.text_at_end(self.text_tokens(text, stop_after=1), end, after_block)
+
+    def text_at_end(
+        self, tokens: Tensor, end: Tensor, after_block: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`ln_final` features of prompts from where text block 0 left them; of the last block the end tokens alone.
+
+        Args:
+            tokens: [P, T, W], of `text_tokens(ids, stop_after=1)`: what no adapter or context has changed yet.
+            end: [P] of int64, the place of each prompt's end token.
+            after_block: of `run_blocks`.
+
+        Returns:
+            [P, W].
+        """
+        adapt, blocks, length = after_block or _unchanged, list(self.transformer.resblocks), tokens.shape[1]
+        x, last = adapt(0, tokens), len(blocks) - 1
+        if not last:
+            return self.ln_final(token_at(x, end)[:, 0])
+        causal, again = self.attn_mask[:length, :length], self.recompute_blocks
+        later = partial(_shifted, adapt)
+        x, _ = run_blocks(blocks[1:last], x, (), later, attn_mask=causal, recompute=again)
+        options = {"block": blocks[last], "end": end}
+        x = recomputed(block_at, x, **options) if again else block_at(x, **options)
+        return self.ln_final(adapt(last, x)[:, 0])
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embedding of token ids [P, T] -> [P, E], not normalised."""
         return self.text_tokens_at_end(text) @ self.text_projection
+
+
+def _unchanged(i, x):
+    """The tokens after block i as they are."""
+    return x
+
+
+def _shifted(after_block, i, x):
+    """after_block for the blocks behind the first one, counted from 0."""
+    return after_block(i + 1, x)
 
 
 def create_model(

@@ -34,14 +34,14 @@ def frozen_patches(
 
 
 def _tokens_of_both(clip, surgery, image, levels):
-    """(plain CLIP's last tokens, surgery tokens per level); blocks that are the same modules in both run once."""
+    """(plain CLIP's last CLS [B, 1, C], surgery tokens per level); blocks that are the same in both run once."""
     plain, local = list(clip.visual.transformer.resblocks), list(surgery.visual.transformer.resblocks)
     same_input = clip.visual.conv1 is surgery.visual.conv1
     shared = next((i for i, (a, b) in enumerate(zip(plain, local, strict=True)) if a is not b), len(plain))
     shared = shared if same_input else 0
     run = partial(run_blocks, autocast=clip.visual.autocast)
     trunk, early = run(plain, clip.visual.embed(image), [k for k in levels if k <= shared], stop_after=shared)
-    last = run(plain[shared:], trunk)[0]
+    last = clip.visual.run_to_cls(trunk, shared)
     late = [k - shared for k in levels if k > shared]
     start = trunk if same_input else surgery.visual.embed(image)
     return last, early + (run(local[shared:], start, late, stop_after=max(late))[1] if late else [])

@@ -16,7 +16,7 @@ class ValueValueAttention(nn.Module):
     """
 
     def __init__(self, attention: nn.Module, across_batch: bool = True):
-        """attention: nn.MultiheadAttention or BatchFirstAttention, one fused input projection; weights are shared."""
+        """attention: BatchFirstAttention or nn.MultiheadAttention, one fused input projection; weights are shared."""
         super().__init__()
         self.num_heads = attention.num_heads
         self.in_proj_weight = attention.in_proj_weight

@@ -16,6 +16,7 @@ from files.atomic import copy_file, keep
 from files.command import Refusal
 from files.state_dict import unwrapped
 from files.tensors import DamagedFile, TensorFile, load_tensors, save_tensors
+from model.matrix_products import by_onednn
 from model.weights_file import WeightsSource
 
 save_checkpoint, load_checkpoint = save_tensors, load_tensors  # a checkpoint is a tensor file like any other
@@ -160,13 +161,14 @@ def load_module(module: nn.Module, state: dict[str, torch.Tensor], path: Path | 
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide a run's numbers."""
+    """Versions of the libraries that decide a run's numbers; "matmul" where products are not torch's own."""
     # torch's version is an object of its own kind, which a safe load refuses
-    return {
+    found = {
         "torch": str(torch.__version__),
         "open_clip": metadata.version("open_clip_torch"),
         "numpy": np.__version__,
     }
+    return found | ({"matmul": "oneDNN"} if by_onednn() else {})
 
 
 def rng_state() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from files.logs import FILE_ALONE
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.compiled import check_compiler, compile_adapters, compile_blocks
+from model.matrix_products import matrix_products
 from model.recompute import recompute_activations
 from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
@@ -49,7 +51,9 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
     if swept:
         logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
     try:
-        yield choose_device(run.device), logger
+        device = choose_device(run.device)
+        with matrix_products(run.matmul, device, logger):
+            yield device, logger
     except Stopped as stop:
         logger.warning(str(stop))
         raise
@@ -111,6 +115,9 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
     )
     if training is not None:
         recompute_activations(clip, training.activation_checkpointing)
+    if compiles(settings):
+        check_compiler(device)
+        compile_blocks(clip.transformer, clip.visual.transformer)
     known = published_as(clip.source.sha256)
     published = f", OpenAI's {known} as published" if known else ""
     logger.info(
@@ -134,7 +141,15 @@ def say_what_patches_miss(img_size: int, patch: int, logger: Logger) -> None:
 def surgery_of(clip: CLIP, settings: Settings) -> CLIP:
     """The surgery model of a backbone, as the settings want it."""
     across_batch = settings.network.surgery_attention == "batch"
-    return surgery_copy(clip, settings.model.surgery_until_layer, across_batch=across_batch)
+    surgery = surgery_copy(clip, settings.model.surgery_until_layer, across_batch=across_batch)
+    if compiles(settings):
+        compile_blocks(surgery.visual.transformer)
+    return surgery
+
+
+def compiles(settings: Settings) -> bool:
+    """Whether the command trains with `--compile`."""
+    return settings.training is not None and settings.training.compile
 
 
 def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -> AdaptedCLIP:
@@ -151,6 +166,10 @@ def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -
         model.image_adapt_until,
     )
     if settings.cross_attention is None:
-        return AdaptedCLIP(clip, *adapters, relu=model.relu).to(device)
-    fork = vars(settings.cross_attention) | vars(settings.self_reference)
-    return AdaptedCLIPWithCrossAttention(clip, *adapters, relu=model.relu, **fork).to(device)
+        adapted = AdaptedCLIP(clip, *adapters, relu=model.relu)
+    else:
+        fork = vars(settings.cross_attention) | vars(settings.self_reference)
+        adapted = AdaptedCLIPWithCrossAttention(clip, *adapters, relu=model.relu, **fork)
+    if compiles(settings):
+        compile_adapters(adapted)
+    return adapted.to(device)

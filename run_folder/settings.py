@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from dataset.mask_values import MASK_READINGS
+from model.matrix_products import MATMULS
 from model.recompute import RECOMPUTED
 from model.settings import (
     CONTEXT_CONTROLS,
@@ -133,6 +134,12 @@ class TrainingSettings:
         added_later=True,
         choices=RECOMPUTED,
     )
+    compile: bool = option(
+        False, "torch.compile blocks, adapters and losses: less time, another rounding", added_later=True
+    )
+    fused_adam: bool = option(
+        False, "the optimiser's step as one kernel: less time and memory, another rounding", added_later=True
+    )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
@@ -215,6 +222,12 @@ class RunSettings:
         "kernels that a GPU may round otherwise in the next run",
         moves_numbers=False,
         added_later=True,
+    )
+    matmul: str = option(
+        "default",
+        "float32 products on a CPU: torch's, or oneDNN's where they are faster; another rounding",
+        added_later=True,
+        choices=MATMULS,
     )
 
 

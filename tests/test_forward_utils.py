@@ -96,9 +96,9 @@ def test_all_classes_of_a_dataset_get_their_anchors(clip):
 
 @torch.no_grad()
 def test_the_anchors_of_a_batch_are_those_of_its_classes_each_encoded_once(adapted, monkeypatch):
-    names, seen, encode = ["screw", "bottle", "screw"], [], adapted.encode_text
+    names, seen, encode = ["screw", "bottle", "screw"], [], adapted.encode_prompts
     want = [get_adapted_single_class_text_embedding(adapted, "MVTec", name, "cpu") for name in names]
-    monkeypatch.setattr(adapted, "encode_text", lambda tokens: seen.append(len(tokens)) or encode(tokens))
+    monkeypatch.setattr(adapted, "encode_prompts", lambda *of: seen.append(len(of[0])) or encode(*of))
     got = anchors_of_batch(adapted, "MVTec", names)
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-5)
     assert seen == [32]

@@ -203,11 +203,17 @@ def epochs_of(settings: Settings, stage: str, loop: int) -> int:
     return max(1, round(first * part))
 
 
-def optimizer(feedback: FeedbackSettings, modules: dict[str, nn.Module], lr: float) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the parameters of {key: module}."""
+def optimizer(
+    feedback: FeedbackSettings, modules: dict[str, nn.Module], lr: float, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the parameters of {key: module}; `fused` as in training.optimisation.adam."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[feedback.optimizer]
     return kind(
-        parameters_of(modules), lr=lr, betas=tuple(feedback.betas), weight_decay=feedback.weight_decay
+        parameters_of(modules),
+        lr=lr,
+        betas=tuple(feedback.betas),
+        weight_decay=feedback.weight_decay,
+        fused=fused or None,
     )
 
 

@@ -30,9 +30,9 @@ def parameters_of(modules: dict[str, nn.Module]) -> list[nn.Parameter]:
     return [parameter for module in modules.values() for parameter in module.parameters()]
 
 
-def adam(modules: dict[str, nn.Module], lr: float) -> torch.optim.Adam:
-    """AA-CLIP's optimiser over the parameters of some modules."""
-    return torch.optim.Adam(parameters_of(modules), lr=lr, betas=(0.5, 0.999))
+def adam(modules: dict[str, nn.Module], lr: float, fused: bool = False) -> torch.optim.Adam:
+    """AA-CLIP's optimiser over the parameters of some modules; `fused`: its step as one kernel (`--fused_adam`)."""
+    return torch.optim.Adam(parameters_of(modules), lr=lr, betas=(0.5, 0.999), fused=fused or None)
 
 
 def image_schedule(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from logging import Logger
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from files.logs import close_logger, open_logger, quiet_logger
 from forward_utils import class_tokens, frozen_image_features, probability_map
 from forward_utils_cross_attention import anchors_and_means, text_context_dictionary
 from model.adapter import patch_logits
+from model.matrix_products import matrix_products
 from run_folder.session import Session, declare_datasets
 from run_folder.settings import Settings
 from training.engine import StepLoss, to_device
@@ -37,8 +39,17 @@ def check_shapes(settings: Settings) -> None:
     """
     setup_seed(settings.run.seed, settings.run.fast)
     declare_datasets(settings.data)
-    run = prepare(Session(settings, choose_device(settings.run.device), quiet_logger()))
-    deviating, logger = [], open_logger("shapes")
+    device, logger = choose_device(settings.run.device), open_logger("shapes")
+    with matrix_products(settings.run.matmul, device, logger):
+        deviating = print_shapes(prepare(Session(settings, device, quiet_logger())), logger)
+    close_logger(logger)
+    if deviating:
+        raise Refusal(f"not of the documented shape: {', '.join(deviating)}; see the lines above")
+
+
+def print_shapes(run: Run, logger: Logger) -> list[str]:
+    """Print the shapes and norms of one batch of each stage; returns the names of what is not as documented."""
+    deviating = []
     for stage, loader, check in (
         ("text", run.text_loader, check_text_stage),
         ("image", run.image_loader, check_image_stage),
@@ -53,9 +64,7 @@ def check_shapes(settings: Settings) -> None:
             logger.info(f"gradient norm of {name}: " + ("none" if norm is None else f"{norm:.3e}"))
         deviating += [row.name for row in rows if not is_documented(row, sizes)]
     logger.info("k_proj.bias gets no more than rounding: softmax does not see a shift of all its logits")
-    close_logger(logger)
-    if deviating:
-        raise Refusal(f"not of the documented shape: {', '.join(deviating)}; see the lines above")
+    return deviating
 
 
 def sizes_of(run: Run, batch: dict) -> dict[str, int]:

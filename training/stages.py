@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from forward_utils import SIMILARITY_SCALE, calculate_seg_loss, patch_logits, probability_map
 from model.adapter import AdaptedCLIP
+from model.compiled import region
 from run_folder.kinds import RunKind
 from run_folder.progress import EpochFile
 from run_folder.resume import resume_stage
-from run_folder.session import Session
+from run_folder.session import Session, compiles
 from run_folder.settings import TrainingCorrections
 from run_folder.state import Record, TrainState
 from training.base_weights import Origins, summarise
@@ -33,6 +35,7 @@ def text_stage_loss(
     *,
     norm_weight: float,
     cls_weight: float = 0.0,
+    segment: Callable | None = None,
 ) -> dict[str, Tensor]:
     """Stage 1: teach the text tower anchors that segment frozen patches.
 
@@ -47,6 +50,7 @@ def text_stage_loss(
         loss_levels: the levels that are segmented.
         norm_weight: weight of the anchors' orthogonality.
         cls_weight: weight of the image-level loss of the paper's Eq. 4; AA-CLIP's code has none (0).
+        segment: `segmentation`, or that compiled.
 
     Returns:
         {term: scalar}; the loss is their sum.
@@ -55,7 +59,7 @@ def text_stage_loss(
     anchors = anchors_of(batch, patches)
     logits = [patch_logits(patches[level], anchors) for level in loss_levels]
     terms = {
-        "segmentation": segmentation(logits, batch["mask"], batch.get("mask_known")),
+        "segmentation": (segment or segmentation)(logits, batch["mask"], batch.get("mask_known")),
         "orthogonality": norm_weight * orthogonality_loss(anchors),
     }
     if cls_weight:
@@ -65,7 +69,12 @@ def text_stage_loss(
 
 
 def image_stage_loss(
-    batch: dict, compare: Callable, anchors_of: Callable, *, head_temperature: float = 1.0
+    batch: dict,
+    compare: Callable,
+    anchors_of: Callable,
+    *,
+    head_temperature: float = 1.0,
+    segment: Callable | None = None,
 ) -> dict[str, Tensor]:
     """Stage 2: teach the image tower patches and a head that agree with frozen anchors.
 
@@ -76,6 +85,7 @@ def image_stage_loss(
         batch: as in `text_stage_loss`.
         compare: (batch, anchors) -> (patch logits [B, L, 2] per level, head cosines [B, 2]), as AdaptedCLIP.compare.
         anchors_of: batch -> anchors [B, E, 2].
+        segment: as in `text_stage_loss`.
 
     Returns:
         {term: scalar}; the loss is their sum.
@@ -83,7 +93,9 @@ def image_stage_loss(
     patch_logits_of_levels, head = compare(batch, anchors_of(batch))
     return {
         "classification": F.cross_entropy(head_temperature * head, batch["label"]),
-        "segmentation": segmentation(patch_logits_of_levels, batch["mask"], batch.get("mask_known")),
+        "segmentation": (segment or segmentation)(
+            patch_logits_of_levels, batch["mask"], batch.get("mask_known")
+        ),
     }
 
 
@@ -156,7 +168,7 @@ def run_stage(
     """
     training, name = session.settings.training, stage.name
     epochs = getattr(training, f"{name}_epoch")
-    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"))
+    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"), training.fused_adam)
     scheduler = None
     if name == "image":
         milestones = session.settings.corrections.milestones
@@ -187,6 +199,8 @@ def continue_stage(
     if session.left_out is not None:
         session.left_out.before(state.history)
         plan = replace(plan, left_out=session.left_out)
+    if compiles(session.settings):
+        step_loss = partial(step_loss, segment=region(segmentation))
     finishing = session.signals.finishing() if session.signals is not None else nullcontext()
     with finishing, only_training(stage.model, stage.modules):
         return train_stage(

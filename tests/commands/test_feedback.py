@@ -101,7 +101,7 @@ def test_the_trained_path_is_the_models_own_evaluation_features_plus_cls(model, 
     patches, cls = patches_of(batch)
     with torch.no_grad():  # with gradients torch attends by another kernel, and the last bit differs
         seg, _ = model(batch["image"], text_context_groups(contexts, batch["class_name"]))
-    wanted = F.normalize(model.clipmodel.encode_image(batch["image"])[0], dim=-1)
+    wanted = F.normalize(model.clipmodel.embed_image(batch["image"]), dim=-1)
     assert torch.equal(cls, wanted) and list(patches) == model.levels
     for level, own in zip(model.levels, seg, strict=True):
         assert torch.equal(patches[level], own + wanted[:, None]) and not patches[level].requires_grad
@@ -153,7 +153,7 @@ def test_loop_2s_prompts_attend_to_the_first_level_of_what_loop_1_trained(train_
     load_modules(folder / "loop_1_final.pth", model.text_modules | model.image_modules)
     groups = text_context_groups(text_context_dictionary(model, "MVTec"), batch["class_name"])
     with torch.no_grad():
-        cls = F.normalize(model.clipmodel.encode_image(batch["image"])[0], dim=-1)
+        cls = F.normalize(model.clipmodel.embed_image(batch["image"]), dim=-1)
         first = model(batch["image"], groups)[0][0] + cls[:, None]
     assert torch.equal(patches[model.levels[0]], first)
     for name, own in contexts.items():

@@ -137,9 +137,9 @@ def test_class_scope_joins_a_classs_patches_and_batch_scope_averages_all(patches
 def test_anchors_are_asked_for_one_by_one_with_a_context_or_none_in_one_pass_of_the_tower(
     model, patches, monkeypatch
 ):
-    sizes, encode = [], model.encode_text
+    sizes, encode = [], model.encode_prompts
     monkeypatch.setattr(
-        model, "encode_text", lambda ids, **rest: sizes.append(len(ids)) or encode(ids, **rest)
+        model, "encode_prompts", lambda *of, **rest: sizes.append(len(of[0])) or encode(*of, **rest)
     )
     pairs = encode_anchors(model, "MVTec", ["screw", "bottle", "screw"], [patches[1], None, None])
     assert pairs.shape == (3, WIDTH, 2) and sizes == [48]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.attention import BatchFirstAttention
 from model.clip import surgery_copy
 from model.surgery import ValueValueAttention, replace_attention
 
@@ -81,7 +82,7 @@ def test_one_block_less_than_asked_for_is_replaced_at_the_end(new_clip):
     clip = new_clip()
     clip.visual.DAPM_replace(DPAM_layer=3)
     kinds = [type(block.attn) for block in clip.visual.transformer.resblocks]
-    assert kinds == [nn.MultiheadAttention] * 2 + [ValueValueAttention] * 2
+    assert kinds == [BatchFirstAttention] * 2 + [ValueValueAttention] * 2
     assert all(block.attn.across_batch for block in clip.visual.transformer.resblocks[2:])
 
 
@@ -91,7 +92,7 @@ def test_a_surgery_copy_leaves_the_plain_model_as_it_was_and_shares_blocks_and_w
     surgery = surgery_copy(clip, 3)
     plain, local = clip.visual.transformer.resblocks, surgery.visual.transformer.resblocks
     assert [a is b for a, b in zip(plain, local, strict=True)] == [True, True, False, False]
-    assert all(isinstance(block.attn, nn.MultiheadAttention) for block in plain)
+    assert all(isinstance(block.attn, BatchFirstAttention) for block in plain)
     assert local[3].attn.in_proj_weight is plain[3].attn.in_proj_weight
     assert local[3].mlp is plain[3].mlp
     assert surgery.transformer is clip.transformer

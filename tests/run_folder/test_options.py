@@ -95,6 +95,8 @@ TRAIN = (
         "extra_ratio": None,
         "precision": "fp32",
         "activation_checkpointing": "none",
+        "compile": False,
+        "fused_adam": False,
         "log_every": 50,
         "save_every_steps": 0,
         "save_every_minutes": 10.0,
@@ -103,6 +105,7 @@ TRAIN = (
         "device": None,
         "workers": 0,
         "fast": False,
+        "matmul": "default",
     }
 )
 CROSS_ATTENTION_MODEL = {
@@ -172,6 +175,7 @@ TEST = (
         "device": None,
         "workers": 0,
         "fast": False,
+        "matmul": "default",
         "exact_pixels": 64 * 518**2,
         "checkpoint": None,
         "all": False,
@@ -249,6 +253,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "schedule": "cosine",
         "training_mode": "full_shot",
         "precision": "bf16",
+        "matmul": "auto",
         "activation_checkpointing": "mlp",
         "on_nan": "skip",
         "context_scope": "batch",
@@ -498,7 +503,10 @@ ADDED_LATER = {
     "mask_reading": None,
     "precision": "fp32",
     "activation_checkpointing": "none",
+    "compile": False,
+    "fused_adam": False,
     "fast": False,
+    "matmul": "default",
     "log_every": 50,
     "save_every_steps": 0,
     "save_every_minutes": 10.0,

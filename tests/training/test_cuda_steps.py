@@ -24,9 +24,14 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, surgery_copy
 from model.recompute import recompute_activations
 from run_folder.flags import settings_of
+from run_folder.guarded_step import LeftOut
 from run_folder.session import Session
 from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
+from run_folder.state import TrainState
 from training import feedback
+from training.epoch import EpochSums
+from training.finite_steps import FiniteSteps
+from training.optimisation import adam, parameters_of
 
 SIZE, DATASET = 48, "BTAD"  # 6 x 6 patches: enough for the blur of medical maps
 ARCHITECTURE = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": SIZE}}
@@ -148,6 +153,28 @@ def test_a_later_feedback_loop_does_not_wait_for_the_device(world, batch, attend
     check(feedback.text_loss(run, features, attends), batch())
     anchors_of = anchors_after_stage_1(model, DATASET, "image", first_level(features, model))
     check(feedback.image_loss(run, contexts if attends else {}, anchors_of), batch())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("more", [0, 10])
+def test_the_optimisers_step_and_its_guard_do_not_wait_for_the_device(world, fused, more):
+    model, _ = world()
+    modules = model.image_modules
+    state = TrainState("image", modules, adam(modules, 1e-3, fused))
+    steps, sums = FiniteSteps(state, 50, LeftOut(more)), EpochSums()
+    trained = parameters_of(modules)
+    for one in trained:  # what the backward pass leaves: fake tensors have none on a machine without a driver
+        one.grad = torch.zeros_like(one)
+    with NoWaits():
+        for _ in range(3):  # the first makes the optimiser's state
+            terms = {"line": torch.zeros((), device="cuda")}
+            norm = torch.nn.utils.get_total_norm([one.grad for one in trained])
+            torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
+            taken = steps.take(terms, norm, {})
+            sums.add(terms, {}, taken if more else None)
+    assert sums.losses[-1].device.type == "cuda"
+    moved = [value for value in state.optimizer.state[trained[0]].values() if value.dim()]
+    assert moved and all(value.device.type == "cuda" for value in moved)
 
 
 @pytest.mark.parametrize(

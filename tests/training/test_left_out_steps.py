@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def values_of(state):
 
 
 @pytest.mark.bit_equality
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, partial(torch.optim.Adam, fused=True), torch.optim.SGD])
 @pytest.mark.parametrize("broken", [(0,), (2,), (5,), (1, 2, 4)])
 def test_a_step_that_is_left_out_leaves_no_trace(train_on, every, lines, kind, broken):
     state = train_on([BROKEN if number in broken else 1.0 + number for number in range(6)], 10, kind)

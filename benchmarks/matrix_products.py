@@ -1,0 +1,108 @@
+"""Float32 matrix products of ViT-L on a CPU: torch's own against oneDNN's, which `--matmul auto` chooses between.
+
+    python -m benchmarks.matrix_products --out results/performance
+    python -m benchmarks.matrix_products --quick
+
+The two take turns in one process; the least seconds of several turns count. Writes matrix_products.md into --out, if
+given, and prints it.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from files.atomic import write_text
+from files.command import run_main
+from model.matrix_products import product, timed, why_not
+from run_folder.flags import HelpFormatter
+
+LAYERS = {"queries, keys, values": (1024, 3072), "attention's output": (1024, 1024),
+          "MLP in": (1024, 4096), "MLP out": (4096, 1024)}  # fmt: skip
+PASSES = ("forward", "gradient to inputs", "gradient to weights")
+
+
+class Found(NamedTuple):
+    """One product: what of, rows, inner and columns, GFLOP/s of both ways, their relative difference."""
+
+    what: str
+    sizes: tuple[int, int, int]
+    torch: float
+    onednn: float
+    apart: float
+
+
+def operands(rows: int, inner: int, columns: int) -> list[tuple[Tensor, Tensor]]:
+    """The two factors of a linear layer's products, in the order of PASSES, as torch hands them over."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, inner), (columns, inner), (rows, columns))
+    x, weight, gradient = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [(x, weight.T), (gradient, weight), (gradient.T, x)]
+
+
+def measured(what: str, a: Tensor, b: Tensor, turns: int) -> Found:
+    """Both ways of one product, in turn."""
+    ways, results = {"torch": partial(torch.mm, a, b), "oneDNN": partial(product, a, b)}, {}
+    least = dict.fromkeys(ways, float("inf"))
+    for _ in range(turns + 1):
+        for name, multiply in ways.items():
+            results[name], seconds = timed(multiply)
+            least[name] = min(least[name], seconds)
+    operations = 2 * a.shape[0] * a.shape[1] * b.shape[1] / 1e9
+    apart = float((results["oneDNN"] - results["torch"]).norm() / results["torch"].norm())
+    speeds = (operations / least[name] for name in ways)
+    return Found(what, (*a.shape, b.shape[1]), *speeds, apart)
+
+
+def markdown(found: list[Found], command: str) -> str:
+    """The table people read."""
+    lines = [
+        "# Matrix products",
+        "",
+        f"Written by `{command}`: float32, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; the ratios count.",
+        "",
+        "| product | rows × inner × columns | torch GFLOP/s | oneDNN GFLOP/s | × | relative difference |",
+        "|--|--|--|--|--|--|",
+    ]
+    for one in found:
+        sizes = " × ".join(map(str, one.sizes))
+        lines.append(
+            f"| {one.what} | {sizes} | {one.torch:.0f} | {one.onednn:.0f} | {one.onednn / one.torch:.2f} | "
+            f"{one.apart:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[514, 2740], help="tokens of a batch")
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of each product")
+    parser.add_argument("--quick", action="store_true", help="seconds: few rows, two turns")
+    parser.add_argument("--out", help="folder for matrix_products.md")
+    args = parser.parse_args(argv)
+    if reason := why_not("cpu"):
+        raise RuntimeError(f"there is nothing to compare: {reason}")
+    if args.quick:
+        args.rows, args.turns = [64], 2
+    found = []
+    for rows in args.rows:
+        for layer, sizes in LAYERS.items():
+            for name, factors in zip(PASSES, operands(rows, *sizes), strict=True):
+                found.append(measured(f"{layer}, {name}", *factors, args.turns))
+    typed = sys.argv[1:] if argv is None else argv
+    text = markdown(found, " ".join(["python -m benchmarks.matrix_products", *typed]))
+    if args.out:
+        write_text(Path(args.out) / "matrix_products.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run_main(main)
