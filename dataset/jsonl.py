@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from dataset.paths import DataFolder, PathOutsideDataRoot
 from files.atomic import write_text
-from files.foreign_paths import composed, has_control
+from files.foreign_paths import composed
+from files.given import can_name_a_file
 from files.text import parse_json, read_text, shown
 
 PROBLEMS_SHOWN = 50
@@ -176,7 +177,7 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
     values = row[field] if isinstance(row[field], list) and field == "mask_path" else [row[field]]
     files, problems = [], []
     for value in values:
-        if not isinstance(value, str) or not _can_name_a_file(value):
+        if not can_name_a_file(value):
             problems.append(
                 Problem(
                     f"{field} is {shown(value)}: expected a path in UTF-8 without control characters; correct it"
@@ -192,15 +193,6 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
             remedy = "copy the file there, correct the path, or pass another --data_root"
             problems.append(Problem(f"{field} {shown(value)} {error}; {remedy}", missing_file=True))
     return files, problems
-
-
-def _can_name_a_file(value: str) -> bool:
-    try:
-        return bool(value.encode()) and not has_control(value)
-    except (
-        UnicodeEncodeError
-    ):  # JSON can spell half of a surrogate pair, and disks hold names that are not UTF-8
-        return False
 
 
 def _contradictions(sample: Sample, first: Sample) -> list[Problem]:
