@@ -25,6 +25,7 @@ from dataset.prepare.published import check_published, say_counts
 from files.atomic import write_text
 from files.command import run_main
 from files.logs import open_logger
+from files.nearest import do_you_mean
 
 OWN_FLAGS = ("annotations", "class_name", "domain", "split")  # of sets that are not built in
 
@@ -149,6 +150,8 @@ def _known_set(args: argparse.Namespace, logger: logging.Logger) -> list[dict]:
 def _own_set(args: argparse.Namespace, out: Path, logger: logging.Logger) -> list[dict]:
     """Checked rows of any folder; its entry for --dataset_config and masks from outlines are written beside them."""
     folder = Path(args.root).resolve()
+    near = do_you_mean(args.dataset, DATA_PATH)
+    logger.info("%s: no built-in set%s: %s is read as a folder of your own", args.dataset, near, folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"--root {args.root!r} is not a folder: name the one that holds the pictures")
     found = Scan(folder)

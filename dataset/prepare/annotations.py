@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.folders import Scan
+from dataset.image_files import Header, header_of
 from dataset.prepare.polygons import write_mask
 from files.text import shown
 
@@ -56,6 +57,20 @@ def outlined_row(path: str, found: Outlines, own: Own) -> dict:
         write_mask(own.masks / f"{path}.png", np.logical_or.reduce(found.masks))
         row["mask_path"] = f"{own.masks.name}/{path}.png"
     return row
+
+
+def header_or_none(scan: Scan, path: str, source: Path) -> Header | None:
+    """A picture's header; None, and counted, where it cannot be read.
+
+    Args:
+        path: relative to the data set's folder.
+        source: the annotations.
+    """
+    try:
+        return header_of("image", str(scan.folder / path), str(source))
+    except ValueError:
+        scan.leave_out("that cannot be read", scan.folder / path)
+        return None
 
 
 def note_unknown_places(scan: Scan, rows: Sequence[dict]) -> None:

@@ -6,8 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from dataset.folders import Scan, is_normal
-from dataset.image_files import header_of
-from dataset.prepare.annotations import Outlines, Own, note_unknown_places, outlined_row, points_of
+from dataset.prepare.annotations import (
+    Outlines,
+    Own,
+    header_or_none,
+    note_unknown_places,
+    outlined_row,
+    points_of,
+)
 from dataset.prepare.pictures import PicturesBelow
 from dataset.prepare.polygons import polygon_mask, run_length_mask
 from files.text import read_json
@@ -52,7 +58,9 @@ def coco_rows(scan: Scan, pictures: PicturesBelow, file: Path, own: Own) -> list
         if path is None:
             continue
         named.add(path)
-        header = header_of("image", str(scan.folder / path), str(file))
+        header = header_or_none(scan, path, file)
+        if header is None:
+            continue
         if (width, height) not in (header.size, header.upright_size):
             scan.leave_out("of another size than the annotations say", scan.folder / path)
             continue
@@ -75,7 +83,7 @@ def coco_outlines(annotations: Sequence[dict], width: int, height: int, source: 
             elif isinstance(shape, dict) and isinstance(shape.get("counts"), list):
                 masks.append(run_length_mask(shape["counts"], width, height))
             elif isinstance(shape, dict):
-                masks.append(decoded_run_lengths(shape))
+                masks.append(decoded_run_lengths(shape, width, height))
             else:
                 without += 1
         except (ValueError, TypeError) as error:
@@ -85,12 +93,20 @@ def coco_outlines(annotations: Sequence[dict], width: int, height: int, source: 
     return Outlines(masks, without)
 
 
-def decoded_run_lengths(shape: dict) -> np.ndarray:
-    """COCO's compressed run lengths as pixels [H, W] bool, by COCO's own package."""
+def decoded_run_lengths(shape: dict, width: int, height: int) -> np.ndarray:
+    """COCO's compressed run lengths as pixels [height, width] bool, by COCO's own package.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+        ValueError: they are of another size.
+    """
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "compressed run lengths are decoded by COCO's own package: pip install pycocotools"
         ) from error
-    return mask.decode(shape).astype(bool)
+    found = mask.decode(shape).astype(bool)
+    if found.shape != (height, width):
+        raise ValueError(f"run lengths of size {found.shape} for a picture of {width}x{height}")
+    return found

@@ -7,6 +7,7 @@ from dataset.folders import Scan, is_normal
 from dataset.prepare.annotations import Own, chosen_split
 from dataset.prepare.pictures import PicturesBelow
 from dataset.prepare.reading import NOT_OF_SPLIT
+from files.cells import NUMBER
 from files.text import read_table
 
 COLUMNS = {  # what a column of a table may be called
@@ -55,7 +56,7 @@ def table_rows(scan: Scan, pictures: PicturesBelow, table: Path, own: Own) -> li
             raise ValueError(
                 f"{place}: mask {cells['mask']!r} is no picture below {scan.folder}: correct the path"
             )
-        label = label_of(cells["label"]) if "label" in cells else int(bool(masks))
+        label = label_of(cells["label"], place) if "label" in cells else int(bool(masks))
         row = {"image_path": path, "class_name": cells.get("class") or own.class_name}
         row |= {} if label is None else {"label": label}
         before = rows.setdefault(path, row | {"masks": []})
@@ -82,10 +83,16 @@ def columns_of(table: Path, lines: Sequence[dict[str, str]]) -> dict[str, str]:
     return found
 
 
-def label_of(text: str) -> int | None:
-    """0, 1 or None (empty) of a label's cell."""
+def label_of(text: str, place: str) -> int | None:
+    """0, 1 or None (empty) of a label's cell; `place` for the message. Raises ValueError for another number."""
     known = {"": None, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}
-    return known[text.lower()] if text.lower() in known else int(not is_normal(text))
+    if text.lower() in known:
+        return known[text.lower()]
+    if NUMBER.fullmatch(text):
+        raise ValueError(
+            f"{place}: label is {text}: expected 0 (normal), 1 (anomalous), a word, or nothing; correct it"
+        )
+    return int(not is_normal(text))
 
 
 def with_masks(row: dict) -> dict:

@@ -34,6 +34,7 @@ class PicturesBelow:
             self._scan.leave_out("names that are no path", self._scan.folder / repr(name)[:60])
             return None
         wanted = composed(with_slashes(name)).removeprefix("./")
+        wanted = wanted.removeprefix(f"{self._scan.folder.as_posix()}/")  # absolute
         candidates = self._by_name.get(wanted.rpartition("/")[2], [])
         for begin in dict.fromkeys((self._inside(beside), "")):
             exact = [one for one in candidates if composed(one) == begin + wanted]

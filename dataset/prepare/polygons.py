@@ -29,7 +29,8 @@ def polygon_mask(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
         mask[row] = np.searchsorted(crossings, columns, side="right") % 2 == 1
     if not mask.any():
         outline = np.zeros((height, width), np.uint8)
-        cv2.polylines(outline, [np.floor(points).astype(np.int32)], True, 1)
+        corners = np.floor(np.clip(points, -(2**15), 2**15)).astype(np.int32)
+        cv2.polylines(outline, [corners], True, 1)
         mask = outline > 0
     return mask
 

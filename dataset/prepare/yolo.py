@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from dataset.folders import Scan, is_normal
-from dataset.image_files import header_of
 from dataset.prepare.annotations import (
     Outlines,
     Own,
     chosen_split,
+    header_or_none,
     note_unknown_places,
     outlined_row,
     points_of,
@@ -44,8 +44,10 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
             continue
         text = (labels / name).with_suffix(".txt")
         without_file += not text.is_file()
-        width, height = header_of("image", str(images / name), str(text)).upright_size
-        found = yolo_outlines(text, normal, width, height) if text.is_file() else Outlines([], 0)
+        header = header_or_none(scan, begin + name, text)
+        if header is None:
+            continue
+        found = yolo_outlines(text, normal, *header.upright_size) if text.is_file() else Outlines([], 0)
         rows.append(outlined_row(begin + name, found, own))
     if without_file:
         scan.notes.append(f"{without_file} pictures without a file of labels, taken as normal")
