@@ -176,6 +176,7 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
     """The files a field names (`mask_path` may be a list of them), and what is wrong with it."""
     values = row[field] if isinstance(row[field], list) and field == "mask_path" else [row[field]]
     files, problems = [], []
+    find = data.find_mask if field == "mask_path" else data.find
     for value in values:
         if not can_name_a_file(value):
             problems.append(
@@ -185,7 +186,7 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
             )
             continue
         try:
-            files.append(data.find(value))
+            files.append(find(value))
         except PathOutsideDataRoot as error:
             remedy = "keep the files under the data root, or pass the folder that holds them as --data_root"
             problems.append(Problem(f"{field} {shown(value)} {error}; {remedy}"))

@@ -78,7 +78,7 @@ class DataFolder:
 
     Args:
         folder: the dataset's, where it is not where `DATA_PATH` says.
-        beside: the metadata file's folder, in which masks made from polygons lie; looked at last.
+        beside: the metadata file's folder, in which masks made from outlines may lie; looked at last.
     """
 
     def __init__(
@@ -102,13 +102,20 @@ class DataFolder:
         if found is None:
             elsewhere = [self._names.respelled(folder, path) or with_slashes(path) for folder in folders]
             found = self._first_file(folders, elsewhere)
-        if found is None and self._beside is not None:
-            real = os.path.realpath(os.path.join(self._beside, path))
-            found = real if _is_inside(real, self._beside) and os.path.isfile(real) else None
         if found is not None:
             return found
         candidates = [os.path.join(folder, path) for folder in folders]
         raise FileNotFoundError(f"is neither {candidates[0]!r} nor {candidates[1]!r}{self._hint(path)}")
+
+    def find_mask(self, path: str) -> str:
+        """`find` for a mask, which may also lie beside the metadata file."""
+        try:
+            return self.find(path)
+        except FileNotFoundError:
+            real = None if self._beside is None else os.path.realpath(os.path.join(self._beside, path))
+            if real is None or not _is_inside(real, self._beside) or not os.path.isfile(real):
+                raise
+            return real
 
     def _first_file(self, folders, paths):
         outside = []
@@ -137,12 +144,8 @@ class DataFolder:
                 name = os.path.relpath(real, self._real_root)
             else:
                 own = {self._real_folder: "", **self._linked}
-                inside = next((folder for folder in own if _is_inside(real, folder)), None)
-                name = (
-                    os.path.join(os.path.basename(self._beside), os.path.relpath(real, self._beside))
-                    if inside is None
-                    else os.path.join(self._name_of_folder, own[inside], os.path.relpath(real, inside))
-                )
+                inside = next(folder for folder in own if _is_inside(real, folder))
+                name = os.path.join(self._name_of_folder, own[inside], os.path.relpath(real, inside))
         return Path(name).as_posix()
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +226,21 @@ def test_coco_polygons_and_run_lengths_become_masks_beside_the_rows_and_not_amon
     assert labels == (0, 1, 1) and np.array_equal(masks[1], wanted) and not masks[0].any()
 
 
+def test_a_mask_beside_the_rows_stays_in_their_folder_and_a_picture_there_is_none(world):
+    world.draw("0.png")
+    world.write("a.json", coco([{"image_id": 0, "segmentation": [SQUARE]}], ["0.png"]))
+    world.prepare()
+    Image.new("L", (8, 6)).save(world.out.parent / "outside.png")
+    Image.new("L", (8, 6)).save(world.out / "picture.png")
+    file = world.out / "full-shot.jsonl"
+    rows = file.read_text(encoding="utf-8")
+    for wrong, error in (("masks/0.png.png", "../outside.png"), ("0.png", "picture.png")):
+        file.write_text(rows.replace(f'"{wrong}"', f'"{error}"'), encoding="utf-8")
+        with pytest.raises((ValueError, FileNotFoundError), match=error):
+            world.items()
+        world.forget()
+
+
 def test_of_several_coco_files_the_test_splits_is_taken(world):
     for split in ("train", "test"):
         world.draw(f"{split}/0.png")
@@ -248,6 +265,23 @@ def test_a_segmentation_that_is_none_is_refused_with_its_place(world, segmentati
         world.prepare()
 
 
+def test_compressed_run_lengths_are_read_by_cocos_own_package_or_refused_with_its_name(world, monkeypatch):
+    world.draw("0.png")
+    shape = {"counts": "74o4", "size": [6, 8]}
+    world.write("a.json", coco([{"image_id": 0, "segmentation": shape}], ["0.png"]))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pycocotools"):
+        world.prepare()
+    for size, refused in (((6, 8), False), ((8, 6), True)):
+        decoded = SimpleNamespace(decode=lambda given, size=size: np.full(size, given is not None, np.uint8))
+        monkeypatch.setitem(sys.modules, "pycocotools", SimpleNamespace(mask=decoded))
+        if refused:
+            with pytest.raises(ValueError, match=r"run lengths of size \(8, 6\) for a picture of 8x6"):
+                world.prepare("--overwrite")
+        else:
+            assert world.rows()[0][3] == "masks/0.png.png"
+
+
 def test_a_picture_of_another_size_than_its_polygons_is_left_out_and_a_turned_one_is_not(world, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -269,8 +303,8 @@ def test_yolo_outlines_become_masks_and_boxes_leave_the_place_open(world, capsys
         "images/test/3.png",
         "images/train/0.png",
     )
-    world.write("labels/test/0.txt", "")
-    world.write("labels/test/1.txt", f"0 {shares}\n1 {shares}\n")
+    world.write("labels/test/0.txt", f"1 {shares}\n")  # of the category ok
+    world.write("labels/test/1.txt", f"0 {shares}\n\n")
     world.write("labels/test/2.txt", "0 0.5 0.5 0.1 0.1\n")
     world.write("data.yaml", "names: [scratch, ok]\n")
     assert world.rows() == [
