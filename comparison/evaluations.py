@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -22,11 +24,33 @@ from run_folder.flags import parse
 from run_folder.identity import differing_rows
 
 
-def outdated(run: Run, dataset: str, test_sets: dict[str, Dataset] | None = None) -> str | None:
+class SetNow:
+    """A dataset's test images as they are now. They are read for their fingerprints once, when a run first asks."""
+
+    def __init__(self, test_sets: dict[str, Dataset]):
+        self._test_sets = test_sets
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        """As an evaluation stores them, `evaluation.provenance.tested_rows`."""
+        return tested_rows(self._test_sets.values())
+
+    @cached_property
+    def digests(self) -> dict[tuple[str, str], str]:
+        """{(class, file): digest of the whole contents} of the labelled images."""
+        return {
+            (name, sample.file_name): digest(sample)
+            for name, images in self._test_sets.items()
+            for sample in images.samples
+            if sample.label is not None
+        }
+
+
+def outdated(run: Run, dataset: str, now: SetNow | None = None) -> str | None:
     """Why a run's stored scores on a dataset cannot be used, or None if they can.
 
     Args:
-        test_sets: the dataset as it is now, {class: its images}; None where it is not here and cannot be compared.
+        now: the dataset as it is now; None where it is not here and cannot be compared.
     """
     path = scores_file(run.folder, dataset, run.checkpoint)
     if not path.is_file():
@@ -46,13 +70,13 @@ def outdated(run: Run, dataset: str, test_sets: dict[str, Dataset] | None = None
     prompts = evaluation_info.get("prompts_sha256")
     if run.checkpoint != LOCAL_CONTRAST and prompts not in (None, prompts_sha256(dataset)):
         return "evaluated with other real names or prompts"
-    return changed_rows(path, evaluation_info, test_sets) if test_sets is not None else None
+    return changed_rows(path, evaluation_info, now) if now is not None else None
 
 
-def changed_rows(path: Path, evaluation_info: dict, test_sets: dict[str, Dataset]) -> str | None:
+def changed_rows(path: Path, evaluation_info: dict, now: SetNow) -> str | None:
     """How the test images, masks or rows differ from those a scores file was made of, or None."""
     if "rows" in evaluation_info:
-        changed = differing_rows(evaluation_info["rows"], tested_rows(test_sets.values()))
+        changed = differing_rows(evaluation_info["rows"], now.rows)
         return f"evaluated on {changed}" if changed else None
     # Files of older versions know the images by their whole contents alone.
     before = {
@@ -60,13 +84,9 @@ def changed_rows(path: Path, evaluation_info: dict, test_sets: dict[str, Dataset
         for name, scores in read_scores(path)[0].items()
         for file, content in zip(scores.files.tolist(), scores.digests.tolist(), strict=True)
     }
-    now = {
-        (name, sample.file_name): digest(sample)
-        for name, images in test_sets.items()
-        for sample in images.samples
-        if sample.label is not None
-    }
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = sorted(
+        key for key in before.keys() | now.digests.keys() if before.get(key) != now.digests.get(key)
+    )
     return (
         f"evaluated on other images, masks or rows: {changed[0][1]} and {len(changed) - 1} more"
         if changed
@@ -80,7 +100,7 @@ def rows_evaluated(runs: Sequence[Run], dataset: str) -> set[str]:
     return {read_about(file)["rows_sha256"] for file in files if file.is_file()}
 
 
-def sets_now(dataset: str, flags: Sequence[str]) -> dict[str, Dataset] | None:
+def set_now(dataset: str, flags: Sequence[str]) -> SetNow | None:
     """A dataset's test images as they are now; None where they are not here, as beside kept evaluations.
 
     Args:
@@ -96,7 +116,7 @@ def sets_now(dataset: str, flags: Sequence[str]) -> dict[str, Dataset] | None:
         dataset_folder(dataset, root)
     except FileNotFoundError:
         return None
-    return get_dataset(dataset, 1, None, 0, "test", quiet_logger(), data_root=root, look=False)
+    return SetNow(get_dataset(dataset, 1, None, 0, "test", quiet_logger(), data_root=root, look=False))
 
 
 def evaluate_missing(
@@ -115,7 +135,7 @@ def evaluate_missing(
     """
     # Evaluations that contradict one another are left to the refusal, which names the images.
     sets = {
-        dataset: sets_now(dataset, flags) if len(rows_evaluated(runs, dataset)) < 2 else None
+        dataset: set_now(dataset, flags) if len(rows_evaluated(runs, dataset)) < 2 else None
         for dataset in datasets
     }
     for run in runs:

@@ -17,7 +17,7 @@ from dataset.folders import say_what_has_no_row
 from dataset.image_files import Reading
 from dataset.jsonl import Sample, check_rows, parse_rows
 from dataset.mask_values import mask_reading_of
-from dataset.paths import DataFolder, require_dataset_name, resolve_data_root
+from dataset.paths import DataFolder, dataset_folder, require_dataset_name, resolve_data_root
 from dataset.prepare import scan
 from dataset.randomness import EpochSampler
 from dataset.survey import look_at_files
@@ -126,11 +126,11 @@ def _load_samples(
     logger: logging.Logger,
 ) -> list[Sample]:
     """Checked samples from the first source that has them; `shot` 0 means all."""
-    data = DataFolder(dataset_name, data_root)
     named = meta_path or METADATA_FILES.get(dataset_name)
-    folders = [METADATA_FOLDER / dataset_name, data.folder]
+    folders = [METADATA_FOLDER / dataset_name, dataset_folder(dataset_name, data_root)]
     few_shot = _first_file(folders, f"{shot}-shot.jsonl") if shot > 0 and not named else None
     file = few_shot or named or _first_file(folders, "full-shot.jsonl")
+    data = DataFolder(dataset_name, data_root, beside=Path(file).parent if file else None)
     if file:
         source = str(file)
         logger.info("%s: rows from %s", dataset_name, source)

@@ -7,6 +7,7 @@ their keys are AA-CLIP's public ones.
 """
 
 from dataset.demo_names import DEMO_DOMAINS, DEMO_REAL_NAMES
+from dataset.published_names import FURTHER_DOMAINS, FURTHER_FOLDERS, FURTHER_REAL_NAMES
 
 # The data root when neither an argument nor the environment variable AACLIP_DATA names one.
 BASE_PATH = "./data"
@@ -71,6 +72,7 @@ REAL_NAMES: dict[str, dict[str, str]] = {
         "polycrystalline": "polycrystalline solar cell",
     },
     "Textile": {"textile": "woven textile"},
+    **FURTHER_REAL_NAMES,
     **{name: dict(classes) for name, classes in DEMO_REAL_NAMES.items()},
 }
 
@@ -85,6 +87,7 @@ DOMAINS: dict[str, str] = {
         ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300"),
         "Medical",
     ),
+    **FURTHER_DOMAINS,
     **DEMO_DOMAINS,
 }
 
@@ -103,11 +106,13 @@ DATA_PATH: dict[str, str] = {
     "Colon_cvc300": "Colon/CVC-300",
     "ELPV": "ELPV",
     "Textile": "Textile",
+    **FURTHER_FOLDERS,
     **{name: name for name in DEMO_REAL_NAMES},
 }
 
+PACKAGED = ("ELPV", "Textile")  # come inside pip packages
 # Published with image labels and without masks; every other dataset named here has a mask for each defect.
-LABELS_ONLY = ("ELPV", "Textile")
+LABELS_ONLY = (*PACKAGED, "Br35H", "BrainMRI", "HeadCT")
 
 # {dataset: its full-shot jsonl}: only datasets registered by the user with a jsonl of their own.
 METADATA_FILES: dict[str, str] = {}

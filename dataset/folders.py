@@ -74,6 +74,20 @@ class Scan:
                 found.append(folder / entry.name)
         return found
 
+    def below(self, folder: Path) -> list[Path]:
+        """The folders in a folder at any depth, each before what is in it; a link back to one around it is left out."""
+        return self._below(folder, (os.path.realpath(folder),))
+
+    def _below(self, folder: Path, around: tuple[str, ...]) -> list[Path]:
+        found = []
+        for path in self.folders(folder):
+            real = os.path.realpath(path)
+            if real in around:
+                self.leave_out("links in a circle", path)
+            else:
+                found += [path, *self._below(path, (*around, real))]
+        return found
+
     def spelled(self, folder: Path, name: str) -> Path:
         """The folder of this name in whatever Unicode form, or the name itself if there is none."""
         found = () if (folder / name).is_dir() else self.folders(folder)
@@ -87,7 +101,7 @@ class Scan:
 
     def summary(self, rows: Sequence[dict]) -> str:
         """One line on the whole scan."""
-        anomalous = sum(row["label"] == 1 for row in rows)
+        anomalous = sum(row.get("label") == 1 for row in rows)
         read = f"{len(rows)} pictures read, {anomalous} of them anomalous"
         return "; ".join([read, *self.left_out(), *self.notes])
 
@@ -123,11 +137,17 @@ def _some(paths: Sequence[str]) -> str:
     return ", ".join(paths[:SHOWN]) + (", …" if len(paths) > SHOWN else "")
 
 
-def masks_of(scan: Scan, folder: Path, stems: Iterable[str]) -> dict[str, list[Path]]:
+def masks_of(
+    scan: Scan, folder: Path, stems: Iterable[str], suffix: str = "_mask", groups: Iterable[str] = ()
+) -> dict[str, list[Path]]:
     """The masks in a folder by the stem of the picture they belong to.
 
     A picture `name` has the mask `name_mask` or `name` of any picture ending, all pictures in a folder of one of these
     names (MVTec LOCO AD), and `name_mask_1`, `name_1` and so on.
+
+    Args:
+        suffix: in the place of `_mask`.
+        groups: folders of masks of other pictures, which are not missed.
 
     Raises:
         ValueError: two masks differ in nothing but their endings.
@@ -140,18 +160,19 @@ def masks_of(scan: Scan, folder: Path, stems: Iterable[str]) -> dict[str, list[P
     inside = {path.name: path for path in scan.folders(folder)}
     numbered: dict[str, list[Path]] = {}
     for name, mask in by_name.items():
-        owner = re.fullmatch(r"(.+?)(?:_mask[_-]?|[_-])\d+", name)
+        owner = re.fullmatch(rf"(.+?)(?:{re.escape(suffix)}[_-]?|[_-])\d+", name)
         if owner and owner[1] in stems and name not in stems:
             numbered.setdefault(owner[1], []).append(mask)
     for stem in stems:
-        names = (f"{stem}_mask", stem)
+        names = (f"{stem}{suffix}", stem)
         own = next(([by_name[name]] for name in names if name in by_name), [])
         own += next((scan.pictures(inside[name]) for name in names if name in inside), [])
         if own := own + numbered.get(stem, []):
             found[stem] = own
     used = {mask for masks in found.values() for mask in masks}
     spare = [mask for mask in by_name.values() if mask not in used]
-    spare += [path for name, path in inside.items() if name.removesuffix("_mask") not in stems]
+    others = stems | set(groups)
+    spare += [path for name, path in inside.items() if name.removesuffix(suffix) not in others]
     for mask in spare:
         scan.leave_out("masks of no picture", mask)
     return found

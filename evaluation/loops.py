@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from dataset import get_dataset
-from evaluation.picture_scores import picture_scores, write_picture_scores
+from evaluation.picture_scores import gather_picture_scores, picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_mean
 from evaluation.provenance import provenance
 from evaluation.results import UNDEFINED, write_metrics
@@ -101,6 +101,7 @@ def evaluate_loop(
     info = provenance(tested, scorer.domain, test_sets, FEEDBACK.name, run=run)
     write_metrics(save_path, dataset, file.name, result, info)
     write_picture_scores(save_path, dataset, file.name, pictures)
+    gather_picture_scores(save_path)
     write_loop_table(save_path, run.identity.run)
     logger.info(f"{dataset} after loop {content['loop']}: {shown_mean(result)}")
 

@@ -14,11 +14,12 @@ from dataset import DOMAINS, get_dataset
 from dataset.mask_values import mask_reading_of
 from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
+from evaluation.errors import clear_stale_page, errors_file, write_errors
 from evaluation.few_shot import check_references, few_shot
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
 from evaluation.picture_folders import clear_stale
-from evaluation.picture_scores import picture_scores, write_picture_scores
+from evaluation.picture_scores import gather_picture_scores, picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_bounds, shown_mean
 from evaluation.provenance import provenance
 from evaluation.results import format_table, write_metrics
@@ -66,6 +67,7 @@ class EvaluationSettings:
     )
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")
+    errors: int = option(0, "write the so many worst false alarms and misses as one page")
     attention_of: list = option(
         [],
         "draw both cross-attentions for these images (paths as in the metadata)",
@@ -92,6 +94,8 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         per checkpoint the result of `evaluate_dataset`.
     """
     own = settings.own
+    if own.errors < 0:
+        raise ValueError(f"--errors is {own.errors}: expected how many pictures of each kind, 0 for no page")
     setup_seed(settings.run.seed, settings.run.fast)
     kind, files = BASELINE, []
     untrained = "raw_clip" if own.raw_clip else "local_contrast" if own.local_contrast else None
@@ -277,5 +281,40 @@ def report(
         "checkpoint": name,
         "classes": result["classes"],
     }
+    if result["error_bounds"]:
+        stored["error_bounds"] = result["error_bounds"]
     write_scores(scores_file(save_path, dataset, name), scores, stored)
+    gather_picture_scores(save_path)
+    report_errors(session, scorer, test_sets, name, info, pictures)
     return result
+
+
+def report_errors(
+    session: Session,
+    scorer: AnomalyScorer,
+    test_sets: dict[str, Dataset],
+    name: str,
+    info: dict[str, Any],
+    pictures: list,
+) -> None:
+    """Write the page of `--errors`; without it delete one that shows other numbers. Arguments as `report`.
+
+    Args:
+        pictures: the evaluation's PictureScores.
+    """
+    settings, logger = session.settings, session.logger
+    dataset, count = settings.data.dataset, settings.own.errors
+    page = errors_file(settings.run.save_path, dataset, name)
+    if not count:
+        if clear_stale_page(page, info):
+            logger.info(f"deleted {page}, which showed an earlier evaluation")
+        return
+    how = {
+        "scorer": scorer,
+        "test_sets": test_sets,
+        "batch_size": settings.own.batch_size,
+        "device": session.device,
+    }
+    title = f"{dataset} with {name} @{settings.model.img_size}px"
+    alarms, misses = write_errors(page, title, count, pictures, info, how)
+    logger.info(f"{page}: the {alarms} worst false alarms and the {misses} worst misses")

@@ -105,9 +105,14 @@ def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: in
 
 def image_scores(found: dict, domain: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
     """(upstream's image score over the labelled images, the one that an image alone determines) [n] each."""
-    ends = found["ends"] if "ends" in found else extremes(found["maps"])
+    ends = image_extremes(found)
     fused = fused_score_of_extremes(ends, found["head"], domain, np.asarray(found["labels"]) >= 0)
     return fused, unnormalised_score_of_peak(ends[:, 1], found["head"], levels)
+
+
+def image_extremes(found: dict) -> np.ndarray:
+    """Lowest and highest score of every map of some predictions, [n, 2]."""
+    return found["ends"] if "ends" in found else extremes(found["maps"])
 
 
 def in_order(rows: np.ndarray, order: list[int]) -> np.ndarray:

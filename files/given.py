@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from files.foreign_paths import has_control
+
 KINDS = {
     stat.S_IFIFO: "a named pipe, on which a reader waits for ever",
     stat.S_IFSOCK: "a socket",
@@ -37,10 +39,12 @@ def require_regular(path: Path | str, source: str = "") -> None:
 
 
 def can_name_a_file(value: object) -> bool:
-    """Whether a value from somebody's JSON is text that a file system could have as a path."""
+    """Whether a value from somebody's JSON is a path in UTF-8 without control characters."""
     try:
-        return isinstance(value, str) and bool(value) and b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        return isinstance(value, str) and bool(value.encode()) and not has_control(value)
+    except (
+        UnicodeEncodeError
+    ):  # JSON can spell half of a surrogate pair, and disks hold names that are not UTF-8
         return False
 
 

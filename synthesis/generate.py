@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from dataset.image_files import Reading, read_image, read_pair
+from dataset.image_files import Reading, read_image_of, read_pair
 from dataset.jsonl import Sample
 from files.pictures import safe_name
 from synthesis.codec import DctCodec
@@ -65,7 +65,7 @@ class Drafter:
     def __call__(self, item, attempt):
         """The Draft of an attempt. Raises ValueError without a real mask, RuntimeError when no mask fits."""
         rng = keyed_rng(self.seed, item.name, attempt)
-        source = np.asarray(read_image(item.source.image_path, item.source.source))
+        source = np.asarray(read_image_of(item.source, self.reading))
         region = object_region(source)
         if self.kind == "perlin":
             return Draft(item, source, perlin_mask(region, rng, self.area), rng)
@@ -111,8 +111,8 @@ class FillSampler:
 class TextureSampler:
     """Samples by blending in another normal image of the training set, of another class if there is one."""
 
-    def __init__(self, normal: list[Sample]):
-        self.normal = normal
+    def __init__(self, normal: list[Sample], reading: Reading | None = None):
+        self.normal, self.reading = normal, reading or Reading()
 
     def __call__(self, drafts: list[Draft]) -> list[np.ndarray]:
         """RGB bytes [H, W, 3] per draft."""
@@ -124,7 +124,7 @@ class TextureSampler:
             sample for sample in self.normal if sample.class_name != draft.item.class_name
         ] or self.normal
         chosen = others[draft.rng.integers(len(others))]
-        return np.asarray(read_image(chosen.image_path, chosen.source))
+        return np.asarray(read_image_of(chosen, self.reading))
 
 
 @torch.no_grad()

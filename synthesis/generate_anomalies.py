@@ -34,7 +34,7 @@ except ModuleNotFoundError as error:
         f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt"
     ) from error
 
-from dataset.image_files import read_image
+from dataset.image_files import Reading, read_image, read_image_of
 from dataset.jsonl import read_rows, write_rows
 from files.atomic import write_text
 from files.command import Refusal, run_main
@@ -139,13 +139,13 @@ def bind_folder_to_flags(out: Path, settings: Settings) -> None:
         )
 
 
-def contact_sheet(items: list[Item], rows: dict[str, dict], out: Path) -> np.ndarray:
+def contact_sheet(items: list[Item], rows: dict[str, dict], out: Path, reading: Reading) -> np.ndarray:
     """Source, label's outline and image of the first items of every class and label, one line for each of these."""
     lines = {}
     for item in items:
         cells = lines.setdefault((item.class_name, item.is_sham), [])
         if item.name in rows and len(cells) < SHOWN:
-            source = np.asarray(read_image(item.source.image_path, item.source.source))
+            source = np.asarray(read_image_of(item.source, reading))
             image = np.asarray(read_image(str(out / f"{item.name}.png"), item.name))
             label = cv2.imread(str(out / mask_name(item)), cv2.IMREAD_GRAYSCALE)
             cells.append(
@@ -185,7 +185,7 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
         filler = load_filler(own.model, own.checkpoint, choose_device(own.device))
         sampler = FillSampler(filler, *as_trained(own, logger), own.prompt, own.steps)
     else:
-        sampler = TextureSampler(normal)
+        sampler = TextureSampler(normal, reading)
     rows = rows_so_far(out)
     wanted = [item for item in items if item.name not in rows]
 
@@ -219,7 +219,7 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
         raise Refusal(
             f"none of {len(items)} images passed the gate ({out / LOG}): train longer or lower the gate"
         )
-    write_png(out / "contact_sheet.png", contact_sheet(items, rows, out))
+    write_png(out / "contact_sheet.png", contact_sheet(items, rows, out, reading))
     shams = sum(item.is_sham for item in items if item.name in rows)
     logger.info(
         f"{len(rows) - shams} anomalies and {shams} sham images in {out / ROWS}, {len(left_out)} left out; "

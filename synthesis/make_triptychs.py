@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dataset import get_dataset
-from dataset.image_files import Reading, read_image, read_pair
+from dataset.image_files import Reading, read_image_of, read_pair
 from dataset.jsonl import Sample, write_rows
 from files.command import run_main
 from files.logs import open_logger
@@ -82,7 +82,7 @@ def without_defect(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.inpaint(image, hole, RADIUS, cv2.INPAINT_TELEA)
 
 
-def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
+def normal_of(sample: Sample, normal: list[Sample], seed: int, reading: Reading) -> np.ndarray:
     """A normal image of the sample's class as RGB bytes [H, W, 3], chosen by the seed and the sample's name.
 
     Raises:
@@ -94,7 +94,7 @@ def normal_of(sample: Sample, normal: list[Sample], seed: int) -> np.ndarray:
             f"--visible normal: class {sample.class_name!r} has no normal image; use --visible inpaint"
         )
     chosen = of_class[keyed_rng(seed, sample.file_name).integers(len(of_class))]
-    return np.asarray(read_image(chosen.image_path, chosen.source))
+    return np.asarray(read_image_of(chosen, reading))
 
 
 def panels_of(
@@ -103,8 +103,10 @@ def panels_of(
     """{"visible", "target", "semantic"}: RGB bytes [S, S, 3] of one anomalous sample."""
     target, mask = read_pair(sample, reading)  # mask bool [H, W]
     target = np.asarray(target)
-    is_inpainted = triptych.visible == "inpaint"
-    visible = without_defect(target, mask) if is_inpainted else normal_of(sample, normal, triptych.seed)
+    if triptych.visible == "inpaint":
+        visible = without_defect(target, mask)
+    else:
+        visible = normal_of(sample, normal, triptych.seed, reading)
     semantic = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
     panels = {}
     for panel, pixels in zip(PANELS, (visible, target, semantic), strict=True):

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from dataset.jsonl import Sample, read_rows
 from dataset.paths import DataFolder
 from dataset.survey import are_drawn_as_stored, header_findings, headers_of, row_findings
 from files.cells import plain
+from files.given import can_name_a_file
 
 LARGE = 64_000_000  # pictures of more pixels are decoded one at a time
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")  # folders that name one
@@ -54,8 +56,8 @@ def check_dataset(
             return Look()  # the header's finding says why
         if header.size[0] * header.size[1] > LARGE:
             with large:
-                return look_at_pixels(sample, reading, img_size, unused.get(sample.source))
-        return look_at_pixels(sample, reading, img_size, unused.get(sample.source))
+                return look_at_pixels(sample, reading, img_size, unused.get(sample.source, ()))
+        return look_at_pixels(sample, reading, img_size, unused.get(sample.source, ()))
 
     with ThreadPoolExecutor(workers) as pool:
         looks = list(tqdm(pool.map(look, samples), name, len(samples), disable=None))
@@ -64,18 +66,18 @@ def check_dataset(
     return Checked(name, reading, samples, looks, findings + repeated_masks(samples, looks))
 
 
-def masks_of_normal_pictures(samples: Sequence[Sample], data: DataFolder) -> dict[str, str]:
-    """{source of a row with label 0: the mask it names}, which training and testing never read."""
+def masks_of_normal_pictures(samples: Sequence[Sample], data: DataFolder) -> dict[str, list[str]]:
+    """{source of a row with label 0: the masks it names}, which training and testing never read."""
     normal = {sample.source for sample in samples if sample.label == 0}
     files = {source.rpartition(":")[0] for source in normal}
     found = {}
     for file in sorted(name for name in files if Path(name).is_file()):
         for source, row in read_rows(file):
-            if source in normal and isinstance(row.get("mask_path"), str) and row["mask_path"]:
-                try:
-                    found[source] = data.find(row["mask_path"])
-                except (FileNotFoundError, ValueError):  # never read: not missed either
-                    continue
+            named = row.get("mask_path") or []
+            for path in named if isinstance(named, list) else [named]:
+                if source in normal and can_name_a_file(path):
+                    with suppress(FileNotFoundError, ValueError):  # never read: not missed either
+                        found.setdefault(source, []).append(data.find(path))
     return found
 
 

@@ -1,6 +1,7 @@
 """What only the pixels of a picture and its mask say."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from dataset.anomaly_dataset import resize_mask
 from dataset.findings import UNREADABLE, Finding
-from dataset.image_files import Reading, Unsuitable, opened, read_pair
+from dataset.image_files import Reading, Unsuitable, opened, read_image_of, read_pair
 from dataset.jsonl import Sample
 from dataset.mask_values import PHOTO_VALUES, UPSTREAM, is_deep, mask_pixels, robust_defect, upstream_defect
 
@@ -24,11 +25,11 @@ class Look(NamedTuple):
     findings: tuple[Finding, ...] = ()
 
 
-def look_at_pixels(sample: Sample, reading: Reading, img_size: int, unused_mask: str | None = None) -> Look:
-    """Decode one sample as training and testing do.
+def look_at_pixels(sample: Sample, reading: Reading, img_size: int, unused_masks: Sequence[str] = ()) -> Look:
+    """Decode one sample as training and testing do. A picture whose mask cannot be read is looked at by itself.
 
     Args:
-        unused_mask: a mask that a normal picture's row names.
+        unused_masks: masks that a normal picture's row names.
     """
     found = []
 
@@ -41,8 +42,14 @@ def look_at_pixels(sample: Sample, reading: Reading, img_size: int, unused_mask:
         kind = error.kind if isinstance(error, Unsuitable) else UNREADABLE
         if " pixels and its image is " not in str(error):  # sizes are compared by the headers
             add(kind, str(error))
-        return Look(findings=tuple(found))
-    texts = deep_image(sample) + mask_of_normal(unused_mask, sample, reading)
+        try:
+            picture = read_image_of(sample, reading)
+        except ValueError:
+            return Look(findings=tuple(found))
+        return Look(digest_of(np.asarray(picture)), None, tuple(found))
+    texts = deep_image(sample)
+    for path in unused_masks:
+        texts += mask_of_normal(path, sample, reading)
     for path in sample.mask_paths:
         texts += values_of_mask(path, sample.source, reading)
     if anomalous is not None:
@@ -72,10 +79,8 @@ def deep_image(sample: Sample) -> list[tuple[str, str]]:
     return [("dark 16-bit image", text)]
 
 
-def mask_of_normal(path: str | None, sample: Sample, reading: Reading) -> list[tuple[str, str]]:
+def mask_of_normal(path: str, sample: Sample, reading: Reading) -> list[tuple[str, str]]:
     """A normal picture's mask that shows a defect."""
-    if path is None:
-        return []
     try:
         with opened("mask", path, sample.source) as mask:
             defect = defect_of(mask, path, reading)

@@ -22,6 +22,7 @@ from comparison.evaluations import evaluate_missing, outdated
 from comparison.hypotheses import Hypothesis
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
+from evaluation import provenance
 from evaluation.scores import read_about, read_scores, scores_file
 from metrics import with_old_names
 
@@ -191,6 +192,19 @@ def test_only_missing_and_outdated_evaluations_are_made(compared, world, tmp_pat
     monkeypatch.undo()
     shake(tmp_path / "run" / "image_adapter.pth")
     assert outdated(run, "MVTec") == "image_adapter.pth is another file than the evaluated one"
+
+
+def test_a_test_set_is_fingerprinted_once_for_all_runs(compared, world, data_root, monkeypatch):
+    runs, asked = read_arm(f"base={world}/base_*").runs, []
+
+    def counted(images):
+        asked.append(1)
+        return provenance.tested_rows(images)
+
+    monkeypatch.setattr("comparison.evaluations.tested_rows", counted)
+    told = []
+    evaluate_missing(runs, ["MVTec"], ["--data_root", str(data_root)], told.append)
+    assert len(runs) > 1 and asked == [1] and told == []
 
 
 def test_a_folder_kept_without_checkpoints_is_compared_by_its_evaluations(compared, world, tmp_path):

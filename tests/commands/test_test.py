@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import test as test_script
 import train as train_script
+from evaluation.scores import read_about, read_scores, scores_file
 from metrics import with_old_names
 
 ROOT = Path(train_script.__file__).parent
@@ -84,6 +86,38 @@ def test_visualize_writes_a_picture_per_image_showing_the_image(flags, trained_c
         picture = cv2.imread(str(broken))[..., ::-1]
         assert picture.shape[1] >= 3 * 32
         assert picture[10, 10].tolist() == pytest.approx([220, 30, 30], abs=40)  # red, not blue
+
+
+def test_scores_of_every_evaluation_lie_beside_its_metrics(flags, trained_copy):
+    test_script.main([*flags, "--all"])
+    rows = list(csv.DictReader((trained_copy / "scores.csv").open(encoding="utf-8")))
+    first, last = rows[0], rows[-1]
+    assert len(rows) == 2 * 12 and first["dataset"] == "MVTec"
+    assert (first["checkpoint"], last["checkpoint"]) == ("image_adapter_1.pth", "image_adapter_2.pth")
+    assert {row["label"] for row in rows} == {"0", "1"} and first["file"].startswith("mvtec_ad/bottle/test/")
+    scores, about = read_scores(trained_copy / "scores" / "MVTec" / "image_adapter_2.pth.npz")
+    own = dict(zip(scores["screw"].files.tolist(), scores["screw"].own.tolist(), strict=True))
+    assert {row["file"]: float(row["own_score"]) for row in rows[-6:]} == own
+    head = 2 * float(last["own_score"]) - float(last["map_maximum"]) / (100 * about["levels"])
+    assert 0 <= head <= 1  # own score: half the map's maximum per level in hundreds, half the head's
+
+
+def test_the_worst_errors_are_one_page_that_goes_when_its_numbers_do(flags, trained_copy, capsys):
+    test_script.main([*flags, "--errors", "2"])
+    page = trained_copy / "errors" / "MVTec" / "image_adapter.pth.html"
+    text = page.read_text(encoding="utf-8")
+    assert "MVTec with image_adapter.pth @32px" in text and "6 sound and 6 defective" in text
+    heads = re.findall(r"<h2>(False alarms|Misses): (\d) of (\d+)</h2>", text)
+    assert [head[0] for head in heads] == ["False alarms", "Misses"]
+    assert text.count("heatmap, common scale</figcaption>") == sum(int(head[1]) for head in heads) > 0
+    assert str(page) in capsys.readouterr().out
+    test_script.main(flags)  # the same once more: it still shows it
+    assert page.is_file()
+    test_script.main([*flags, "--batch_size", "1", "--exact_pixels", "1"])
+    assert not page.exists()
+    assert read_about(scores_file(trained_copy, "MVTec", "image_adapter.pth"))["error_bounds"]["classes"]
+    with pytest.raises(ValueError, match="--errors is -1"):
+        test_script.main([*flags, "--errors", "-1"])
 
 
 def test_a_checkpoint_from_other_adapter_settings_is_refused_with_the_flag(flags, trained_copy):

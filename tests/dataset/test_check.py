@@ -290,6 +290,22 @@ def test_large_pictures_are_decoded_one_at_a_time(world, monkeypatch):
     assert most[0] > 1
 
 
+def test_a_picture_with_an_unreadable_mask_is_still_compared_with_others(world):
+    world.fill()
+    (world.folder / "mask1.png").write_bytes(b"no picture")
+    Image.open(world.folder / "bad1.png").save(world.folder / "good0.png", compress_level=0)
+    found = world.check()[1]["findings"]
+    assert {one["kind"] for one in found} == {"unreadable file", "duplicate"}
+
+
+def test_every_mask_of_a_list_that_a_normal_row_names_is_looked_at(world):
+    world.fill()
+    world.mask("empty.png", value=0)
+    world.rows[0]["mask_path"] = ["empty.png", "mask0.png"]
+    (one,) = world.check()[1]["findings"]
+    assert one["kind"] == "mask of a normal picture" and "mask0.png" in one["text"]
+
+
 def test_digests_tell_shapes_apart():
     assert digest_of(np.zeros((2, 8), np.uint8)) != digest_of(np.zeros((4, 4), np.uint8))
     assert digest_of(np.zeros((4, 4), np.uint8)[:, ::2]) == digest_of(np.zeros((4, 2), np.uint8))

@@ -293,7 +293,7 @@ def test_pictures_without_a_label_are_scored_and_every_evaluation_leaves_a_table
 ):
     test_script.main([*flags, *own(("ring", None, False), *MIXED, ("scan", None, False)), "--raw_clip"])
     rows = list(csv.DictReader((tmp_path / "run" / "scores" / "Own" / "raw_clip.csv").open(encoding="utf-8")))
-    assert list(rows[0]) == ["file", "class", "label", "score", "own_score"]
+    assert list(rows[0]) == ["file", "class", "label", "score", "own_score", "map_maximum"]
     assert [row["label"] for row in rows] == ["", "0", "0", "1", "1", "1", "1", ""]
     assert rows[0]["file"] == "own/ring/0.png" and rows[-1]["class"] == "scan"
     assert all(np.isfinite(float(row[key])) for row in rows for key in ("score", "own_score"))

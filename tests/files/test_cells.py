@@ -44,9 +44,11 @@ def test_numbers_and_ordinary_names_stay_as_they_are(value):
 
 def test_the_files_of_an_evaluation_hold_no_formula_and_no_second_line(tmp_path):
     name = "=HYPERLINK(1)\nx"
-    path = write_picture_scores(tmp_path, "Own", "a.pth", [PictureScore(name, "@class", None, -0.5, -1e-9)])
+    path = write_picture_scores(
+        tmp_path, "Own", "a.pth", [PictureScore(name, "@class", None, -0.5, -1e-9, 2.0)]
+    )
     lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    assert lines[1] == ["'=HYPERLINK(1)\\nx", "'@class", "", "-0.5", "-1e-09"]
+    assert lines[1] == ["'=HYPERLINK(1)\\nx", "'@class", "", "-0.5", "-1e-09", "2.0"]
     result = {"classes": {"+class": {"pixel_ap": 0.5}}, "mean": {"pixel_ap": 0.5}}
     write_metrics(tmp_path, "-own", "=a.pth", result, {})
     lines = list(csv.reader((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()))

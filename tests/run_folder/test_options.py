@@ -186,6 +186,7 @@ TEST = (
         "normal_references": None,
         "reference_weight": None,
         "no_cross_attention": False,
+        "errors": 0,
         "attention_of": [],
         "attention_word": "damaged",
     }

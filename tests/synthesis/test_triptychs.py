@@ -9,10 +9,14 @@ import torch
 from PIL import Image
 
 from dataset import get_dataset
-from dataset.image_files import read_image, read_mask
+from dataset.image_files import Reading, read_image, read_mask
+from dataset.jsonl import Sample
+from dataset.mask_values import ROBUST, UPSTREAM
 from run_folder.flags import parse
 from synthesis import make_triptychs
 from synthesis.data import PANELS, Triptychs, to_pixels, to_tensor
+from synthesis.generate import Drafter, Item, TextureSampler
+from synthesis.masks import Area
 
 
 def make(data_root, out, *flags):
@@ -96,6 +100,23 @@ def test_the_target_is_the_image_and_the_semantic_map_its_mask(data_root, tmp_pa
             to_pixels(item["target"]), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC))
         )
         assert np.array_equal(to_pixels(item["semantic"])[..., 1] == 255, np.asarray(mask))
+
+
+def test_the_visible_panel_is_turned_as_training_turns_it(tmp_path):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    normal = Sample(str(tmp_path / "a.png"), None, 0, "x", "a.png", "rows:1")
+    for masks, turned in ((UPSTREAM, pixels), (ROBUST, pixels[::-1, ::-1])):
+        visible = make_triptychs.normal_of(normal, [normal], 0, Reading(masks))
+        assert np.array_equal(visible, turned)
+        draft = Drafter([normal], "perlin", Area(0.1, 0.9), 0, Reading(masks))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("synthesis.generate.perlin_mask", lambda region, rng, area: region)
+            assert np.array_equal(draft(Item("x", "x", normal, False), 0).source, turned)
+        texture = TextureSampler([normal], Reading(masks)).texture(draft(Item("x", "x", normal, False), 0))
+        assert np.array_equal(texture, turned)
 
 
 def test_the_inpainted_visible_panel_hides_the_defect_and_nothing_far_from_it():
