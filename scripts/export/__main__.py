@@ -239,7 +239,7 @@ def latencies(run: Run, reference: ImageToAnomaly, inputs: tuple) -> tuple[float
 
 
 def write_anchors(scorer: PhotographScorer, settings: Settings) -> Path:
-    """Anchors {words: [E, 2]} of the words of --anchors_of, and {"words context": [S, W]} of a run that attends, as .npz."""
+    """An .npz of {words: [E, 2]} for --anchors_of, and {"words context": [S, W]} of a run that attends."""
     arrays = {}
     for words in settings.own.anchors_of:
         subject = subject_of_text(words, settings.own.domain)
