@@ -3,8 +3,8 @@
     python -m benchmarks.matrix_products --out results/performance
     python -m benchmarks.matrix_products --quick
 
-The two take turns in one process; the least seconds of several turns count. Writes matrix_products.md into --out, if
-given, and prints it.
+The two take turns in one process; the least processor seconds of several turns count. Writes matrix_products.md into
+--out, if given, and prints it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PASSES = ("forward", "gradient to inputs", "gradient to weights")
 
 
 class Found(NamedTuple):
-    """One product: what of, rows, inner and columns, GFLOP/s of both ways, their relative difference."""
+    """One product: what of; rows, inner and columns; GFLOP per processor second of both ways; how far they are apart."""
 
     what: str
     sizes: tuple[int, int, int]
@@ -67,7 +67,8 @@ def markdown(found: list[Found], command: str) -> str:
         "# Matrix products",
         "",
         f"Written by `{command}`: float32, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; the ratios count.",
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; the machine did "
+        "other work, so the ratios count; per processor second.",
         "",
         "| product | rows × inner × columns | torch GFLOP/s | oneDNN GFLOP/s | × | relative difference |",
         "|--|--|--|--|--|--|",
