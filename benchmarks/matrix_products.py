@@ -30,7 +30,7 @@ PASSES = ("forward", "gradient to inputs", "gradient to weights")
 
 
 class Found(NamedTuple):
-    """One product: what of; rows, inner and columns; GFLOP per processor second of both ways; how far they are apart."""
+    """One product: what of; rows, inner, columns; GFLOP per processor second of both ways; how far they are apart."""
 
     what: str
     sizes: tuple[int, int, int]
