@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.tiled_attention import TiledAttention, suits_tiles
+
 
 def scaled_dot_product(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """F.scaled_dot_product_attention, as two products where its fused kernel is several times slower.
+    """F.scaled_dot_product_attention; as products where its fused kernel is slower: in bfloat16 on CPUs, and of many
+    tokens where products are oneDNN's (`--matmul auto`).
 
     Args:
         query, key, value: [..., tokens, head width].
@@ -20,6 +23,8 @@ def scaled_dot_product(
     Returns:
         [..., tokens, head width].
     """
+    if attn_mask is None and not dropout_p and suits_tiles(query, key):
+        return TiledAttention.apply(query, key, value)
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
     logits = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
