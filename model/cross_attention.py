@@ -84,16 +84,19 @@ class MultiHeadCrossAttention(nn.Module):
     def _heads(self, x):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # [..., heads, tokens, head width]
 
-    def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attention weights [n, N, S], averaged over the heads, for pictures.
+    def attention_weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attention weights [n, heads, N, S] without dropout; they sum to 1 over S.
 
         Args:
             x: [n, N, query_dim].
-            context: [S, context_dim].
+            context: [S, context_dim] or [n, S, context_dim].
         """
         query, key = self._heads(self.q_proj(x)), self._heads(self.k_proj(context))
-        weights = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-        return weights.softmax(dim=-1).mean(dim=1)
+        return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
+
+    def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attention weights [n, N, S], averaged over the heads, for pictures; arguments as `attention_weights`."""
+        return self.attention_weights(x, context).mean(dim=1)
 
 
 class CrossAttentionModule(MultiHeadCrossAttention):

@@ -144,6 +144,12 @@ class TrainingSettings:
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
     )
+    watch: bool = option(
+        False,
+        "log per epoch how far weights moved, entropy and output cosine of attentions, and gates",
+        moves_numbers=False,
+        added_later=True,
+    )
     save_every_steps: int = option(
         0, "steps between saves inside an epoch; 0: none", moves_numbers=False, added_later=True
     )
