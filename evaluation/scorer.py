@@ -15,6 +15,7 @@ from forward_utils import fixed_anchors, score_map
 from forward_utils_cross_attention import TextContext
 from model.adapter import compare_embeddings
 from model.clip import CLIP
+from model.cross_attention import Context
 from run_folder.loaded_run import LoadedRun
 
 
@@ -46,7 +47,9 @@ class AnomalyScorer(nn.Module):
         """Number of levels a map sums over."""
         return len(self.network.levels)
 
-    def forward(self, image: Tensor, anchors: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, anchors: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Test map summed over the levels [B, S, S], and head score (head . abnormal + 1) / 2 [B].
 
         No shape depends on a value, so that it can be compiled and exported.
@@ -54,7 +57,7 @@ class AnomalyScorer(nn.Module):
         Args:
             image: [B, 3, H, W].
             anchors: [E, 2] for all images, or [B, E, 2], one pair per image.
-            context: prompt tokens [S, W] that all images attend to, of `class_context`; None for nothing.
+            context: prompt tokens that all images attend to, of `class_context`; None for nothing.
         """
         anchors = anchors.expand(image.shape[0], -1, -1)  # len() would fix the batch size of an export
         seen = () if context is None else ([(None, context)],)
@@ -70,8 +73,8 @@ class AnomalyScorer(nn.Module):
         """A class's anchor pair [E, 2], where no image changes it (`--text_context` is not "image")."""
         return self.anchors_of({"class_name": [name]})[0]
 
-    def class_context(self, name: str) -> Tensor | None:
-        """What images of a class attend to, [S, W], or None."""
+    def class_context(self, name: str) -> Context | None:
+        """What images of a class attend to: [S, W], two such with `--split_text_context`, or None."""
         context = self.contexts.get(name)
         return None if context is None else context.seen
 

@@ -18,6 +18,7 @@ from model.clip import CLIP
 from model.cross_attention import (
     Contexts,
     CrossAttentionModule,
+    Gate,
     ImageCrossAttentionModule,
     attend,
 )
@@ -36,7 +37,8 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1, image_cross_attn_weight=0.1`, and
             AdaptedCLIP's arguments by name, of which `relu` is True here unless it is given. A weight of 0 switches
             its direction off exactly, whatever the gate. `cross_attn_gate` "fixed": the residual scale is the weight;
-            "learned": a parameter that starts at it; "zero": a parameter that starts at 0.
+            "learned": a parameter that starts at it; "zero": a parameter that starts at 0. `split_text_context`: images
+            attend to a class's normal and abnormal prompts apart, which then are two contexts of a group.
 
     Raises:
         ValueError: a setting is out of range, or the joint width is not the text width.
@@ -60,20 +62,12 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         if not 0 <= place <= last:
             raise ValueError(f"--image_cross_attn_after {place}: expected a vision block in 0..{last}")
         self.attention = attention
-        gates = {
-            "fixed": (None, None),
-            "learned": (attention.text_cross_attn_weight, attention.image_cross_attn_weight),
-            "zero": (0, 0),
-        }
-        if attention.cross_attn_gate not in gates:
-            raise ValueError(
-                f"--cross_attn_gate {attention.cross_attn_gate}: expected one of {', '.join(gates)}"
-            )
-        text_gate, image_gate = gates[attention.cross_attn_gate]
+        text_gate, image_gate = first_gates(attention)
         heads, dropout = attention.cross_attn_heads, attention.cross_attn_dropout
-        self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate)
+        temperature = attention.cross_attn_temperature if attention.cross_attn_qk_norm else None
+        self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate, temperature)
         self.image_cross_attn = ImageCrossAttentionModule(
-            vision_width, text_width, heads, dropout, image_gate
+            vision_width, text_width, heads, dropout, image_gate, temperature
         )
         self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
 
@@ -81,7 +75,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         """(seg, det) of images [B, 3, H, W], as AdaptedCLIP.forward; self-reference enters in `compare`.
 
         Args:
-            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`).
+            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`, or two such contexts).
         """
         place, weight = self.attention.image_cross_attn_after, self.attention.image_cross_attn_weight
 
@@ -194,3 +188,22 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         )
 
     current_image_context = property(fset=_refuse_context)
+
+
+def first_gates(attention: CrossAttentionSettings) -> tuple[Gate, Gate]:
+    """Where the learned residual scales of text -> image and image -> text start; None for fixed ones.
+
+    Raises:
+        ValueError: there is no such `cross_attn_gate`.
+    """
+    weights = {
+        "fixed": (None, None),
+        "learned": (float(attention.text_cross_attn_weight), float(attention.image_cross_attn_weight)),
+        "zero": (0.0, 0.0),
+    }
+    if attention.cross_attn_gate not in weights:
+        raise ValueError(
+            f"--cross_attn_gate {attention.cross_attn_gate}: expected one of {', '.join(weights)}"
+        )
+    text, image = weights[attention.cross_attn_gate]
+    return text, (image, image) if attention.split_text_context and image is not None else image

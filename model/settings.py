@@ -102,6 +102,24 @@ class CrossAttentionSettings:
     image_cross_attn_after: int = option(
         0, "vision block (from 0) of image -> text", at_test=MUST_AGREE, added_later=True
     )
+    cross_attn_qk_norm: bool = option(
+        False,
+        "queries and keys of both attentions at unit length, times a learned temperature of each head",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    cross_attn_temperature: float = option(
+        10.0, "start of --cross_attn_qk_norm's temperatures", at_test=MUST_AGREE, added_later=True
+    )
+    cross_attn_lr: float | None = option(
+        None, "learning rate of both attentions; default that of their stage", added_later=True
+    )
+    split_text_context: bool = option(
+        False,
+        "images attend to normal and to abnormal prompts apart, with a gate for each",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
     attend_padding: bool = option(
         False,
         "images attend to padding too, as in checkpoints of the reference fork",

@@ -198,7 +198,9 @@ def train_one_stage(
         if name == "text"
         else (model.image_modules, run.image_loader, plan.image_epochs, plan.image_lr)
     )
-    optimizer = recipes.optimizer(settings.feedback, modules, lr, settings.training.fused_adam)
+    optimizer = recipes.optimizer(
+        settings.feedback, modules, lr, settings.training.fused_adam, plan.attention_lr
+    )
     scheduler = recipes.scheduler(settings, optimizer, name, epochs, len(loader))
     active = active_modules(modules, settings.cross_attention if plan.cross_attention else None)
     stage = Stage(name, model, modules, run.file(plan.loop, f"{name}_adapter"), extendable=EXTENDABLE)

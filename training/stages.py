@@ -169,7 +169,9 @@ def run_stage(
     """
     training, name = session.settings.training, stage.name
     epochs = getattr(training, f"{name}_epoch")
-    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"), training.fused_adam)
+    attention = session.settings.cross_attention
+    attention_lr = None if attention is None else attention.cross_attn_lr
+    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"), training.fused_adam, attention_lr)
     scheduler = None
     if name == "image":
         milestones = session.settings.corrections.milestones
