@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from forward_utils_cross_attention import TextContext
 from model.adapter import compare_embeddings
 from model.clip import CLIP
 from model.cross_attention import Context
+from model.mixing import BothSides, mixed_anchors
 from run_folder.loaded_run import LoadedRun
+from run_folder.session import surgery_of
 
 
 class AnomalyScorer(nn.Module):
@@ -106,13 +109,30 @@ class RawCLIP(nn.Module):
 
 def scorer_of(run: LoadedRun, dataset_name: str) -> AnomalyScorer:
     """The scorer of a trained run for one dataset's classes."""
+    network, anchors_of = run.model, run.anchors(dataset_name)
+    if run.mix != 1:
+        network = BothSides(
+            run.model,
+            surgery_of(run.model.clipmodel, run.settings),
+            0 if run.loop == 1 else run.mix,  # loop 1's text side learned against frozen patches
+        )
+        anchors_of = partial(
+            both_pairs,
+            mixed_anchors(fixed_anchors(run.model.clipmodel, dataset_name), anchors_of, run.mix),
+            anchors_of,
+        )
     return AnomalyScorer(
-        run.model,
-        run.anchors(dataset_name),
+        network,
+        anchors_of,
         run.text_contexts(dataset_name),
         run.settings.model.img_size,
         DOMAINS[dataset_name],
     )
+
+
+def both_pairs(mixed: Callable[[dict], Tensor], trained: Callable[[dict], Tensor], batch: dict) -> Tensor:
+    """[B, E, 4]: the mixed pair of anchors and the trained pair of a batch, what BothSides compares with."""
+    return torch.cat([mixed(batch), trained(batch)], dim=-1)
 
 
 def raw_clip_scorer(clip: CLIP, dataset_name: str, img_size: int) -> AnomalyScorer:

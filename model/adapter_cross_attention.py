@@ -129,7 +129,17 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             text_contexts: as in `forward`.
             rarities: of SelfReference.rarities for these images, if they are at hand; the pass is made otherwise.
         """
-        seg, det = self(image, text_contexts)
+        return self.compare_features(image, *self(image, text_contexts), anchors, rarities)
+
+    def compare_features(
+        self,
+        image: Tensor,
+        seg: list[Tensor],
+        det: Tensor,
+        anchors: Tensor,
+        rarities: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """`compare` of images whose embeddings (seg, det), as `forward` returns them, are at hand."""
         if self.self_reference is not None:
             if rarities is None:
                 rarities = self.self_reference.rarities(self.clipmodel, image, self.levels)

@@ -153,6 +153,8 @@ def contradiction_in(settings: Settings) -> str | None:
                 "--text_epoch 0: the anchors of cross-attention come from its own text side, which needs 1 epoch or "
                 "more; train.py takes plain CLIP's anchors then"
             )
+    if settings.mix is not None and contexts.text_context != "none" and settings.mix.feedback_mix != 1:
+        return f"--feedback_mix {settings.mix.feedback_mix}: needs --text_context none"
     attention = settings.cross_attention
     if attention is not None and not attention.cross_attn_qk_norm:
         if "cross_attn_temperature" in settings.explicit:

@@ -76,6 +76,26 @@ class ContextSettings:
 
 
 @dataclass(frozen=True)
+class MixSettings:
+    """what each side of a feedback run learns against"""
+
+    feedback_mix: float = option(
+        1.0,
+        "share, in 0..1, of the other side's trained features in what a side learns against; the rest are frozen",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    feedback_maps: str = option(
+        "both",
+        "at test with --feedback_mix below 1: the average of both sides' maps, each against what it learned against, "
+        "or that of trained patches and anchors alone",
+        at_test=MAY_CHANGE,
+        added_later=True,
+        choices=["both", "trained"],
+    )
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """data"""
 
@@ -272,6 +292,7 @@ class Settings:
     cross_attention: CrossAttentionSettings | None = None
     self_reference: SelfReferenceSettings | None = None
     contexts: ContextSettings | None = None
+    mix: MixSettings | None = None
     data: DataSettings | None = None
     training: TrainingSettings | None = None
     feedback: Any = None  # training.feedback_recipes.FeedbackSettings

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.settings import option
-from run_folder.settings import CROSS_ATTENTION_GROUPS, Settings, TrainingSettings
+from run_folder.settings import CROSS_ATTENTION_GROUPS, MixSettings, Settings, TrainingSettings
 from training.optimisation import milestones_in_steps, parameter_groups
 
 RECIPES = {
@@ -163,6 +163,8 @@ def fill_in(settings: Settings) -> Settings:
     for flag, least in at_least.items():
         if record[flag] is not None and not record[flag] >= least:
             raise ValueError(f"--{flag} {record[flag]}: expected at least {least}")
+    if not 0 <= record["feedback_mix"] <= 1:
+        raise ValueError(f"--feedback_mix {record['feedback_mix']}: expected a share from 0 to 1")
     for flag in ("lr_decay_per_loop", "epoch_decay_per_loop"):
         if record[flag] is not None and not 0 < record[flag] < math.inf:
             raise ValueError(f"--{flag} {record[flag]}: expected a factor above 0; 1 keeps every loop alike")
@@ -272,4 +274,4 @@ def plateau(feedback: FeedbackSettings, epochs: int) -> Callable[[list[dict]], b
     return flat
 
 
-GROUPS = {**CROSS_ATTENTION_GROUPS, "feedback": FeedbackSettings}
+GROUPS = {**CROSS_ATTENTION_GROUPS, "mix": MixSettings, "feedback": FeedbackSettings}

@@ -141,7 +141,9 @@ TRAIN_CROSS_ATTENTION = (
         "save_path": "ckpt/cross_attention",
     }
 )
+MIX = {"feedback_mix": 1.0, "feedback_maps": "both"}
 TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
+    **MIX,
     "num_feedback_loops": 3,
     "recipe": "v1",
     "loop1_text_epoch": None,
@@ -168,6 +170,7 @@ TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
 TEST = (
     UPSTREAM_TEST
     | CROSS_ATTENTION_MODEL
+    | MIX
     | {
         "clip_weights": None,
         "surgery_until_layer": 20,
@@ -269,6 +272,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "surgery_attention": "spatial",
         "text_loss_levels": "all",
         "mask_reading": "upstream",
+        "feedback_maps": "trained",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -280,7 +284,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
     )
     argv = argv if wanted else []
     for flag, default in defaults.items():
-        if flag in wanted or flag == "context_control":  # which goes with no other context
+        if flag in wanted or flag in ("context_control", "feedback_mix"):  # which go with no other context
             continue
         if default is False:
             words, value = [], True
@@ -522,6 +526,8 @@ ADDED_LATER = {
     "context_control": "none",
     "extra_meta": None,
     "extra_ratio": None,
+    "feedback_mix": 1.0,
+    "feedback_maps": "both",
     "cross_attn_gate": "fixed",
     "image_cross_attn_after": 0,
     "cross_attn_qk_norm": False,
@@ -568,10 +574,12 @@ def test_which_flags_a_resumed_run_may_have_otherwise_and_which_older_runs_lack(
 
 
 def test_which_flags_testing_takes_from_a_checkpoint_and_which_must_agree():
-    for groups in (TEST_GROUPS, CROSS_ATTENTION_GROUPS):
+    for groups, mix in ((TEST_GROUPS, MIX), (CROSS_ATTENTION_GROUPS, {})):
         settings = flags.settings_of(groups, {})
-        assert set(settings.flags(at_test=MUST_AGREE)) == MODELS_OWN
-        assert set(settings.flags(at_test=MAY_CHANGE)) == MAY_DIFFER_AT_TEST
+        assert set(settings.flags(at_test=MUST_AGREE)) == MODELS_OWN | (mix.keys() & {"feedback_mix"})
+        assert set(settings.flags(at_test=MAY_CHANGE)) == MAY_DIFFER_AT_TEST | (
+            mix.keys() & {"feedback_maps"}
+        )
 
 
 @pytest.mark.parametrize("flag", [field.name for field in dataclasses.fields(SelfReferenceSettings)][1:])
