@@ -133,6 +133,7 @@ class CrossAttentionSettings:
 # Controls of studies; what they are: model/context_controls.py and model/self_reference.py.
 CONTEXT_CONTROLS = ("none", "other_class", "constant")
 REFERENCE_CONTROLS = ("none", "constant", "shuffled")
+ANCHOR_DECODER_CONTROLS = ("none", "constant")
 
 
 @dataclass(frozen=True)
@@ -163,4 +164,23 @@ class SelfReferenceSettings:
         at_test=MUST_AGREE,
         added_later=True,
         choices=REFERENCE_CONTROLS,
+    )
+
+
+@dataclass(frozen=True)
+class AnchorDecoderSettings:
+    """decoder of the anchors"""
+
+    anchor_decoder: int = option(
+        0,
+        "layers of a decoder in which both anchors look at the image's own patches, trained in stage 2; 0 = none",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    anchor_decoder_control: str = option(
+        "none",
+        "control of a study: queries that start at the same two vectors for every class",
+        at_test=MUST_AGREE,
+        added_later=True,
+        choices=ANCHOR_DECODER_CONTROLS,
     )

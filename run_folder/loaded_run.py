@@ -28,6 +28,7 @@ from model.adapter import AdaptedCLIP
 from model.settings import (
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
     NetworkCorrections,
@@ -54,6 +55,7 @@ GROUPS = {  # what a trained run can be described by
     "network": NetworkCorrections,
     "cross_attention": CrossAttentionSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_decoder": AnchorDecoderSettings,
     "contexts": ContextSettings,
     "mix": MixSettings,
     "data": DataSettings,

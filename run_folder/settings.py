@@ -16,6 +16,7 @@ from model.settings import (
     CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
     NetworkCorrections,
@@ -270,6 +271,7 @@ CROSS_ATTENTION_GROUPS = {
     "cross_attention": CrossAttentionSettings,
     "contexts": ContextSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_decoder": AnchorDecoderSettings,
     "data": DataSettings,
     "training": TrainingSettings,
     "base": BaseWeights,
@@ -291,6 +293,7 @@ class Settings:
     network: NetworkCorrections | None = None
     cross_attention: CrossAttentionSettings | None = None
     self_reference: SelfReferenceSettings | None = None
+    anchor_decoder: AnchorDecoderSettings | None = None
     contexts: ContextSettings | None = None
     mix: MixSettings | None = None
     data: DataSettings | None = None

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOOKED_AT = 8  # sequences of a call, and queries of each, whose attention weights are computed once more
@@ -124,9 +123,10 @@ def entropy_share(weights: Tensor) -> Tensor:
 def mean_cosine(outputs: Tensor) -> Tensor:
     """Mean cosine between different vectors of outputs [..., N, width], N of at least 2: [...].
 
-    (|sum of the N unit vectors|^2 - N) / (N (N - 1)).
+    (|sum of the N unit vectors|^2 - N) / (N (N - 1)); not a number where one of them is 0, as behind a gate of 0.
     """
-    unit, count = F.normalize(outputs.float(), dim=-1), outputs.shape[-2]
+    outputs, count = outputs.float(), outputs.shape[-2]
+    unit = outputs / outputs.norm(dim=-1, keepdim=True)
     return (unit.sum(dim=-2).square().sum(dim=-1) - count) / (count * (count - 1))
 
 

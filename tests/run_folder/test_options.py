@@ -123,6 +123,8 @@ CROSS_ATTENTION_MODEL = {
     "cross_attn_temperature": 10.0,
     "cross_attn_lr": None,
     "split_text_context": False,
+    "anchor_decoder": 0,
+    "anchor_decoder_control": "none",
     "self_reference": 0.0,
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
@@ -273,6 +275,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "text_loss_levels": "all",
         "mask_reading": "upstream",
         "feedback_maps": "trained",
+        "anchor_decoder_control": "constant",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -534,6 +537,8 @@ ADDED_LATER = {
     "cross_attn_temperature": 10.0,
     "cross_attn_lr": None,
     "split_text_context": False,
+    "anchor_decoder": 0,
+    "anchor_decoder_control": "none",
     "attend_padding": False,
     "self_reference": 0.0,
     "self_reference_head": 1.0,
@@ -559,6 +564,8 @@ MODELS_OWN = {
     "cross_attn_qk_norm",
     "cross_attn_temperature",
     "split_text_context",
+    "anchor_decoder",
+    "anchor_decoder_control",
     "self_reference",
     "self_reference_head",
     "self_reference_neighbours",

@@ -21,6 +21,7 @@ def test_mean_cosine_is_that_of_all_pairs_of_queries():
     cosines = [torch.cosine_similarity(outputs[:, i], outputs[:, j], dim=-1) for i, j in pairs]
     torch.testing.assert_close(mean_cosine(outputs), sum(cosines) / 3)
     assert float(mean_cosine(torch.ones(4, 2))) == pytest.approx(1)
+    assert mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0]])).isnan()
 
 
 @pytest.mark.parametrize(("count", "taken"), [(3, 3), (8, 8), (9, 5), (1370, 8)])
