@@ -28,7 +28,7 @@ def run(cross_flags, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("control", ["none", "constant"])
+@pytest.mark.parametrize("control", ["none", pytest.param("constant", marks=pytest.mark.slow)])
 def test_a_run_and_its_control_are_trained_and_tested_alike(run, evaluate, control):
     folder = run("run", "--anchor_decoder_control", control, "--watch")
     loaded = load_run(folder).model.anchor_decoder
@@ -46,6 +46,7 @@ def test_a_run_and_its_control_are_trained_and_tested_alike(run, evaluate, contr
         evaluate(folder, "--anchor_decoder", "2", "--anchor_decoder_control", other)
 
 
+@pytest.mark.slow
 @pytest.mark.bit_equality
 def test_a_continued_run_ends_as_one_that_never_stopped(run):
     whole = state(run("whole", "--image_epoch", "2"), IMAGES)

@@ -22,6 +22,7 @@ def final(folder):
     return state(folder, "final_model.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.bit_equality
 def test_at_1_it_is_the_feedback_run_without_the_flag(train_loops):
     plain, one = train_loops("plain", *LOOPS), train_loops("one", *LOOPS, "--feedback_mix", "1")

@@ -27,7 +27,7 @@ def run(cross_flags, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("control", ["none", "constant", "other_class"])
+@pytest.mark.parametrize("control", ["none", "constant", pytest.param("other_class", marks=pytest.mark.slow)])
 def test_every_control_trains_and_is_tested_with_what_it_was_trained_with(run, evaluate, control):
     folder = run("run", "--context_control", control)
     image = state(folder, IMAGES)
@@ -46,6 +46,7 @@ def test_every_control_trains_and_is_tested_with_what_it_was_trained_with(run, e
         evaluate(folder, "--cross_attn_qk_norm", "--cross_attn_temperature", "5")
 
 
+@pytest.mark.slow
 @pytest.mark.bit_equality
 def test_a_continued_run_ends_as_one_that_never_stopped(run):
     whole = run("whole", "--image_epoch", "2")
