@@ -215,7 +215,7 @@ def optimizer(
     fused: bool = False,
     attention_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the parameters of {key: module}; `fused` and rates as in training.optimisation.adam."""
+    """The recipe's optimiser over the parameters of {key: module}; `fused` and rates as in `adam`."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[feedback.optimizer]
     return kind(
         parameter_groups(modules, lr, attention_lr),

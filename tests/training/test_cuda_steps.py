@@ -33,9 +33,9 @@ from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
 from run_folder.state import TrainState
 from training import feedback
 from training.epoch import EpochSums
+from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 from training.finite_steps import FiniteSteps
 from training.optimisation import adam, parameters_of
-from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 from training.watch import Watch
 
 SIZE, DATASET = 48, "BTAD"  # 6 x 6 patches: enough for the blur of medical maps
