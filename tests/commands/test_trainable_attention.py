@@ -1,14 +1,18 @@
 """Attentions made trainable (temperatures, gates from 0, own rate, split contexts), as a user trains and tests them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from checkpoint_contents import state
 
 import train_cross_attention
 import train_cross_attention_feedback
+from files.command import Refusal
 from run_folder import flags as command_line
 from run_folder.settings import CROSS_ATTENTION_GROUPS
+from scripts.export.__main__ import given_of
 from training import feedback
 
 FLAGS = [*"--cross_attn_qk_norm --cross_attn_gate zero --cross_attn_lr 0.02 --split_text_context".split()]
@@ -62,6 +66,14 @@ def test_attention_pictures_split_the_weights_between_both_contexts(run, evaluat
     folder = run("run")
     evaluate(folder, "--attention_of", "mvtec_ad/bottle/test/broken/000.png")
     assert len([*(folder / "attention").rglob("*.png")]) == 2
+
+
+def test_two_contexts_are_not_exported():
+    scorer = SimpleNamespace(
+        class_anchors=lambda name: torch.zeros(4, 2), class_context=lambda name: (torch.zeros(3, 4),) * 2
+    )
+    with pytest.raises(Refusal, match="--split_text_context attends to two contexts"):
+        given_of(scorer, SimpleNamespace(class_name="object"))
 
 
 def test_in_feedback_loops_the_attentions_own_rate_falls_as_the_others_do(cross_flags, tmp_path, monkeypatch):

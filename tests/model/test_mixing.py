@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from cross_attention_world import MODEL
 
+from evaluation.scorer import AnomalyScorer
+from files.command import Refusal
 from forward_utils import fixed_anchors, frozen_image_features, patch_logits
 from forward_utils_cross_attention import (
     text_context_dictionary,
@@ -15,6 +17,7 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import create_model, surgery_copy
 from model.frozen_patches import frozen_patches
 from model.mixing import BothSides, mixed_anchors, mixed_features, mixture
+from scripts.export.graph import image_side
 
 NAMES = ["bottle", "screw", "bottle", "screw"]
 
@@ -97,3 +100,9 @@ def test_a_score_does_not_depend_on_the_batchs_other_images(model, batch):
         both.patches(image, seg), both.patches(image[:1], [one[:1] for one in seg]), strict=True
     ):
         torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_both_sides_maps_are_not_exported(model):
+    both = BothSides(model, surgery_copy(model.clipmodel, 3), 0.4)
+    with pytest.raises(Refusal, match="export it with --feedback_maps trained"):
+        image_side(AnomalyScorer(both, None, {}, 32, "Industrial"))
