@@ -55,14 +55,16 @@ def text_context_of_class(
     model: AdaptedCLIPWithCrossAttention, dataset_name: str, class_name: str
 ) -> TextContext:
     """The TextContext of any class, seen in training or not."""
-    ids, _, lengths = prompts_of(dataset_name, class_name)
+    ids, normal, lengths = prompts_of(dataset_name, class_name)
     prompts, length = ids.shape
-    tokens = model.text_context(send(ids, model.device))
     if model.attention.attend_padding:
-        return TextContext(tokens, tokens.new_ones(len(tokens), dtype=torch.bool), tokens)
+        lengths = [length] * prompts
+    tokens = model.text_context(send(ids, model.device))
     real = torch.arange(length) < torch.tensor(lengths)[:, None]  # [P, T]
-    seen = [prompt[:own] for prompt, own in zip(tokens.unflatten(0, (prompts, length)), lengths, strict=True)]
-    return TextContext(tokens, send(real.flatten(), model.device), torch.cat(seen))
+    own = [prompt[:end] for prompt, end in zip(tokens.unflatten(0, (prompts, length)), lengths, strict=True)]
+    split = model.attention.split_text_context
+    seen = (torch.cat(own[:normal]), torch.cat(own[normal:])) if split else torch.cat(own)
+    return TextContext(tokens, send(real.flatten(), model.device), seen)
 
 
 def text_context_dictionary(

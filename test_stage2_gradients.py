@@ -55,6 +55,9 @@ class MeasurementSettings:
 
 
 GROUPS = {**RUN_GROUPS, "own": MeasurementSettings}
+del GROUPS[
+    "mix"
+]  # one step of stage 2 against the run's own anchors is measured, whatever the run learned against
 DEFAULTS = {"model_name": "ViT-Tiny-8-demo", "dataset": None, "shot": 0, "save_path": None}
 
 

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ from forward_utils import fixed_anchors, score_map
 from forward_utils_cross_attention import TextContext
 from model.adapter import compare_embeddings
 from model.clip import CLIP
+from model.cross_attention import Context
+from model.mixing import BothSides, mixed_anchors
 from run_folder.loaded_run import LoadedRun
+from run_folder.session import surgery_of
 
 
 class AnomalyScorer(nn.Module):
@@ -46,7 +50,9 @@ class AnomalyScorer(nn.Module):
         """Number of levels a map sums over."""
         return len(self.network.levels)
 
-    def forward(self, image: Tensor, anchors: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, anchors: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Test map summed over the levels [B, S, S], and head score (head . abnormal + 1) / 2 [B].
 
         No shape depends on a value, so that it can be compiled and exported.
@@ -54,7 +60,7 @@ class AnomalyScorer(nn.Module):
         Args:
             image: [B, 3, H, W].
             anchors: [E, 2] for all images, or [B, E, 2], one pair per image.
-            context: prompt tokens [S, W] that all images attend to, of `class_context`; None for nothing.
+            context: prompt tokens that all images attend to, of `class_context`; None for nothing.
         """
         anchors = anchors.expand(image.shape[0], -1, -1)  # len() would fix the batch size of an export
         seen = () if context is None else ([(None, context)],)
@@ -70,8 +76,8 @@ class AnomalyScorer(nn.Module):
         """A class's anchor pair [E, 2], where no image changes it (`--text_context` is not "image")."""
         return self.anchors_of({"class_name": [name]})[0]
 
-    def class_context(self, name: str) -> Tensor | None:
-        """What images of a class attend to, [S, W], or None."""
+    def class_context(self, name: str) -> Context | None:
+        """What images of a class attend to: [S, W], two such with `--split_text_context`, or None."""
         context = self.contexts.get(name)
         return None if context is None else context.seen
 
@@ -103,13 +109,30 @@ class RawCLIP(nn.Module):
 
 def scorer_of(run: LoadedRun, dataset_name: str) -> AnomalyScorer:
     """The scorer of a trained run for one dataset's classes."""
+    network, anchors_of = run.model, run.anchors(dataset_name)
+    if run.mix != 1:
+        network = BothSides(
+            run.model,
+            surgery_of(run.model.clipmodel, run.settings),
+            0 if run.loop == 1 else run.mix,  # loop 1's text side learned against frozen patches
+        )
+        anchors_of = partial(
+            both_pairs,
+            mixed_anchors(fixed_anchors(run.model.clipmodel, dataset_name), anchors_of, run.mix),
+            anchors_of,
+        )
     return AnomalyScorer(
-        run.model,
-        run.anchors(dataset_name),
+        network,
+        anchors_of,
         run.text_contexts(dataset_name),
         run.settings.model.img_size,
         DOMAINS[dataset_name],
     )
+
+
+def both_pairs(mixed: Callable[[dict], Tensor], trained: Callable[[dict], Tensor], batch: dict) -> Tensor:
+    """[B, E, 4]: the mixed pair of anchors and the trained pair of a batch, what BothSides compares with."""
+    return torch.cat([mixed(batch), trained(batch)], dim=-1)
 
 
 def raw_clip_scorer(clip: CLIP, dataset_name: str, img_size: int) -> AnomalyScorer:

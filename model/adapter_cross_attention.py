@@ -13,16 +13,18 @@ from inspect import signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.adapter import AdaptedCLIP, compare_embeddings
+from model.adapter import AdaptedCLIP, compare_embeddings, patch_logits
+from model.anchor_decoder import AnchorDecoder
 from model.clip import CLIP
 from model.cross_attention import (
     Contexts,
     CrossAttentionModule,
+    Gate,
     ImageCrossAttentionModule,
     attend,
 )
 from model.self_reference import SelfReference
-from model.settings import CrossAttentionSettings, SelfReferenceSettings, taken_from
+from model.settings import AnchorDecoderSettings, CrossAttentionSettings, SelfReferenceSettings, taken_from
 
 __all__ = ["AdaptedCLIPWithCrossAttention", "Contexts", "CrossAttentionModule", "ImageCrossAttentionModule"]
 
@@ -32,11 +34,13 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
 
     Args:
         clip_model, adapter_arguments: AdaptedCLIP's.
-        settings: fields of model.settings.CrossAttentionSettings and SelfReferenceSettings by name, as
-            `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1, image_cross_attn_weight=0.1`, and
-            AdaptedCLIP's arguments by name, of which `relu` is True here unless it is given. A weight of 0 switches
-            its direction off exactly, whatever the gate. `cross_attn_gate` "fixed": the residual scale is the weight;
-            "learned": a parameter that starts at it; "zero": a parameter that starts at 0.
+        settings: fields of model.settings.CrossAttentionSettings, SelfReferenceSettings and AnchorDecoderSettings by
+            name, as `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1,
+            image_cross_attn_weight=0.1`, and AdaptedCLIP's arguments by name, of which `relu` is True here unless it
+            is given. A weight of 0 switches its direction off exactly, whatever the gate. `cross_attn_gate` "fixed":
+            the residual scale is the weight; "learned": a parameter that starts at it; "zero": a parameter that
+            starts at 0. `split_text_context`: images attend to a class's normal and abnormal prompts apart, which
+            then are two contexts of a group.
 
     Raises:
         ValueError: a setting is out of range, or the joint width is not the text width.
@@ -46,6 +50,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     def __init__(self, clip_model: CLIP, *adapter_arguments, **settings):
         attention, settings = taken_from(settings, CrossAttentionSettings())
         reference, settings = taken_from(settings, SelfReferenceSettings())
+        decoder, settings = taken_from(settings, AnchorDecoderSettings())
         given = signature(AdaptedCLIP).bind_partial(clip_model, *adapter_arguments, **settings).arguments
         if unknown := given.get("unread"):
             raise TypeError(f"no setting is called {', '.join(sorted(unknown))}")
@@ -60,28 +65,23 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         if not 0 <= place <= last:
             raise ValueError(f"--image_cross_attn_after {place}: expected a vision block in 0..{last}")
         self.attention = attention
-        gates = {
-            "fixed": (None, None),
-            "learned": (attention.text_cross_attn_weight, attention.image_cross_attn_weight),
-            "zero": (0, 0),
-        }
-        if attention.cross_attn_gate not in gates:
-            raise ValueError(
-                f"--cross_attn_gate {attention.cross_attn_gate}: expected one of {', '.join(gates)}"
-            )
-        text_gate, image_gate = gates[attention.cross_attn_gate]
+        text_gate, image_gate = first_gates(attention)
         heads, dropout = attention.cross_attn_heads, attention.cross_attn_dropout
-        self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate)
+        temperature = attention.cross_attn_temperature if attention.cross_attn_qk_norm else None
+        self.text_cross_attn = CrossAttentionModule(text_width, heads, dropout, text_gate, temperature)
         self.image_cross_attn = ImageCrossAttentionModule(
-            vision_width, text_width, heads, dropout, image_gate
+            vision_width, text_width, heads, dropout, image_gate, temperature
         )
         self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
+        self.anchor_decoder = None
+        if decoder.anchor_decoder:
+            self.anchor_decoder = AnchorDecoder(clip_model.embed_dim, heads, dropout, decoder)
 
     def forward(self, image: Tensor, text_contexts: Contexts = ()) -> tuple[list[Tensor], Tensor]:
         """(seg, det) of images [B, 3, H, W], as AdaptedCLIP.forward; self-reference enters in `compare`.
 
         Args:
-            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`).
+            text_contexts: groups (image rows, prompt tokens [S, W] from `text_context`, or two such contexts).
         """
         place, weight = self.attention.image_cross_attn_after, self.attention.image_cross_attn_weight
 
@@ -135,12 +135,26 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             text_contexts: as in `forward`.
             rarities: of SelfReference.rarities for these images, if they are at hand; the pass is made otherwise.
         """
-        seg, det = self(image, text_contexts)
+        return self.compare_features(image, *self(image, text_contexts), anchors, rarities)
+
+    def compare_features(
+        self,
+        image: Tensor,
+        seg: list[Tensor],
+        det: Tensor,
+        anchors: Tensor,
+        rarities: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """`compare` of images whose embeddings (seg, det), as `forward` returns them, are at hand."""
+        moves = [] if self.anchor_decoder is None else self.anchor_decoder(seg, anchors)
+        # p (a + m) = p a + p m: only the patches' logits see moved anchors, and rarity's coordinate stays as it is.
+        moved = [patch_logits(patches, move) for patches, move in zip(seg, moves, strict=False)]
         if self.self_reference is not None:
             if rarities is None:
                 rarities = self.self_reference.rarities(self.clipmodel, image, self.levels)
             seg, det, anchors = self.self_reference.with_coordinate(seg, det, anchors, rarities)
-        return compare_embeddings(seg, det, anchors)
+        logits, head = compare_embeddings(seg, det, anchors)
+        return [one + more for one, more in zip(logits, moved, strict=True)] if moved else logits, head
 
     def text_context(self, text: Tensor) -> Tensor:
         """What images attend to: prompt tokens after text block 0 and text_adapter[0].
@@ -174,7 +188,8 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     @property
     def image_modules(self) -> dict[str, nn.Module]:
         """What stage 2 trains, by checkpoint key."""
-        own = {} if self.self_reference is None else {"self_reference": self.self_reference}
+        own = {"self_reference": self.self_reference, "anchor_decoder": self.anchor_decoder}
+        own = {key: module for key, module in own.items() if module is not None}
         return super().image_modules | {"image_cross_attn": self.image_cross_attn} | own
 
     @property
@@ -194,3 +209,22 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         )
 
     current_image_context = property(fset=_refuse_context)
+
+
+def first_gates(attention: CrossAttentionSettings) -> tuple[Gate, Gate]:
+    """Where the learned residual scales of text -> image and image -> text start; None for fixed ones.
+
+    Raises:
+        ValueError: there is no such `cross_attn_gate`.
+    """
+    weights = {
+        "fixed": (None, None),
+        "learned": (float(attention.text_cross_attn_weight), float(attention.image_cross_attn_weight)),
+        "zero": (0.0, 0.0),
+    }
+    if attention.cross_attn_gate not in weights:
+        raise ValueError(
+            f"--cross_attn_gate {attention.cross_attn_gate}: expected one of {', '.join(weights)}"
+        )
+    text, image = weights[attention.cross_attn_gate]
+    return text, (image, image) if attention.split_text_context and image is not None else image

@@ -67,7 +67,10 @@ def controlled_text_contexts(contexts: dict[str, TextContext], control: str) -> 
     if control == "constant":
         tokens = {name: constant_token(context.tokens) for name, context in contexts.items()}
         return {
-            name: TextContext(token, contexts[name].real.new_ones(1), token) for name, token in tokens.items()
+            name: TextContext(
+                token, contexts[name].real.new_ones(1), (token, token) if contexts[name].split else token
+            )
+            for name, token in tokens.items()
         }
     if len(names) == 1:
         raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.cross_attention import Contexts
+from model.cross_attention import Context, Contexts
 
 # (patches [B, L, E], class names) -> {class: [S, E], or None for nothing}
 Scope = Callable[[Tensor, Sequence[str]], dict[str, Tensor | None]]
@@ -21,21 +21,27 @@ class TextContext:
 
     `tokens` [P * T, W]: every token of the class's prompts after text block 0 and its adapter; `real` [P * T] bool:
     which of them are tokens of a prompt, and not the padding behind it, which nothing attends to; `seen` [S, W]: those
-    tokens. They are picked once, here or by who knows the prompts' lengths: a mask's size is only known to the device,
-    and a step that asks has to wait.
+    tokens, or (those of the normal prompts, those of the abnormal ones) to be attended to apart. They are picked once,
+    here or by who knows the prompts' lengths: a mask's size is only known to the device, and a step that asks has to
+    wait.
     """
 
     tokens: Tensor
     real: Tensor
-    seen: Tensor | None = None
+    seen: Context | None = None
 
     def __post_init__(self):
         if self.seen is None:
             object.__setattr__(self, "seen", self.tokens[self.real])
 
+    @property
+    def split(self) -> bool:
+        """Whether normal and abnormal prompts are attended to apart."""
+        return isinstance(self.seen, tuple)
+
 
 def text_context_groups(contexts: dict[str, TextContext], class_names: Sequence[str]) -> Contexts:
-    """Groups (image rows, tokens [S, W]) of a batch: every image attends to its own class's prompts.
+    """Groups (image rows, `seen`) of a batch: every image attends to its own class's prompts.
 
     Args:
         contexts: {class name: TextContext}. With none at all, nothing attends to anything.

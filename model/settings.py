@@ -102,6 +102,24 @@ class CrossAttentionSettings:
     image_cross_attn_after: int = option(
         0, "vision block (from 0) of image -> text", at_test=MUST_AGREE, added_later=True
     )
+    cross_attn_qk_norm: bool = option(
+        False,
+        "queries and keys of both attentions at unit length, times a learned temperature of each head",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    cross_attn_temperature: float = option(
+        10.0, "start of --cross_attn_qk_norm's temperatures", at_test=MUST_AGREE, added_later=True
+    )
+    cross_attn_lr: float | None = option(
+        None, "learning rate of both attentions; default that of their stage", added_later=True
+    )
+    split_text_context: bool = option(
+        False,
+        "images attend to normal and to abnormal prompts apart, with a gate for each",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
     attend_padding: bool = option(
         False,
         "images attend to padding too, as in checkpoints of the reference fork",
@@ -115,6 +133,7 @@ class CrossAttentionSettings:
 # Controls of studies; what they are: model/context_controls.py and model/self_reference.py.
 CONTEXT_CONTROLS = ("none", "other_class", "constant")
 REFERENCE_CONTROLS = ("none", "constant", "shuffled")
+ANCHOR_DECODER_CONTROLS = ("none", "constant")
 
 
 @dataclass(frozen=True)
@@ -145,4 +164,23 @@ class SelfReferenceSettings:
         at_test=MUST_AGREE,
         added_later=True,
         choices=REFERENCE_CONTROLS,
+    )
+
+
+@dataclass(frozen=True)
+class AnchorDecoderSettings:
+    """decoder of the anchors"""
+
+    anchor_decoder: int = option(
+        0,
+        "layers of a decoder in which both anchors look at the image's own patches, trained in stage 2; 0 = none",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    anchor_decoder_control: str = option(
+        "none",
+        "control of a study: queries that start at the same two vectors for every class",
+        at_test=MUST_AGREE,
+        added_later=True,
+        choices=ANCHOR_DECODER_CONTROLS,
     )

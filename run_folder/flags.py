@@ -153,6 +153,16 @@ def contradiction_in(settings: Settings) -> str | None:
                 "--text_epoch 0: the anchors of cross-attention come from its own text side, which needs 1 epoch or "
                 "more; train.py takes plain CLIP's anchors then"
             )
+    if settings.mix is not None and contexts.text_context != "none" and settings.mix.feedback_mix != 1:
+        return f"--feedback_mix {settings.mix.feedback_mix}: needs --text_context none"
+    decoder = settings.anchor_decoder
+    if decoder is not None and not decoder.anchor_decoder and decoder.anchor_decoder_control != "none":
+        return f"--anchor_decoder_control {decoder.anchor_decoder_control}: does nothing without --anchor_decoder"
+    attention = settings.cross_attention
+    if attention is not None and not attention.cross_attn_qk_norm:
+        if "cross_attn_temperature" in settings.explicit:
+            given = attention.cross_attn_temperature
+            return f"--cross_attn_temperature {given}: does nothing without --cross_attn_qk_norm"
     if reference is not None and not reference.self_reference:
         for one in fields(reference):
             value = getattr(reference, one.name)

@@ -28,6 +28,7 @@ from model.adapter import AdaptedCLIP
 from model.settings import (
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
     NetworkCorrections,
@@ -36,10 +37,17 @@ from model.settings import (
 from run_folder.checkpoints import settings_in
 from run_folder.flags import settings_of
 from run_folder.identity import Identity, warn_of_unchecked
-from run_folder.kinds import BASELINE, RunKind, find_run, kind_of_file
+from run_folder.kinds import BASELINE, FEEDBACK, RunKind, find_run, kind_of_file
 from run_folder.loading import load_weights
 from run_folder.session import create_adapted_model, create_backbone, declare_datasets, surgery_of
-from run_folder.settings import ContextSettings, DataSettings, RunSettings, Settings, corrections_in
+from run_folder.settings import (
+    ContextSettings,
+    DataSettings,
+    MixSettings,
+    RunSettings,
+    Settings,
+    corrections_in,
+)
 from utils import choose_device
 
 GROUPS = {  # what a trained run can be described by
@@ -47,7 +55,9 @@ GROUPS = {  # what a trained run can be described by
     "network": NetworkCorrections,
     "cross_attention": CrossAttentionSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_decoder": AnchorDecoderSettings,
     "contexts": ContextSettings,
+    "mix": MixSettings,
     "data": DataSettings,
     "run": RunSettings,
 }
@@ -93,6 +103,13 @@ class LoadedRun:
         new = [words for words in loaded["unchecked"] if words.partition(" (")[0] not in said]
         warn_of_unchecked(new, checkpoint, logger or quiet_logger())
         return replace(self, checkpoint=checkpoint, **loaded)
+
+    @property
+    def mix(self) -> float:
+        """`--feedback_mix`, where the maps of both sides are to be averaged; 1 where one map is all there is."""
+        settings = self.settings.mix
+        averaged = self.kind is FEEDBACK and settings is not None and settings.feedback_maps == "both"
+        return settings.feedback_mix if averaged else 1.0
 
     def text_contexts(self, dataset_name: str) -> dict[str, TextContext]:
         """What images of a dataset's classes attend to; {} where the run has no cross-attention or it is off."""
@@ -220,7 +237,28 @@ def adopt(
             f"{path} was trained with --context_control {contexts.context_control}, whose anchors see no image: leave "
             f"--text_context {contexts.text_context} away"
         )
+    if settings.mix is not None:
+        refuse_other_mix(settings, stored, path)
     corrections = corrections_in(stored or {})
     if corrections and logger is not None:
         logger.info(f"trained with corrections of AA-CLIP's known deviations: {corrections}")
     return settings
+
+
+def refuse_other_mix(settings: Settings, stored: dict[str, Any] | None, path: Path) -> None:
+    """Refuse a run for a `--feedback_mix` it was not trained with, and anchors that see images for one below 1.
+
+    Args:
+        stored: the checkpoint's settings; files without it were trained against the other side's trained features.
+    """
+    mix, trained_with = settings.mix.feedback_mix, (stored or {}).get("feedback_mix", 1.0)
+    if mix != trained_with:
+        raise Refusal(
+            f"{path} was trained with --feedback_mix {trained_with}, not {mix}: leave the flag away to use the "
+            "checkpoint's"
+        )
+    if mix != 1 and settings.contexts.text_context != "none":
+        raise Refusal(
+            f"{path} was trained with --feedback_mix {mix}, whose anchors see no image: leave --text_context "
+            f"{settings.contexts.text_context} away"
+        )

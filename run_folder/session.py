@@ -168,7 +168,7 @@ def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -
     if settings.cross_attention is None:
         adapted = AdaptedCLIP(clip, *adapters, relu=model.relu)
     else:
-        fork = vars(settings.cross_attention) | vars(settings.self_reference)
+        fork = vars(settings.cross_attention) | vars(settings.self_reference) | vars(settings.anchor_decoder)
         adapted = AdaptedCLIPWithCrossAttention(clip, *adapters, relu=model.relu, **fork)
     if compiles(settings):
         compile_adapters(adapted)

@@ -16,6 +16,7 @@ from model.settings import (
     CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
     NetworkCorrections,
@@ -72,6 +73,26 @@ class ContextSettings:
         at_test=MUST_AGREE,
         added_later=True,
         choices=CONTEXT_CONTROLS,
+    )
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """what each side of a feedback run learns against"""
+
+    feedback_mix: float = option(
+        1.0,
+        "share, in 0..1, of the other side's trained features in what a side learns against; the rest are frozen",
+        at_test=MUST_AGREE,
+        added_later=True,
+    )
+    feedback_maps: str = option(
+        "both",
+        "at test with --feedback_mix below 1: the average of both sides' maps, each against what it learned against, "
+        "or that of trained patches and anchors alone",
+        at_test=MAY_CHANGE,
+        added_later=True,
+        choices=["both", "trained"],
     )
 
 
@@ -143,6 +164,12 @@ class TrainingSettings:
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
+    )
+    watch: bool = option(
+        False,
+        "log per epoch how far weights moved, entropy and output cosine of attentions, and gates",
+        moves_numbers=False,
+        added_later=True,
     )
     save_every_steps: int = option(
         0, "steps between saves inside an epoch; 0: none", moves_numbers=False, added_later=True
@@ -244,6 +271,7 @@ CROSS_ATTENTION_GROUPS = {
     "cross_attention": CrossAttentionSettings,
     "contexts": ContextSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_decoder": AnchorDecoderSettings,
     "data": DataSettings,
     "training": TrainingSettings,
     "base": BaseWeights,
@@ -265,7 +293,9 @@ class Settings:
     network: NetworkCorrections | None = None
     cross_attention: CrossAttentionSettings | None = None
     self_reference: SelfReferenceSettings | None = None
+    anchor_decoder: AnchorDecoderSettings | None = None
     contexts: ContextSettings | None = None
+    mix: MixSettings | None = None
     data: DataSettings | None = None
     training: TrainingSettings | None = None
     feedback: Any = None  # training.feedback_recipes.FeedbackSettings

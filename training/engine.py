@@ -1,6 +1,7 @@
 """The one training loop: a step, an epoch, a stage. The only backward pass that trains the detector is `train_step`."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from logging import Logger
 from typing import Any
@@ -13,6 +14,7 @@ from run_folder.state import TrainState
 from training.epoch import EpochKeeper, EpochSums, batches_from
 from training.epoch import mean_total_norm as mean_total_norm
 from training.finite_steps import FiniteSteps, LeftOut
+from training.watch import Watch, watch_line
 from utils import on_terminal
 
 StepLoss = Callable[[dict], dict[str, Tensor]]  # batch on the device -> {term: scalar}
@@ -27,7 +29,7 @@ class StagePlan:
     {key: module} whose mean gradient norm (before clipping) is logged every epoch. `should_stop`: function (history) ->
     bool, asked before every epoch; True ends the stage. `log_every`: steps between two reads of the loss on a device
     that has to be waited for; on a CPU every step is looked at. `left_out`: what steps that are not finite may be left
-    out; None: a first one ends the stage.
+    out; None: a first one ends the stage. `watch`: of `--watch`, what it sees is logged every epoch; None without.
     """
 
     epochs: int
@@ -37,6 +39,7 @@ class StagePlan:
     should_stop: Callable[[list], bool] | None = None
     log_every: int = 50
     left_out: LeftOut | None = None
+    watch: Watch | None = None
 
 
 def train_stage(
@@ -75,7 +78,8 @@ def train_stage(
             break
         logger.info(f"training {name} epoch {state.epoch}:")
         announce_epoch(loader, plan.epoch_offset + state.epoch)
-        entry = train_one_epoch(state, step_loss, loader, plan, device, keeper)
+        with nullcontext() if plan.watch is None else plan.watch.looking():
+            entry = train_one_epoch(state, step_loss, loader, plan, device, keeper)
         log_epoch(entry, state, plan, logger)
         state.history.append(entry)
         state.epoch += 1
@@ -98,9 +102,9 @@ def train_one_epoch(
     Returns:
         the epoch's entry of the history: {"epoch" (from 0), "loss", "terms" {term: mean}, "lr" (after the epoch),
         "seconds", "gradients" {key: mean norm}, and with watched modules "gradient_norm" (mean over all of them)}, and
-        "steps_left_out" where `--on_nan skip` left some out of the means.
+        "steps_left_out" where `--on_nan skip` left some out of the means, "watch" with `--watch`: of Watch.entry.
     """
-    sums, can_leave_out = EpochSums(plan.log_gradient_norms_of), plan.left_out is not None
+    sums, can_leave_out = EpochSums(plan.log_gradient_norms_of, plan.watch), plan.left_out is not None
     random_states = keeper.begin(sums, device) if keeper is not None else None
     if can_leave_out:
         plan.left_out.more = max(0, plan.left_out.more - sums.left_out)
@@ -170,6 +174,8 @@ def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger:
         shown = ", ".join(f"{key} {value:.3e}" for key, value in entry["gradients"].items())
         logger.info(f"{head}: mean gradient norm: {shown}")
         logger.info(f"Average Grad Norm: {entry['gradient_norm']:.6f}")
+    if "watch" in entry:
+        logger.info(f"{head}: {watch_line(entry['watch'])}")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -12,6 +12,7 @@ from run_folder.progress import EpochFile
 from run_folder.signals import Stopped, StopSignals
 from run_folder.state import TrainState
 from training.finite_steps import FiniteSteps
+from training.watch import Watch
 
 
 class EpochSums:
@@ -20,8 +21,9 @@ class EpochSums:
     `taken`: of each step whether it was, up to the last that `--on_nan skip` might have left out; the others were.
     """
 
-    def __init__(self, watched: Iterable[str] = ()):
-        """`watched`: keys of the modules whose gradient norms are summed up."""
+    def __init__(self, watched: Iterable[str] = (), watch: Watch | None = None):
+        """`watched`: keys of the modules whose gradient norms are summed up. `watch`: of `--watch`, or None."""
+        self.watch = watch
         self.losses: list[Tensor] = []
         self.terms: dict[str, Tensor] = {}
         self.norms: dict[str, list[Tensor]] = {key: [] for key in watched}
@@ -73,6 +75,7 @@ class EpochSums:
             "norms": {key: torch.stack(values) for key, values in self.norms.items()},
             "taken": self._taken() if self.taken else None,
             "seconds": self.seconds,
+            "watch": self.watch.content() if self.watch is not None else None,
         }
 
     def restore(self, content: dict[str, Any], device: torch.device | str) -> None:
@@ -82,6 +85,8 @@ class EpochSums:
         self.norms = {key: list(values.to(device)) for key, values in content["norms"].items()}
         self.taken = [] if content["taken"] is None else list(content["taken"].to(device))
         self._seconds, self._begin = content["seconds"], time.perf_counter()
+        if self.watch is not None and content.get("watch"):  # None of a process without, or an older version
+            self.watch.restore(content["watch"], device)
 
     def entry(self, state: TrainState) -> dict[str, Any]:
         """The epoch's entry of the history, see training.engine.train_one_epoch; this waits for the device."""
@@ -105,6 +110,7 @@ class EpochSums:
             "gradients": {key: float(torch.stack(values).mean()) for key, values in norms.items()},
         }
         entry |= {"gradient_norm": mean_total_norm(norms)} if norms else {}
+        entry |= {"watch": self.watch.entry()} if self.watch is not None else {}
         return entry | ({"steps_left_out": left_out} if left_out else {})
 
 

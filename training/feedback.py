@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.data import DataLoader
 
-from forward_utils import ImageFeatures, frozen_image_features
+from forward_utils import ImageFeatures, fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     anchors_and_means,
     anchors_seeing_images,
@@ -23,6 +23,8 @@ from forward_utils_cross_attention import (
 )
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP
+from model.contexts import TextContext
+from model.mixing import mixed_anchors, mixed_features
 from model.settings import CrossAttentionSettings
 from run_folder.checkpoints import rng_state, save_checkpoint
 from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
@@ -149,11 +151,9 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     settings, model, loop = run.session.settings, run.model, plan.loop
     dataset, control = settings.data.dataset, settings.contexts.context_control
     text_contexts = partial(text_context_dictionary, model, dataset, control)
-    if loop == 1:
-        levels = loss_levels(model, settings.corrections)
-        features = frozen_image_features(model, run.clip_surgery, [model.levels[0], *levels])
-    else:  # the image path is the one the loop before trained: without attention, if that loop had none
-        features = trained_image_features(model, text_contexts() if earlier[-1].cross_attention else {})
+    # The image path is the one the loop before trained: without attention, if that loop had none.
+    seen = text_contexts() if earlier and earlier[-1].cross_attention else {}
+    features = stage_1_features(run, loop, seen)
     text = train_one_stage(run, plan, "text", earlier, text_loss(run, features, plan.cross_attention))
 
     run = run._replace(record=run.record.built_on(model, run.file(loop, "image_adapter")))
@@ -169,6 +169,9 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     images = unaugmented(run.text_loader)
     anchors_of, means = anchors_and_means(model, dataset, settings.contexts.text_context, seen, images)
     save_contexts(run.file(loop, "text_context_dict"), contexts, means, run.record)
+    if settings.mix.feedback_mix != 1:
+        frozen = fixed_anchors(model.clipmodel, dataset)
+        anchors_of = mixed_anchors(frozen, anchors_of, settings.mix.feedback_mix)
 
     loss = image_loss(run, contexts if plan.cross_attention else {}, anchors_of)
     image = train_one_stage(run, plan, "image", earlier, loss)
@@ -188,6 +191,20 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     return content
 
 
+def stage_1_features(run: Run, loop: int, contexts: dict[str, TextContext]) -> ImageFeatures:
+    """What a loop's stage 1 learns against: frozen patches, from loop 2 on mixed with those of the trained image path.
+
+    Args:
+        contexts: {class name: TextContext} the trained image path attends to.
+    """
+    model, settings = run.model, run.session.settings
+    levels = [model.levels[0], *loss_levels(model, settings.corrections)]
+    frozen = frozen_image_features(model, run.clip_surgery, levels)
+    if loop == 1:
+        return frozen
+    return mixed_features(frozen, trained_image_features(model, contexts), settings.mix.feedback_mix)
+
+
 def train_one_stage(
     run: Run, plan: recipes.LoopPlan, name: str, earlier: list[recipes.LoopPlan], step_loss: StepLoss
 ) -> TrainState:
@@ -198,7 +215,9 @@ def train_one_stage(
         if name == "text"
         else (model.image_modules, run.image_loader, plan.image_epochs, plan.image_lr)
     )
-    optimizer = recipes.optimizer(settings.feedback, modules, lr, settings.training.fused_adam)
+    optimizer = recipes.optimizer(
+        settings.feedback, modules, lr, settings.training.fused_adam, plan.attention_lr
+    )
     scheduler = recipes.scheduler(settings, optimizer, name, epochs, len(loader))
     active = active_modules(modules, settings.cross_attention if plan.cross_attention else None)
     stage = Stage(name, model, modules, run.file(plan.loop, f"{name}_adapter"), extendable=EXTENDABLE)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from model.settings import option
-from run_folder.settings import CROSS_ATTENTION_GROUPS, Settings, TrainingSettings
-from training.optimisation import milestones_in_steps, parameters_of
+from run_folder.settings import CROSS_ATTENTION_GROUPS, MixSettings, Settings, TrainingSettings
+from training.optimisation import milestones_in_steps, parameter_groups
 
 RECIPES = {
     "v1": {
@@ -64,6 +64,7 @@ class LoopPlan(NamedTuple):
     text_lr: float
     image_lr: float
     cross_attention: bool
+    attention_lr: float | None = None  # of the attentions, where they have one of their own
 
 
 def epochs_of_loop(stage: str, loop: int) -> Any:
@@ -117,7 +118,7 @@ class FeedbackSettings:
     )
     warmup_epochs: int | None = of_recipe("warmup_epochs", "linear, at most half of a stage")
     clip_norm: float | None = of_recipe("clip_norm", "largest gradient norm, 0 = none")
-    lr_decay_per_loop: float | None = of_recipe("lr_decay_per_loop", "factor on both learning rates")
+    lr_decay_per_loop: float | None = of_recipe("lr_decay_per_loop", "factor on all learning rates")
     epoch_decay_per_loop: float | None = of_recipe(
         "epoch_decay_per_loop", "factor on --text_epoch and --image_epoch; none: the parts named above"
     )
@@ -162,6 +163,8 @@ def fill_in(settings: Settings) -> Settings:
     for flag, least in at_least.items():
         if record[flag] is not None and not record[flag] >= least:
             raise ValueError(f"--{flag} {record[flag]}: expected at least {least}")
+    if not 0 <= record["feedback_mix"] <= 1:
+        raise ValueError(f"--feedback_mix {record['feedback_mix']}: expected a share from 0 to 1")
     for flag in ("lr_decay_per_loop", "epoch_decay_per_loop"):
         if record[flag] is not None and not 0 < record[flag] < math.inf:
             raise ValueError(f"--{flag} {record[flag]}: expected a factor above 0; 1 keeps every loop alike")
@@ -171,6 +174,7 @@ def fill_in(settings: Settings) -> Settings:
 def plan(settings: Settings) -> list[LoopPlan]:
     """The LoopPlan of every loop."""
     feedback, training = settings.feedback, settings.training
+    attention_lr = settings.cross_attention.cross_attn_lr
     return [
         LoopPlan(
             loop,
@@ -179,6 +183,7 @@ def plan(settings: Settings) -> list[LoopPlan]:
             training.text_lr * feedback.lr_decay_per_loop ** (loop - 1),
             training.image_lr * feedback.lr_decay_per_loop ** (loop - 1),
             loop >= feedback.cross_attn_start_loop,
+            None if attention_lr is None else attention_lr * feedback.lr_decay_per_loop ** (loop - 1),
         )
         for loop in range(1, feedback.num_feedback_loops + 1)
     ]
@@ -204,12 +209,16 @@ def epochs_of(settings: Settings, stage: str, loop: int) -> int:
 
 
 def optimizer(
-    feedback: FeedbackSettings, modules: dict[str, nn.Module], lr: float, fused: bool = False
+    feedback: FeedbackSettings,
+    modules: dict[str, nn.Module],
+    lr: float,
+    fused: bool = False,
+    attention_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the parameters of {key: module}; `fused` as in training.optimisation.adam."""
+    """The recipe's optimiser over the parameters of {key: module}; `fused` and rates as in `adam`."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[feedback.optimizer]
     return kind(
-        parameters_of(modules),
+        parameter_groups(modules, lr, attention_lr),
         lr=lr,
         betas=tuple(feedback.betas),
         weight_decay=feedback.weight_decay,
@@ -265,4 +274,4 @@ def plateau(feedback: FeedbackSettings, epochs: int) -> Callable[[list[dict]], b
     return flat
 
 
-GROUPS = {**CROSS_ATTENTION_GROUPS, "feedback": FeedbackSettings}
+GROUPS = {**CROSS_ATTENTION_GROUPS, "mix": MixSettings, "feedback": FeedbackSettings}

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+ATTENTIONS = ("text_cross_attn", "image_cross_attn")  # keys of the modules that --cross_attn_lr is for
 
 
 @contextmanager
@@ -30,9 +33,31 @@ def parameters_of(modules: dict[str, nn.Module]) -> list[nn.Parameter]:
     return [parameter for module in modules.values() for parameter in module.parameters()]
 
 
-def adam(modules: dict[str, nn.Module], lr: float, fused: bool = False) -> torch.optim.Adam:
+def parameter_groups(
+    modules: dict[str, nn.Module], lr: float, attention_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """What an optimiser takes: all parameters of {key: module} as one group, or the attentions' as a second one.
+
+    Schedules are factors on every group's own rate.
+
+    Args:
+        attention_lr: of `--cross_attn_lr`; None for that of all.
+    """
+    if attention_lr is None:
+        return [{"params": parameters_of(modules), "lr": lr}]
+    apart = {key: module for key, module in modules.items() if key in ATTENTIONS}
+    others = {key: module for key, module in modules.items() if key not in apart}
+    return [
+        {"params": parameters_of(group), "lr": rate} for group, rate in ((others, lr), (apart, attention_lr))
+    ]
+
+
+def adam(
+    modules: dict[str, nn.Module], lr: float, fused: bool = False, attention_lr: float | None = None
+) -> torch.optim.Adam:
     """AA-CLIP's optimiser over the parameters of some modules; `fused`: its step as one kernel (`--fused_adam`)."""
-    return torch.optim.Adam(parameters_of(modules), lr=lr, betas=(0.5, 0.999), fused=fused or None)
+    groups = parameter_groups(modules, lr, attention_lr)
+    return torch.optim.Adam(groups, lr=lr, betas=(0.5, 0.999), fused=fused or None)
 
 
 def image_schedule(

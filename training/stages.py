@@ -25,6 +25,7 @@ from training.base_weights import Origins, summarise
 from training.engine import StagePlan, StepLoss, train_stage
 from training.epoch import EpochKeeper
 from training.optimisation import adam, image_schedule, only_training
+from training.watch import Watch
 
 
 def text_stage_loss(
@@ -168,7 +169,9 @@ def run_stage(
     """
     training, name = session.settings.training, stage.name
     epochs = getattr(training, f"{name}_epoch")
-    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"), training.fused_adam)
+    attention = session.settings.cross_attention
+    attention_lr = None if attention is None else attention.cross_attn_lr
+    optimizer = adam(stage.modules, getattr(training, f"{name}_lr"), training.fused_adam, attention_lr)
     scheduler = None
     if name == "image":
         milestones = session.settings.corrections.milestones
@@ -194,6 +197,8 @@ def continue_stage(
     Args:
         origins: of training.base_weights.load_base, or what else a fresh stage's weights are said to come from.
     """
+    if session.settings.training.watch:  # from the weights the stage begins with, also where it is resumed
+        plan = replace(plan, watch=Watch(stage.modules))
     keeper = resume_in_epoch(session, stage, state, record, plan.epochs)
     summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
     if session.left_out is not None:

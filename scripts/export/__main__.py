@@ -180,7 +180,7 @@ def export(scorer: PhotographScorer, subject: Subject | None, settings: Settings
 
 
 def given_of(scorer: AnomalyScorer, subject: Subject) -> Given:
-    """A class's anchors and context. Raises Refusal where every image has anchors of its own."""
+    """A class's anchors and context. Raises Refusal where every image has anchors of its own, or sees two contexts."""
     try:
         anchors = scorer.class_anchors(subject.class_name)
     except KeyError:  # they ask for the image
@@ -188,7 +188,13 @@ def given_of(scorer: AnomalyScorer, subject: Subject) -> Given:
             "a run with --text_context image has other anchors for every image, which no file of one class holds; "
             "export a run of another --text_context"
         ) from None
-    return Given(anchors.detach(), scorer.class_context(subject.class_name))
+    context = scorer.class_context(subject.class_name)
+    if isinstance(context, tuple):
+        raise Refusal(
+            "a run with --split_text_context attends to two contexts, and an exported graph takes one; export a run "
+            "without it"
+        )
+    return Given(anchors.detach(), context)
 
 
 def metadata(

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.scorer import AnomalyScorer
+from files.command import Refusal
+from model.mixing import BothSides
 
 TEXT_PARTS = (  # of the frozen backbone; anchors are made of them before the export
     "transformer",
@@ -67,7 +69,16 @@ class ImageToAnomaly(nn.Module):
 
 
 def image_side(scorer: AnomalyScorer) -> AnomalyScorer:
-    """A scorer that shares its weights, without what only texts go through."""
+    """A scorer that shares its weights, without what only texts go through.
+
+    Raises:
+        Refusal: it averages the maps of two sides, whose frozen patches are made image by image.
+    """
+    if isinstance(scorer.network, BothSides):
+        raise Refusal(
+            "a run with --feedback_mix below 1 is scored by the maps of both sides, which no graph holds; export it "
+            "with --feedback_maps trained"
+        )
     scorer = _shallow(scorer)
     network = scorer.network = _shallow(scorer.network)
     of_texts = list(getattr(network, "text_modules", {}).values())

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from cross_attention_world import MODEL, WIDTH, textbook_attention, write_world
 
-from forward_utils import anchors_of_batch, class_tokens, encode_anchors, fixed_anchors, frozen_patches
+from forward_utils import (
+    anchors_of_batch,
+    class_tokens,
+    encode_anchors,
+    fixed_anchors,
+    frozen_patches,
+    prompts_of,
+)
 from forward_utils_cross_attention import (
     anchors_of_each_image,
     batch_scope,
@@ -278,3 +285,50 @@ def test_cross_attention_runs_in_bfloat16_and_returns_float32(tmp_path, images, 
     )
     assert found.dtype == torch.float32
     assert 1e-5 < (found - expected).norm() / expected.norm() < 0.05
+
+
+@torch.no_grad()
+def test_split_text_contexts_hold_normal_and_abnormal_prompts_and_their_tokens_are_the_same(clip):
+    model, plain = build(clip, split_text_context=True), build(clip)
+    normal, abnormal = text_context_of_class(model, "MVTec", "screw").seen
+    torch.testing.assert_close(
+        torch.cat([normal, abnormal]), text_context_of_class(plain, "MVTec", "screw").seen, rtol=0, atol=0
+    )
+    ids, count, lengths = prompts_of("MVTec", "screw")
+    assert (len(normal), len(abnormal)) == (sum(lengths[:count]), sum(lengths[count:]))
+    padded = text_context_of_class(
+        build(clip, split_text_context=True, attend_padding=True), "MVTec", "screw"
+    )
+    assert [len(part) for part in padded.seen] == [count * 77, (len(ids) - count) * 77]
+
+
+MADE_TRAINABLE = {"cross_attn_qk_norm": True, "cross_attn_gate": "zero", "split_text_context": True}
+
+
+@pytest.mark.bit_equality
+@torch.no_grad()
+def test_gates_that_start_at_zero_give_the_baseline_bit_for_bit(clip, images, patches):
+    model, baseline = build(clip, image_cross_attn_after=2, **MADE_TRAINABLE), build(clip)
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec"), NAMES)
+    for found, wanted in zip(model(images, contexts)[0], baseline(images)[0], strict=True):
+        assert torch.equal(found, wanted)
+    seeing = anchors_by_class(model, class_scope(patches, NAMES))
+    plain = anchors_by_class(baseline, {"bottle": None, "screw": None})
+    assert all(torch.equal(seeing[name], plain[name]) for name in plain)
+
+
+def test_two_gates_learn_apart_and_then_the_attention_learns_too(clip, images):
+    model = build(clip, image_cross_attn_after=2, **MADE_TRAINABLE)
+    contexts = text_context_groups(text_context_dictionary(model, "MVTec"), NAMES)
+    attention = model.image_cross_attn
+
+    def gradients():
+        attention.zero_grad()
+        model(images, contexts)[0][-1].pow(3).sum().backward()
+        return {name: parameter.grad.abs().sum() for name, parameter in attention.named_parameters()}
+
+    assert {name for name, size in gradients().items() if size > 0} == {"gate"}
+    assert attention.gate.shape == (2,) and attention.gate.grad[0] != attention.gate.grad[1]
+    with torch.no_grad():
+        attention.gate.fill_(0.1)
+    assert all(size > 0 for size in gradients().values())

@@ -105,3 +105,60 @@ def test_without_contexts_or_weight_the_very_tokens_come_back_whatever_the_gate(
     x, gated = torch.randn(2, 3, 8), CrossAttentionModule(8, 2, 0.0, gate=1.0)
     assert attend(x, (), gated, 0.1) is x
     assert attend(x, [(None, torch.randn(5, 8))], gated, 0.0) is x
+
+
+@torch.no_grad()
+def test_with_query_key_normalisation_weights_are_those_of_cosines_times_each_heads_temperature():
+    torch.manual_seed(0)
+    attention = CrossAttentionModule(4, 2, 0.0, temperature=10.0)
+    torch.testing.assert_close(attention.temperature, torch.tensor([10.0, 10.0]))
+    attention.log_temperature.copy_(torch.tensor([2.0, 50.0]).log())
+    x, context = torch.randn(2, 3, 4), torch.randn(5, 4)
+    query, key, value = attention.q_proj(x[1]), attention.k_proj(context), attention.v_proj(context)
+    heads = []
+    for head, temperature in ((slice(0, 2), 2.0), (slice(2, 4), 50.0)):
+        cosine = torch.cosine_similarity(query[:, None, head], key[None, :, head], dim=-1)  # [3, 5]
+        heads.append((temperature * cosine).softmax(dim=-1))
+    torch.testing.assert_close(attention.attention_weights(x, context)[1], torch.stack(heads))
+    joined = torch.cat([weights @ value[:, 2 * i : 2 * i + 2] for i, weights in enumerate(heads)], dim=-1)
+    torch.testing.assert_close(attention(x, context)[1], attention.out_proj(joined), rtol=1e-5, atol=1e-6)
+    longer = attention.attention_weights(7 * x, context) - attention.attention_weights(x, context)
+    assert longer.abs().max() < 1e-5  # the projections' biases start at 0
+    attention.log_temperature.fill_(20.0)
+    assert attention.temperature.tolist() == [100.0, 100.0]
+
+
+def test_query_key_normalisation_lets_every_parameter_learn_and_keeps_bfloat16():
+    torch.manual_seed(0)
+    attention, x = CrossAttentionModule(16, 4, 0.0, gate=0.1, temperature=10.0), torch.randn(2, 3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = attend(x, [(None, torch.ones(1, 16)), ([1], torch.randn(9, 16))], attention, 0.1)
+    assert rounded.dtype == torch.float32 and rounded.isfinite().all()
+    attend(x, [(None, torch.randn(9, 16))], attention, 0.1).pow(3).sum().backward()
+    assert all(parameter.grad.norm() > 0 for parameter in attention.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 101.0])
+def test_a_temperature_out_of_range_is_refused(temperature):
+    with pytest.raises(ValueError, match=rf"--cross_attn_temperature {temperature}: expected .* at most 100"):
+        CrossAttentionModule(16, 4, 0.0, temperature=temperature)
+
+
+@torch.no_grad()
+def test_several_contexts_are_attended_to_apart_and_each_has_its_gate():
+    torch.manual_seed(0)
+    normal, abnormal, x = torch.randn(5, 8), torch.randn(6, 8), torch.randn(3, 2, 8)
+    attention = CrossAttentionModule(8, 2, 0.0, gate=(0.5, -0.25))
+    found = attend(x, [([2, 0], (normal, abnormal))], attention, 1.0)
+    for row in (0, 2):
+        wanted = x[row].clone()
+        for gate, context in ((0.5, normal), (-0.25, abnormal)):
+            y = textbook_attention(attention, x[row], context)
+            wanted += gate * y * x[row].norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], x[1], rtol=0, atol=0)
+    maps = attention.attention_map(x, (normal, abnormal))
+    assert maps.shape == (3, 2, 11)
+    torch.testing.assert_close(maps[..., 5:], attention.attention_map(x, abnormal) / 2)
+    with pytest.raises(ValueError, match=r"1 context\(s\) for 2 gates: with --split_text_context"):
+        attend(x, [(None, normal)], attention, 1.0)

@@ -98,6 +98,7 @@ TRAIN = (
         "compile": False,
         "fused_adam": False,
         "log_every": 50,
+        "watch": False,
         "save_every_steps": 0,
         "save_every_minutes": 10.0,
         "on_nan": "stop",
@@ -118,6 +119,12 @@ CROSS_ATTENTION_MODEL = {
     "context_control": "none",
     "cross_attn_gate": "fixed",
     "image_cross_attn_after": 0,
+    "cross_attn_qk_norm": False,
+    "cross_attn_temperature": 10.0,
+    "cross_attn_lr": None,
+    "split_text_context": False,
+    "anchor_decoder": 0,
+    "anchor_decoder_control": "none",
     "self_reference": 0.0,
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
@@ -136,7 +143,9 @@ TRAIN_CROSS_ATTENTION = (
         "save_path": "ckpt/cross_attention",
     }
 )
+MIX = {"feedback_mix": 1.0, "feedback_maps": "both"}
 TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
+    **MIX,
     "num_feedback_loops": 3,
     "recipe": "v1",
     "loop1_text_epoch": None,
@@ -163,6 +172,7 @@ TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
 TEST = (
     UPSTREAM_TEST
     | CROSS_ATTENTION_MODEL
+    | MIX
     | {
         "clip_weights": None,
         "surgery_until_layer": 20,
@@ -264,6 +274,8 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "surgery_attention": "spatial",
         "text_loss_levels": "all",
         "mask_reading": "upstream",
+        "feedback_maps": "trained",
+        "anchor_decoder_control": "constant",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -275,7 +287,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
     )
     argv = argv if wanted else []
     for flag, default in defaults.items():
-        if flag in wanted or flag == "context_control":  # which goes with no other context
+        if flag in wanted or flag in ("context_control", "feedback_mix"):  # which go with no other context
             continue
         if default is False:
             words, value = [], True
@@ -488,6 +500,7 @@ NEVER_MOVES_A_NUMBER = {
     "fast",
     "activation_checkpointing",
     "log_every",
+    "watch",
     "save_every_steps",
     "save_every_minutes",
     "on_nan",
@@ -509,14 +522,23 @@ ADDED_LATER = {
     "fast": False,
     "matmul": "default",
     "log_every": 50,
+    "watch": False,
     "save_every_steps": 0,
     "save_every_minutes": 10.0,
     "on_nan": "stop",
     "context_control": "none",
     "extra_meta": None,
     "extra_ratio": None,
+    "feedback_mix": 1.0,
+    "feedback_maps": "both",
     "cross_attn_gate": "fixed",
     "image_cross_attn_after": 0,
+    "cross_attn_qk_norm": False,
+    "cross_attn_temperature": 10.0,
+    "cross_attn_lr": None,
+    "split_text_context": False,
+    "anchor_decoder": 0,
+    "anchor_decoder_control": "none",
     "attend_padding": False,
     "self_reference": 0.0,
     "self_reference_head": 1.0,
@@ -539,6 +561,11 @@ MODELS_OWN = {
     "context_control",
     "cross_attn_gate",
     "image_cross_attn_after",
+    "cross_attn_qk_norm",
+    "cross_attn_temperature",
+    "split_text_context",
+    "anchor_decoder",
+    "anchor_decoder_control",
     "self_reference",
     "self_reference_head",
     "self_reference_neighbours",
@@ -554,10 +581,12 @@ def test_which_flags_a_resumed_run_may_have_otherwise_and_which_older_runs_lack(
 
 
 def test_which_flags_testing_takes_from_a_checkpoint_and_which_must_agree():
-    for groups in (TEST_GROUPS, CROSS_ATTENTION_GROUPS):
+    for groups, mix in ((TEST_GROUPS, MIX), (CROSS_ATTENTION_GROUPS, {})):
         settings = flags.settings_of(groups, {})
-        assert set(settings.flags(at_test=MUST_AGREE)) == MODELS_OWN
-        assert set(settings.flags(at_test=MAY_CHANGE)) == MAY_DIFFER_AT_TEST
+        assert set(settings.flags(at_test=MUST_AGREE)) == MODELS_OWN | (mix.keys() & {"feedback_mix"})
+        assert set(settings.flags(at_test=MAY_CHANGE)) == MAY_DIFFER_AT_TEST | (
+            mix.keys() & {"feedback_maps"}
+        )
 
 
 @pytest.mark.parametrize("flag", [field.name for field in dataclasses.fields(SelfReferenceSettings)][1:])

@@ -1,5 +1,7 @@
 """Training and test steps on a CUDA device, as far as a machine without one can tell: no wait, no mix of devices."""
 
+from functools import partial
+
 import open_clip
 import pytest
 import torch
@@ -9,7 +11,7 @@ from fake_cuda import NoWaits, built_on_cuda, fake_cuda
 import train
 import train_cross_attention
 from dataset.constants import CLASS_NAMES
-from evaluation.scorer import AnomalyScorer, RawCLIP
+from evaluation.scorer import AnomalyScorer, RawCLIP, both_pairs
 from forward_utils import class_tokens, fixed_anchors, frozen_image_features
 from forward_utils_cross_attention import (
     anchors_after_stage_1,
@@ -22,6 +24,7 @@ from forward_utils_cross_attention import (
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, surgery_copy
+from model.mixing import BothSides, mixed_anchors
 from model.recompute import recompute_activations
 from run_folder.flags import settings_of
 from run_folder.guarded_step import LeftOut
@@ -30,8 +33,10 @@ from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
 from run_folder.state import TrainState
 from training import feedback
 from training.epoch import EpochSums
+from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 from training.finite_steps import FiniteSteps
 from training.optimisation import adam, parameters_of
+from training.watch import Watch
 
 SIZE, DATASET = 48, "BTAD"  # 6 x 6 patches: enough for the blur of medical maps
 ARCHITECTURE = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": SIZE}}
@@ -125,6 +130,23 @@ def test_cross_attentions_stages_do_not_wait_for_the_device(world, batch, scope,
     check(train_cross_attention.image_loss(model, contexts, anchors_of, settings), batch())
 
 
+def test_attentions_made_trainable_and_a_decoder_of_anchors_do_not_wait_for_the_device_nor_who_watches(
+    world, batch
+):
+    trainable = {"cross_attn_qk_norm": True, "cross_attn_gate": "zero", "split_text_context": True}
+    model, surgery = world(AdaptedCLIPWithCrossAttention, anchor_decoder=1, **trainable)
+    settings, anchors_of = of_flags(CROSS_ATTENTION_GROUPS), fixed_anchors(model, DATASET)
+    contexts = text_context_dictionary(model, DATASET)
+    for modules, step_loss in (
+        (model.text_modules, train_cross_attention.text_loss(model, surgery, settings)),
+        (model.image_modules, train_cross_attention.image_loss(model, contexts, anchors_of, settings)),
+    ):
+        watch = Watch(modules)
+        with watch.looking():
+            check(step_loss, batch())
+        assert "attention_entropy" in watch.sums
+
+
 @pytest.mark.parametrize("control", ["constant", "shuffled"])
 def test_self_reference_under_its_controls_does_not_wait_for_the_device(world, batch, control):
     model, _ = world(AdaptedCLIPWithCrossAttention, self_reference=0.3, self_reference_control=control)
@@ -175,6 +197,22 @@ def test_the_optimisers_step_and_its_guard_do_not_wait_for_the_device(world, fus
     assert sums.losses[-1].device.type == "cuda"
     moved = [value for value in state.optimizer.state[trained[0]].values() if value.dim()]
     assert moved and all(value.device.type == "cuda" for value in moved)
+
+
+def test_mixtures_of_frozen_and_trained_features_do_not_wait_for_the_device(world, batch):
+    (model, surgery), share = world(AdaptedCLIPWithCrossAttention), 0.5
+    session = Session(of_flags(FEEDBACK_GROUPS, feedback_mix=share), torch.device("cuda"), None)
+    run = feedback.Run(session, model, surgery, None, None, None, None)
+    contexts = text_context_dictionary(model, DATASET)
+    check(feedback.text_loss(run, feedback.stage_1_features(run, 2, contexts), True), batch())
+    trained = fixed_anchors(model, DATASET)
+    mixed = mixed_anchors(fixed_anchors(model.clipmodel, DATASET), trained, share)
+    check(feedback.image_loss(run, contexts, mixed), batch())
+    network, anchors_of = BothSides(model.eval(), surgery, share), partial(both_pairs, mixed, trained)
+    scorer, images = AnomalyScorer(network, anchors_of, contexts, 2 * SIZE, "Medical"), batch()["image"]
+    with NoWaits():
+        maps, scores = scorer.score(images, "02")
+    assert maps.device.type == scores.device.type == "cuda"
 
 
 @pytest.mark.parametrize(

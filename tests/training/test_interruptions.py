@@ -171,6 +171,34 @@ def test_a_signal_ends_a_run_with_75_and_started_again_it_ends_as_if_never_stopp
     assert_as_never_stopped(script, folder, start, whole)
 
 
+def unwatched(value):
+    """Nested contents without what `--watch` adds."""
+    if isinstance(value, dict):
+        return {key: unwatched(inner) for key, inner in value.items() if key != "watch"}
+    return [unwatched(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.bit_equality
+def test_a_watched_run_has_the_same_weights_and_stopped_it_goes_on_as_if_never_stopped(
+    start, whole, monkeypatch
+):
+    script = train_cross_attention
+    watched = contents(script, start(script, "watched", "--watch"))
+    if script not in whole:
+        whole[script] = contents(script, start(script, "never_stopped"))
+    assert differences(unwatched(watched), whole[script]) == []
+    (loop,) = watched["history.json"]["loops"]
+    for stage, attention in (("text", "text_cross_attn"), ("image", "image_cross_attn")):
+        seen = loop[stage][-1]["watch"]
+        assert 0.5 < seen["attention_entropy"][attention] <= 1 and seen["displacement"][attention] > 0
+        assert -1 <= seen["output_cosine"][attention] <= 1
+    with monkeypatch.context() as patched:
+        at_step(patched, 5, send(signal.SIGTERM))
+        folder = stopped(start, script, "run", "--watch")
+    assert differences(contents(script, start(script, "run", "--watch")), watched) == []
+    assert "displacement: image_adapter" in (folder / "train.log").read_text(encoding="utf-8")
+
+
 @pytest.mark.bit_equality
 @pytest.mark.slow
 @all_scripts
