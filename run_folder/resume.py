@@ -29,6 +29,7 @@ from run_folder.identity import (
     warn_of_unchecked,
 )
 from run_folder.kinds import EPOCH_FILE, FEEDBACK, RunKind, finished_loops, loop_file
+from run_folder.manifest import write_start
 from run_folder.session import Session
 from run_folder.settings import Settings
 from run_folder.state import Record, TrainState, record_of
@@ -44,7 +45,8 @@ def begin_run(
 ) -> Record:
     """The record of a run, once every file that its folder holds of it was found to be of this run.
 
-    It comes before the first step, so that no stage is trained, and no file written, beside one that does not fit.
+    It comes before the first step: no stage is trained, and no file, config.yaml and manifest.json first, written
+    beside one that does not fit.
 
     Args:
         samples: of the training set.
@@ -66,10 +68,7 @@ def begin_run(
     )
     unchecked, text_of = [], {}
     for stage, path in files_of_stages(kind, Path(settings.run.save_path)):
-        if kind is not FEEDBACK and getattr(settings.training, f"{stage}_epoch") == 0:
-            raise ValueError(
-                f"--{stage}_epoch 0 in {path.parent}, which holds a {path.name}: choose another --save_path"
-            )
+        refuse_no_epochs(kind, stage, path, settings)
         try:
             content = read_newest(path)[0]
         except DamagedFile:
@@ -77,8 +76,7 @@ def begin_run(
                 continue
             raise
         check_same_run(content.get("settings"), settings, path, may_be_extended(stage, settings, extendable))
-        missing = compare_identity(path, content, wanted)
-        unchecked += [f"{words} ({path.name})" for words in missing]
+        unchecked += [f"{words} ({path.name})" for words in compare_identity(path, content, wanted)]
         found = identity_in(content)
         wanted = wanted._replace(run=wanted.run or found.run)
         if found.text is not None:
@@ -92,7 +90,17 @@ def begin_run(
         wanted = wanted._replace(run=wanted.run or identity_in(begun).run)
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
     identity = wanted._replace(run=wanted.run or new_run_id())
-    return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
+    record = record_of(settings, clip)._replace(identity=identity, text_of=text_of)
+    write_start(session, record)
+    return record
+
+
+def refuse_no_epochs(kind: RunKind, stage: str, path: Path, settings: Settings) -> None:
+    """Raises ValueError for a stage of 0 epochs that has a file, outside of feedback, where some loop may have one."""
+    if kind is not FEEDBACK and getattr(settings.training, f"{stage}_epoch") == 0:
+        raise ValueError(
+            f"--{stage}_epoch 0 in {path.parent}, which holds a {path.name}: choose another --save_path"
+        )
 
 
 def begun_epoch(path: Path) -> dict[str, Any] | None:

@@ -67,10 +67,15 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
 
 def sweep_run(folder: Path | str) -> list[str]:
     """Delete the unfinished files of killed processes in a run's folder, scores and pictures; returns their names."""
+    return [name for place in places_of_run(folder) for name in sweep(place)]
+
+
+def places_of_run(folder: Path | str) -> list[Path]:
+    """The folders that a run's files are written into."""
     places = [Path(folder)]
     for pattern in ("scores/*/", "attention/*/", "visualization/*/", "visualization/*/*/"):
         places += Path(folder).glob(pattern)
-    return [name for place in places for name in sweep(place)]
+    return places
 
 
 @contextmanager
