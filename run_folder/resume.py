@@ -29,7 +29,6 @@ from run_folder.identity import (
     warn_of_unchecked,
 )
 from run_folder.kinds import EPOCH_FILE, FEEDBACK, RunKind, finished_loops, loop_file
-from run_folder.manifest import write_start
 from run_folder.session import Session
 from run_folder.settings import Settings
 from run_folder.state import Record, TrainState, record_of
@@ -45,8 +44,7 @@ def begin_run(
 ) -> Record:
     """The record of a run, once every file that its folder holds of it was found to be of this run.
 
-    It comes before the first step: no stage is trained, and no file, config.yaml and manifest.json first, written
-    beside one that does not fit.
+    It comes before the first step, so that no stage is trained, and no file written, beside one that does not fit.
 
     Args:
         samples: of the training set.
@@ -90,9 +88,7 @@ def begin_run(
         wanted = wanted._replace(run=wanted.run or identity_in(begun).run)
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
     identity = wanted._replace(run=wanted.run or new_run_id())
-    record = record_of(settings, clip)._replace(identity=identity, text_of=text_of)
-    write_start(session, record)
-    return record
+    return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
 
 
 def refuse_no_epochs(kind: RunKind, stage: str, path: Path, settings: Settings) -> None:
