@@ -48,7 +48,7 @@ SHOWN = 50  # changed files that are named
 
 
 def write_start(session: Session, record: Record) -> None:
-    """Write a run's config.yaml, and its manifest.json with one start more.
+    """Write a run's config.yaml, and its manifest.json with one start more, and open its entry of a tracker.
 
     Args:
         record: of run_folder.resume.begin_run, whose checks are done.
@@ -60,6 +60,7 @@ def write_start(session: Session, record: Record) -> None:
     made_of = {"run": stored["run"], "kind": stored["kind"], "backbone": record.backbone}
     made_of |= {key: stored[key] for key in ("rows", "prompts", "base")}
     add_start(folder, made_of, start(settings.argv, session.device), session.logger)
+    session.tracker.begin(stored["run"])
 
 
 def add_start(folder: Path, made_of: dict[str, Any], now: dict[str, Any], logger: Logger) -> None:

@@ -236,6 +236,22 @@ class RunSettings:
     )
 
 
+@dataclass(frozen=True)
+class TrackerSettings:
+    """tracker"""
+
+    tracker: str | None = option(
+        None,
+        "hand losses, rates, norms, metrics and heatmaps on to this tracker too; its package is optional",
+        moves_numbers=False,
+        added_later=True,
+        choices=["trackio", "tensorboard", "wandb", "mlflow"],
+    )
+    tracker_project: str = option(
+        "aa-clip", "the project its runs are listed under", moves_numbers=False, added_later=True
+    )
+
+
 BASELINE_GROUPS = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -243,6 +259,7 @@ BASELINE_GROUPS = {
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
     "run": RunSettings,
+    "tracker": TrackerSettings,
 }
 CROSS_ATTENTION_GROUPS = {
     "model": ModelSettings,
@@ -256,6 +273,7 @@ CROSS_ATTENTION_GROUPS = {
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
     "run": RunSettings,
+    "tracker": TrackerSettings,
 }
 
 
@@ -279,6 +297,7 @@ class Settings:
     check: CheckSettings | None = None
     corrections: TrainingCorrections | None = None
     run: RunSettings | None = None
+    tracker: TrackerSettings | None = None
     own: Any = None  # what only one command has
     explicit: frozenset = frozenset()
     argv: tuple[str, ...] = ()
