@@ -11,6 +11,7 @@ from model.adapter import AdaptedCLIP as Model
 from model.clip import CLIP
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import BASELINE as KIND
+from run_folder.manifest import write_start
 from run_folder.resume import begin_run
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.settings import BASELINE_GROUPS as GROUPS
@@ -65,6 +66,7 @@ def train(session: Session) -> None:
     model = create_adapted_model(clip, settings, device)
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
+    write_start(session, record)
 
     stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
     text = run_stage(session, stage, loss, text_loader, record, origins)

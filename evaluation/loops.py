@@ -102,6 +102,7 @@ def evaluate_loop(
     write_metrics(save_path, dataset, file.name, result, info)
     write_picture_scores(save_path, dataset, file.name, pictures)
     gather_picture_scores(save_path)
+    session.tracker.metrics(dataset, file.name, result["mean"])
     write_loop_table(save_path, run.identity.run)
     logger.info(f"{dataset} after loop {content['loop']}: {shown_mean(result)}")
 

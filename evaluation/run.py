@@ -33,7 +33,8 @@ from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run, load_run
 from run_folder.loading import check_one_run
 from run_folder.session import Session, create_backbone, declare_datasets, sweep_run
-from run_folder.settings import Settings
+from run_folder.settings import Settings, TrackerSettings
+from run_folder.trackers import tracker_of
 from utils import choose_device, close_logger, get_logger, setup_seed
 
 RAW_CLIP = "raw_clip"  # what the evaluation of the unadapted backbone is called
@@ -83,7 +84,7 @@ class EvaluationSettings:
     )
 
 
-GROUPS = {**RUN_GROUPS, "own": EvaluationSettings}
+GROUPS = {**RUN_GROUPS, "own": EvaluationSettings, "tracker": TrackerSettings}
 DEFAULTS = {"dataset": "MVTec", "shot": 4, "save_path": BASELINE.save_path}
 
 
@@ -113,6 +114,8 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     sweep_run(settings.run.save_path)
     with ExitStack() as stack:
         stack.callback(close_logger, logger)
+        tracker = tracker_of(settings, logger)
+        stack.callback(tracker.close)
         if len(files) > 1:
             check_one_run(files, find_run(settings.run.save_path)[1][0])
         if files:
@@ -120,7 +123,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         reading = mask_reading_of(settings.data.dataset, settings.data.mask_reading)
         settings = settings.change(mask_reading=reading)  # the results say which it was
         logger.info(f"args: {settings.record()}")
-        session = Session(settings, choose_device(settings.run.device), logger)
+        session = Session(settings, choose_device(settings.run.device), logger, tracker=tracker)
         stack.enter_context(matrix_products(settings.run.matmul, session.device, logger))
         declare_datasets(settings.data)
         check_references(settings)
@@ -229,20 +232,17 @@ def keep_class(
         scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
     pictures += picture_scores(predictions, class_name, scorer.domain, scorer.levels)
     write_picture_scores(save_path, dataset, checkpoint, pictures)
-    if settings.own.visualize and "maps" not in predictions:
+    if not settings.own.visualize:
+        return
+    if "maps" not in predictions:
         ends = float(predictions["ends"].min()), float(predictions["ends"].max())
-        visualize_batches(predictions["again"](), predictions["files"], save_path, dataset, class_name, ends)
-    elif settings.own.visualize:
-        visualize(
-            predictions["masks"],
-            predictions["maps"],
-            predictions["files"],
-            save_path,
-            dataset,
-            class_name,
-            Pictures(images),
-            predictions["mask_known"],
-        )
+        drawn = predictions["again"](), predictions["files"], save_path, dataset, class_name, ends
+        folder = visualize_batches(*drawn)
+    else:
+        known = Pictures(images), predictions["mask_known"]
+        files = predictions["files"], save_path, dataset, class_name
+        folder = visualize(predictions["masks"], predictions["maps"], *files, *known)
+    session.tracker.pictures(dataset, class_name, checkpoint, folder)
 
 
 def report(
@@ -257,6 +257,7 @@ def report(
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
     scores, pictures = {}, []
+    session.tracker.begin(info["run"] or name)
     stale = clear_stale(save_path, "visualization", dataset, name, info, draws=settings.own.visualize)
     if stale:
         logger.info(f"deleted {stale} pictures of an earlier evaluation of {dataset}")
@@ -275,6 +276,7 @@ def report(
     logger.info("mean over classes: " + shown_mean(result))
     for line in shown_bounds(result):
         logger.info(line)
+    session.tracker.metrics(dataset, name, result["mean"])
     stored = info | {
         "tested_with": settings.record(),
         "levels": scorer.levels,

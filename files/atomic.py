@@ -134,6 +134,15 @@ def copy_file(path: Path | str, to: Path | str) -> None:
         shutil.copyfileobj(source, file, BLOCK)
 
 
+def temporaries(folder: Path | str) -> list[Path]:
+    """The files of a folder that `replacing` has not finished, by name, whoever is writing them now."""
+    return [
+        path
+        for path in sorted(Path(folder).glob(".*.tmp"))
+        if TEMPORARY.fullmatch(path.name) and not path.is_symlink() and path.is_file()
+    ]
+
+
 def sweep(folder: Path | str) -> list[str]:
     """Delete what killed processes left unfinished in a folder; what others write now or called so is left.
 
@@ -141,9 +150,7 @@ def sweep(folder: Path | str) -> list[str]:
         the names.
     """
     swept = []
-    for path in sorted(Path(folder).glob(".*.tmp")):
-        if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
-            continue
+    for path in temporaries(folder):
         with open(path, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

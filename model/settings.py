@@ -4,6 +4,7 @@ A field is declared by `option` and becomes a flag of the same name, a key of ev
 `at_test` says so, something that testing takes from the checkpoint.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ def option(
     at_test: str | None = None,
     moves_numbers: bool = True,
     added_later: bool = False,
+    stands_for: Iterable[str] = (),
     **argparse_options: Any,
 ) -> Any:
     """A field of a settings dataclass.
@@ -30,6 +32,7 @@ def option(
             checkpoint's is taken unless the user gives another, which the log says; None: testing does not ask.
         moves_numbers: False for what a resumed run may have otherwise, because its numbers do not depend on it.
         added_later: runs of older versions lack it and did what the default does.
+        stands_for: names of the flags whose values this one chooses where they are not given.
         argparse_options: of the flag, beyond what `default` says (`choices`, `type`, `nargs`, `action`, `metavar`).
     """
     metadata = {
@@ -37,6 +40,7 @@ def option(
         "at_test": at_test,
         "moves_numbers": moves_numbers,
         "added_later": added_later,
+        "stands_for": tuple(stands_for),
         "argparse": argparse_options,
     }
     if isinstance(default, list):

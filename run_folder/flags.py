@@ -7,6 +7,7 @@ against them here (upstream's `store_true` and `nargs` forms, flags the user gav
 import argparse
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from files.command import HELP, REFUSED
 from files.nearest import do_you_mean
 from model.names import architecture_name
+from run_folder.config_file import read_config
 from run_folder.settings import DEVIATIONS, Settings, default_of
 
 MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
@@ -32,8 +34,10 @@ def parse(
 ) -> Settings:
     """Settings from a command line.
 
-    What the user does not give comes from `--corrected`, else from the backbone's own defaults
-    (`model/run_defaults.json`: a 12-block CLIP cannot use a 24-block one's), else from `defaults`, else the fields.
+    What the user gives neither there nor in a `--config` file comes from `--corrected`, else from the backbone's own
+    defaults (`model/run_defaults.json`: a 12-block CLIP cannot use a 24-block one's), else from `defaults`, else the
+    fields. Where a flag that stands for others (`--corrected`, `--recipe`) is typed and the file has another value of
+    it, the file's values of those others are void.
 
     Args:
         description: the command's, for --help.
@@ -43,13 +47,15 @@ def parse(
 
     Raises:
         SystemExit: 2, with the reason on standard error.
+        FileNotFoundError, ValueError: of `run_folder.config_file.read_config`.
     """
     parser = build_parser(description, groups, defaults)
-    given = flags_given(parser, argv)
+    from_file = take_config(parser, groups, argv)
+    given = flags_given(parser, argv) | from_file.keys()
     known, _ = parser.parse_known_args(argv)
     model_name = architecture_name(getattr(known, "model_name", None) or "")
     own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(model_name, {})
-    names = {action.dest for action in parser._actions}
+    names = {action.dest for action in parser._actions} - from_file.keys()
     parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
     values = vars(parser.parse_args(argv))
     if values.get("model_name"):
@@ -62,7 +68,7 @@ def parse(
                 f"--quick_gelu: {values['model_name']} was trained with GELU, QuickGELU would only distort it"
             )
         values["quick_gelu"] = False
-    settings = settings_of(groups, values, given)
+    settings = replace(settings_of(groups, values, given), argv=tuple(sys.argv[1:] if argv is None else argv))
     contradiction = contradiction_in(settings)
     if contradiction:
         parser.error(contradiction)
@@ -92,6 +98,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(REFUSED, f"error: {message}{hint}; {self.prog} --help lists the flags\n")
 
 
+def take_config(
+    parser: argparse.ArgumentParser, groups: dict[str, type], argv: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Give a parser the flag `--config`, and what the file it names says as defaults.
+
+    Returns:
+        {flag: value} of the file, without what a typed flag that stands for others makes void; {} without a file.
+    """
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON of flags and values; the same flag typed wins"
+    )
+    required = [action for action in parser._actions if action.required]
+    for action in required:  # the file may have it
+        action.required = False
+    known, _ = parser.parse_known_args(argv)
+    options = [one for group in groups.values() for one in fields(group)]
+    found = {} if known.config is None else read_config(known.config, options)
+    typed = flags_given(parser, argv)
+    for one in options:
+        if one.name in typed and one.name in found and getattr(known, one.name) != found[one.name]:
+            found = {key: value for key, value in found.items() if key not in one.metadata["stands_for"]}
+    parser.set_defaults(**found)
+    for action in required:
+        action.required = action.dest not in found
+    return found
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind every help text that has one to show, and the description as its author broke it."""
 
@@ -119,13 +152,15 @@ def value_type(annotation: Any) -> type:
 
 
 def flags_given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset:
-    """Names of the flags that stand on the command line."""
+    """Names of the flags that stand on the command line, without --config, which is none of a run's settings."""
     seen = argparse.Namespace()
     for action in parser._actions:
-        if action.dest != "help":
+        if action.dest not in ("help", "config"):
             setattr(seen, action.dest, NOT_GIVEN)
     namespace, _ = parser.parse_known_args(argv, seen)
-    return frozenset(name for name, value in vars(namespace).items() if value is not NOT_GIVEN)
+    return frozenset(
+        name for name, value in vars(namespace).items() if value is not NOT_GIVEN and name != "config"
+    )
 
 
 def settings_of(

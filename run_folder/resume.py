@@ -66,10 +66,7 @@ def begin_run(
     )
     unchecked, text_of = [], {}
     for stage, path in files_of_stages(kind, Path(settings.run.save_path)):
-        if kind is not FEEDBACK and getattr(settings.training, f"{stage}_epoch") == 0:
-            raise ValueError(
-                f"--{stage}_epoch 0 in {path.parent}, which holds a {path.name}: choose another --save_path"
-            )
+        refuse_no_epochs(kind, stage, path, settings)
         try:
             content = read_newest(path)[0]
         except DamagedFile:
@@ -77,8 +74,7 @@ def begin_run(
                 continue
             raise
         check_same_run(content.get("settings"), settings, path, may_be_extended(stage, settings, extendable))
-        missing = compare_identity(path, content, wanted)
-        unchecked += [f"{words} ({path.name})" for words in missing]
+        unchecked += [f"{words} ({path.name})" for words in compare_identity(path, content, wanted)]
         found = identity_in(content)
         wanted = wanted._replace(run=wanted.run or found.run)
         if found.text is not None:
@@ -93,6 +89,14 @@ def begin_run(
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
     identity = wanted._replace(run=wanted.run or new_run_id())
     return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
+
+
+def refuse_no_epochs(kind: RunKind, stage: str, path: Path, settings: Settings) -> None:
+    """Raises ValueError for a stage of 0 epochs that has a file, outside of feedback, where some loop may have one."""
+    if kind is not FEEDBACK and getattr(settings.training, f"{stage}_epoch") == 0:
+        raise ValueError(
+            f"--{stage}_epoch 0 in {path.parent}, which holds a {path.name}: choose another --save_path"
+        )
 
 
 def begun_epoch(path: Path) -> dict[str, Any] | None:

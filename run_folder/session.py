@@ -21,6 +21,7 @@ from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
 from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
 from run_folder.signals import Stopped, StopSignals, stop_signals
+from run_folder.trackers import SILENT, Tracker, tracker_of
 from utils import choose_device, close_logger, get_logger, lock_run, seed_generators, setup_seed
 
 
@@ -35,6 +36,7 @@ class Session(NamedTuple):
     logger: Logger
     signals: StopSignals | None = None
     left_out: LeftOut | None = None
+    tracker: Tracker = SILENT
 
 
 @contextmanager
@@ -67,10 +69,15 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
 
 def sweep_run(folder: Path | str) -> list[str]:
     """Delete the unfinished files of killed processes in a run's folder, scores and pictures; returns their names."""
+    return [name for place in places_of_run(folder) for name in sweep(place)]
+
+
+def places_of_run(folder: Path | str) -> list[Path]:
+    """The folders that a run's files are written into."""
     places = [Path(folder)]
     for pattern in ("scores/*/", "attention/*/", "visualization/*/", "visualization/*/*/"):
         places += Path(folder).glob(pattern)
-    return [name for place in places for name in sweep(place)]
+    return places
 
 
 @contextmanager
@@ -88,7 +95,11 @@ def training_session(settings: Settings) -> Iterator[Session]:
         declare_datasets(settings.data)
         can_leave_out = settings.training.on_nan == "skip"
         left_out = LeftOut(MOST_LEFT_OUT, logger.warning) if can_leave_out else None
-        yield Session(settings, device, logger, signals, left_out)
+        tracker = tracker_of(settings, logger)
+        try:
+            yield Session(settings, device, logger, signals, left_out, tracker)
+        finally:
+            tracker.close()
 
 
 def declare_datasets(data: DataSettings) -> None:

@@ -219,7 +219,12 @@ class CheckSettings:
 class TrainingCorrections:
     """corrections of AA-CLIP's known deviations (kept by default) in training"""
 
-    corrected: bool = option(False, "turn every correction on; single flags still win", moves_numbers=False)
+    corrected: bool = option(
+        False,
+        "turn every correction on; single flags still win",
+        moves_numbers=False,
+        stands_for=DEVIATIONS,
+    )
     text_loss_levels: str = option("last", "levels in stage 1's loss", choices=["last", "all"])
     head_temperature: float = option(1.0, "factor on stage 2's image logits")
     milestones: list = option(
@@ -258,6 +263,22 @@ class RunSettings:
     )
 
 
+@dataclass(frozen=True)
+class TrackerSettings:
+    """tracker"""
+
+    tracker: str | None = option(
+        None,
+        "hand losses, rates, norms, metrics and heatmaps on to this tracker too; its package is optional",
+        moves_numbers=False,
+        added_later=True,
+        choices=["trackio", "tensorboard", "wandb", "mlflow"],
+    )
+    tracker_project: str = option(
+        "aa-clip", "the project its runs are listed under", moves_numbers=False, added_later=True
+    )
+
+
 BASELINE_GROUPS = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -265,6 +286,7 @@ BASELINE_GROUPS = {
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
     "run": RunSettings,
+    "tracker": TrackerSettings,
 }
 CROSS_ATTENTION_GROUPS = {
     "model": ModelSettings,
@@ -279,6 +301,7 @@ CROSS_ATTENTION_GROUPS = {
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
     "run": RunSettings,
+    "tracker": TrackerSettings,
 }
 
 
@@ -286,7 +309,8 @@ CROSS_ATTENTION_GROUPS = {
 class Settings:
     """The settings of one command by group; a group that the command does not have is None.
 
-    `explicit` holds the names of the flags the user gave.
+    `explicit` holds the names of the flags the user gave, on the command line or in a configuration file; `argv`
+    the words of the command line.
     """
 
     model: ModelSettings | None = None
@@ -303,12 +327,15 @@ class Settings:
     check: CheckSettings | None = None
     corrections: TrainingCorrections | None = None
     run: RunSettings | None = None
+    tracker: TrackerSettings | None = None
     own: Any = None  # what only one command has
     explicit: frozenset = frozenset()
+    argv: tuple[str, ...] = ()
 
     def groups(self) -> dict[str, Any]:
         """{name: dataclass} of the groups that are there."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "explicit"}
+        names = [field.name for field in fields(self) if field.name not in ("explicit", "argv")]
+        found = {name: getattr(self, name) for name in names}
         return {name: group for name, group in found.items() if group is not None}
 
     def options(self) -> Iterator[Field]:

@@ -1,12 +1,13 @@
 """The settings of a training run of semantic fill, each one flag and one key of its checkpoints' config.json."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any
 
 from model.settings import option
-from run_folder.flags import build_parser
+from run_folder.flags import build_parser, take_config
 from synthesis.attention import LAYOUTS, POSITIONS
 from synthesis.backbone import LICENCE, TINY_MODELS
 from synthesis.latents import FILL_MASKS, check_side
@@ -143,6 +144,7 @@ class FillSettings:
     semantic: SemanticSettings
     task: TaskSettings
     training: FillTrainingSettings
+    argv: tuple[str, ...] = ()  # the words of the command line
 
     def options(self) -> Iterator[tuple[str, Field, Any]]:
         """(key in config.json, field, value) of every flag; --out is stored as save_path."""
@@ -169,14 +171,16 @@ def parse_flags(description: str, argv: Sequence[str] | None = None) -> FillSett
 
     Raises:
         SystemExit: 2, with the reason on standard error.
+        FileNotFoundError, ValueError: of `run_folder.config_file.read_config`.
     """
     parser = build_parser(description, GROUPS)
     parser.epilog, parser.formatter_class = LICENCE, argparse.ArgumentDefaultsHelpFormatter
+    take_config(parser, GROUPS, argv)
     values = vars(parser.parse_args(argv))
     made = {
         name: group(**{one.name: values[one.name] for one in fields(group)}) for name, group in GROUPS.items()
     }
-    return FillSettings(**made)
+    return FillSettings(**made, argv=tuple(sys.argv[1:] if argv is None else argv))
 
 
 def check(settings: FillSettings) -> None:

@@ -1,6 +1,8 @@
 """Train semantic fill: FLUX.1-Fill with LoRA learns by flow matching to fill the right half of a diptych, told where by
 a semantic map through a small cross-attention."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,7 +14,7 @@ import torch
 try:
     from synthesis.memory import estimate_memory, log_memory
     from synthesis.saver import STEPS_LEFT_OUT, RunSaver
-    from synthesis.settings import FillSettings, check, check_resume, for_its_model, parse_flags
+    from synthesis.settings import GROUPS, FillSettings, check, check_resume, for_its_model, parse_flags
     from synthesis.system import FillSystem, assemble, semantic_mode_of
     from synthesis.training import Schedule, make_optimizer, train
     from synthesis.weights import (
@@ -30,7 +32,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from files.command import run_main
+from files.fingerprints import fingerprint
+from run_folder.config_file import write_config
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
+from run_folder.manifest import add_start, start
 from run_folder.session import open_run
 from run_folder.settings import RunSettings
 from run_folder.signals import StopSignals, stop_signals
@@ -77,6 +82,7 @@ def run(
     )
     if folder:
         check_resume(stored, settings, len(dataset))
+    write_start(settings, dataset, device, logger)
     config = {**record, "examples": len(dataset)}
     log_memory(estimate_memory(own.model, config), device, logger)
     system = assemble(own.model, config, device)
@@ -99,6 +105,18 @@ def run(
     with signals.finishing() if signals is not None else nullcontext():
         train(system, dataset, optimizer, schedule, logger, first_step=done, workers=own.workers, save=saver)
     logger.info(f"done: checkpoints in {Path(own.out)}")
+
+
+def write_start(settings: FillSettings, dataset: Triptychs, device: torch.device, logger: Logger) -> None:
+    """Write the run's config.yaml, and its manifest.json with one start more."""
+    found = hashlib.sha256()
+    for entry in dataset.entries:
+        prints = {panel: fingerprint(file)[1].hex() for panel, file in sorted(entry.files.items())}
+        found.update(json.dumps([entry.name, prints]).encode())
+    write_config(settings.run.out, [getattr(settings, name) for name in GROUPS], "train_semantic_fill.py")
+    rows = {"rows": len(dataset), "triptychs_sha256": found.hexdigest()}
+    made_of = {"run": None, "kind": "semantic fill", "model": settings.run.model, "rows": rows}
+    add_start(Path(settings.run.out), made_of, start(settings.argv, device), logger)
 
 
 def log_parameters(system: FillSystem, settings: FillSettings, logger: Logger) -> None:

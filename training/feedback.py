@@ -28,6 +28,7 @@ from model.mixing import mixed_anchors, mixed_features
 from model.settings import CrossAttentionSettings
 from run_folder.checkpoints import rng_state, save_checkpoint
 from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
+from run_folder.manifest import write_start
 from run_folder.resume import begin_run, finished_loops_of
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.state import Record, TrainState, save_contexts
@@ -109,6 +110,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
     # Before anything is trained, so that a missing dataset stops the run at once.
     test_sets = test_sets_of(settings, settings.feedback.eval_every_loop, logger)
     run = prepare(session)
+    write_start(session, run.record)
     if test_sets:
         run = run._replace(evaluate=partial(evaluate_loop, session, run.model, test_sets=test_sets))
 

@@ -101,7 +101,12 @@ class FeedbackSettings:
     """feedback"""
 
     num_feedback_loops: int = option(3, "a finished run continues with a larger one")
-    recipe: str = option("v1", recipes_help(), choices=sorted(RECIPES))
+    recipe: str = option(
+        "v1",
+        recipes_help(),
+        stands_for={flag for recipe in RECIPES.values() for flag in recipe},
+        choices=sorted(RECIPES),
+    )
     loop1_text_epoch: int | None = epochs_of_loop("text", 1)
     loop1_image_epoch: int | None = epochs_of_loop("image", 1)
     loop2_text_epoch: int | None = epochs_of_loop("text", 2)

@@ -215,9 +215,15 @@ def continue_stage(
             plan,
             session.device,
             session.logger,
-            lambda now: stage.save(now, record),
+            lambda now: keep_epoch(session, stage, plan, now, record),
             keeper,
         )
+
+
+def keep_epoch(session: Session, stage: Stage, plan: StagePlan, state: TrainState, record: Record) -> None:
+    """Write a stage's files after an epoch, then hand the epoch on to the tracker."""
+    stage.save(state, record)
+    session.tracker.epoch(stage.name, state.history[-1], plan.epoch_offset + state.epoch)
 
 
 def resume_in_epoch(

@@ -1,6 +1,7 @@
 """train_semantic_fill.py as a user runs it."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_run_leaves_its_files_and_samples_from_them(run):
         batch["visible"], batch["semantic"], torch.ones(1, 1, 32, 32), None, [0], steps=1
     )
     assert target.shape == (1, 3, 32, 32)
+
+
+def test_a_run_keeps_its_settings_and_every_start(data, tmp_path):
+    folder = tmp_path / "fill"
+    train_semantic_fill.main(flags(data, folder, 1))
+    first, settings = json.loads((folder / "manifest.json").read_text()), (folder / "config.yaml").read_text()
+    assert first["rows"]["rows"] == 3 and len(first["starts"]) == 1
+    train_semantic_fill.main(["--config", str(folder / "config.yaml")])
+    again = json.loads((folder / "manifest.json").read_text())
+    assert len(again.pop("starts")) == 2 and again == {key: first[key] for key in again}
+    assert (folder / "config.yaml").read_text() == settings and "fill_mask: " in settings
 
 
 def test_the_log_counts_what_is_trained_and_shows_the_scale(run):

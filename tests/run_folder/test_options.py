@@ -107,6 +107,8 @@ TRAIN = (
         "workers": 0,
         "fast": False,
         "matmul": "default",
+        "tracker": None,
+        "tracker_project": "aa-clip",
     }
 )
 CROSS_ATTENTION_MODEL = {
@@ -199,6 +201,8 @@ TEST = (
         "errors": 0,
         "attention_of": [],
         "attention_word": "damaged",
+        "tracker": None,
+        "tracker_project": "aa-clip",
     }
 )
 TRAIN_FEEDBACK_V2 = TRAIN_FEEDBACK | {"recipe": "v2"}
@@ -276,6 +280,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "mask_reading": "upstream",
         "feedback_maps": "trained",
         "anchor_decoder_control": "constant",
+        "tracker": "wandb",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -512,6 +517,8 @@ NEVER_MOVES_A_NUMBER = {
     "corrected",
     "eval_every_loop",
     "check_shapes",
+    "tracker",
+    "tracker_project",
 }
 ADDED_LATER = {
     "mask_reading": None,
@@ -526,6 +533,8 @@ ADDED_LATER = {
     "save_every_steps": 0,
     "save_every_minutes": 10.0,
     "on_nan": "stop",
+    "tracker": None,
+    "tracker_project": "aa-clip",
     "context_control": "none",
     "extra_meta": None,
     "extra_ratio": None,

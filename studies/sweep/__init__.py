@@ -1,0 +1,1 @@
+"""Grids of runs on one machine or a cluster: `python -m studies.sweep FILE.yaml`."""
