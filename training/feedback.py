@@ -23,7 +23,9 @@ from forward_utils_cross_attention import (
 )
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP
+from model.frozen_cache import FrozenCache
 from model.settings import CrossAttentionSettings
+from run_folder.caches import feature_cache, say_how_it_served
 from run_folder.checkpoints import rng_state, save_checkpoint
 from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
 from run_folder.resume import begin_run, finished_loops_of
@@ -50,6 +52,7 @@ class Run(NamedTuple):
     record: Record
     origins: Origins  # from training.base_weights.load_base
     evaluate: Callable[[dict], None] | None = None  # a loop, by what its file will hold; None without
+    cache: FrozenCache | None = None  # of what no training changes; None to compute it
 
     def file(self, loop: int, name: str) -> Path:
         """Path of one of a loop's files."""
@@ -78,7 +81,7 @@ def image_loss(run: Run, contexts: dict, anchors_of: Callable) -> StepLoss:
     """Stage 2's loss, a function of a batch, as train_cross_attention.py's."""
     return partial(
         image_stage_loss,
-        compare=comparison_seeing_prompts(run.model, contexts),
+        compare=comparison_seeing_prompts(run.model, contexts, run.cache),
         anchors_of=anchors_of,
         head_temperature=run.session.settings.corrections.head_temperature,
     )
@@ -93,7 +96,8 @@ def prepare(session: Session) -> Run:
     model = create_adapted_model(clip, settings, device)
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, FEEDBACK, clip, text_loader.dataset.samples, base, EXTENDABLE)
-    return Run(session, model, clip_surgery, text_loader, image_loader, record, origins)
+    cache = feature_cache(settings, clip, logger)
+    return Run(session, model, clip_surgery, text_loader, image_loader, record, origins, cache=cache)
 
 
 def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> None:
@@ -128,6 +132,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
         {"total_loops": len(plans)}
         | {key: value for key, value in final.items() if key not in ("rng", "history")},
     )
+    say_how_it_served(run.cache, logger)
     logger.info(f"done: checkpoints, history.json and learning_curves.png in {save_path}")
 
 
@@ -151,20 +156,21 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     text_contexts = partial(text_context_dictionary, model, dataset, control)
     if loop == 1:
         levels = loss_levels(model, settings.corrections)
-        features = frozen_image_features(model, run.clip_surgery, [model.levels[0], *levels])
+        features = frozen_image_features(model, run.clip_surgery, [model.levels[0], *levels], run.cache)
     else:  # the image path is the one the loop before trained: without attention, if that loop had none
-        features = trained_image_features(model, text_contexts() if earlier[-1].cross_attention else {})
+        attended = text_contexts() if earlier[-1].cross_attention else {}
+        features = trained_image_features(model, attended, run.cache)
     text = train_one_stage(run, plan, "text", earlier, text_loss(run, features, plan.cross_attention))
 
     run = run._replace(record=run.record.built_on(model, run.file(loop, "image_adapter")))
     contexts = text_contexts()
     if loop == 1:
-        features = frozen_image_features(model, run.clip_surgery, model.levels[:1])
+        features = frozen_image_features(model, run.clip_surgery, model.levels[:1], run.cache)
     else:  # anchors of each image are made while this loop's attention trains, their means before
         on = (
             plan.cross_attention if settings.contexts.text_context == "image" else earlier[-1].cross_attention
         )
-        features = trained_image_features(model, contexts if on else {})
+        features = trained_image_features(model, contexts if on else {}, run.cache)
     seen = features if plan.cross_attention else None
     images = unaugmented(run.text_loader)
     anchors_of, means = anchors_and_means(model, dataset, settings.contexts.text_context, seen, images)

@@ -91,6 +91,7 @@ TRAIN = (
         "mask_reading": None,
         "dataset_config": None,
         "real_names": None,
+        "text_augmentation": "per_epoch",
         "extra_meta": None,
         "extra_ratio": None,
         "precision": "fp32",
@@ -108,6 +109,8 @@ TRAIN = (
         "matmul": "default",
     }
 )
+CACHES = {"feature_cache": None, "feature_cache_gb": 50.0, "image_cache": None, "image_cache_gb": 50.0}
+TRAIN |= CACHES
 CROSS_ATTENTION_MODEL = {
     "cross_attn_heads": 8,
     "cross_attn_dropout": 0.1,
@@ -163,6 +166,7 @@ TRAIN_FEEDBACK = TRAIN_CROSS_ATTENTION | {
 TEST = (
     UPSTREAM_TEST
     | CROSS_ATTENTION_MODEL
+    | CACHES
     | {
         "clip_weights": None,
         "surgery_until_layer": 20,
@@ -264,6 +268,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "surgery_attention": "spatial",
         "text_loss_levels": "all",
         "mask_reading": "upstream",
+        "text_augmentation": "fixed",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -486,6 +491,7 @@ NEVER_MOVES_A_NUMBER = {
     "device",
     "workers",
     "fast",
+    *CACHES,
     "activation_checkpointing",
     "log_every",
     "save_every_steps",
@@ -508,6 +514,8 @@ ADDED_LATER = {
     "fused_adam": False,
     "fast": False,
     "matmul": "default",
+    "text_augmentation": "per_epoch",
+    **CACHES,
     "log_every": 50,
     "save_every_steps": 0,
     "save_every_minutes": 10.0,
