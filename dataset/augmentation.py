@@ -30,7 +30,6 @@ def move_together(
     `image` [3, S, S] is normalised already, so the fill of 0 is CLIP's mean colour; `mask` [1, S, S] is 0/1 and stays
     so, because pixels are only ever moved (nearest). Returns (image, mask) of the same shapes.
     """
-    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
     stacked = torch.cat([image, mask])  # [4, S, S]
@@ -41,10 +40,9 @@ def move_together(
     across = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * width)
     down = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * height)
     if rotated:
-        # No fill is 0 outside all the same, and saves torchvision a channel that says where outside is.
-        stacked = transform.rotate(stacked, angle, InterpolationMode.NEAREST, fill=None)
+        stacked = rotate(stacked, angle)
     if translated:
-        stacked = _translated(stacked, across, down)
+        stacked = translate(stacked, across, down)
     if flipped:
         stacked = transform.hflip(stacked)
     if flopped:
@@ -52,7 +50,16 @@ def move_together(
     return stacked[:3], stacked[3:]
 
 
-def _translated(stacked: torch.Tensor, across: int, down: int) -> torch.Tensor:
+def rotate(stacked: torch.Tensor, angle: float) -> torch.Tensor:
+    """[4, S, S] turned by degrees about its centre, nearest, 0 outside."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
+    # Outside is 0 without a fill too, which would cost a channel that says where outside is.
+    return transform.rotate(stacked, angle, InterpolationMode.NEAREST, fill=None)
+
+
+def translate(stacked: torch.Tensor, across: int, down: int) -> torch.Tensor:
     """[4, S, S] moved by whole pixels, 0 where nothing is moved to; |across| and |down| are at most S.
 
     The very values of torchvision's `affine`, which interpolates all of them to find the same.

@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
 from dataset import augmentation
-from dataset.augmentation import MAX_ROTATION, MAX_TRANSLATION, move_together
+from dataset.augmentation import MAX_ROTATION, MAX_TRANSLATION, move_together, translate
 from dataset.randomness import keyed_generator
 
 NEAREST = InterpolationMode.NEAREST
@@ -23,7 +23,7 @@ def test_a_translation_has_the_bits_of_torchvisions_affine(side):
     steps = sorted({-most, -most // 2, -1, 0, 1, most // 3, most})
     for across in steps:
         for down in steps:
-            found = augmentation._translated(stacked, across, down)
+            found = translate(stacked, across, down)
             assert torch.equal(found, torchvision_affine(stacked, across, down))
 
 
@@ -32,14 +32,13 @@ def test_moving_together_has_the_bits_of_torchvisions_operations_with_a_fill(sid
     image = torch.randn(3, side, side, generator=torch.Generator().manual_seed(side))
     mask = (image[:1] > 0.5).float()
     found = [move_together(image, mask, keyed_generator(number)) for number in range(40)]
-    rotate = transform.rotate
 
-    def filled(stacked, angle, interpolation, fill):
+    def filled(stacked, angle):
         assert abs(angle) <= MAX_ROTATION
-        return rotate(stacked, angle, interpolation, fill=0)
+        return transform.rotate(stacked, angle, NEAREST, fill=0)
 
-    monkeypatch.setattr(augmentation, "_translated", torchvision_affine)
-    monkeypatch.setattr(augmentation.transform, "rotate", filled)
+    monkeypatch.setattr(augmentation, "translate", torchvision_affine)
+    monkeypatch.setattr(augmentation, "rotate", filled)
     for number, (moved, moved_mask) in enumerate(found):
         wanted, wanted_mask = move_together(image, mask, keyed_generator(number))
         assert torch.equal(moved, wanted) and torch.equal(moved_mask, wanted_mask)
