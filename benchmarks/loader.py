@@ -3,11 +3,10 @@
     python -m benchmarks.loader --out results/performance
     python -m benchmarks.loader --quick
 
-Pictures are drawn and saved as PNG, every second one with a defect and its mask. The set is stage 2's, which varies
-colour too and so costs most. Steps: processor milliseconds of one image on one thread. Rates: images a second of the
-clock, of workers that run already, all ways in turn; and images per processor second, the rate of one core that does
-nothing else, which other work on the machine hardly moves. With more workers than cores the clock says what this
-machine gives, not what as many cores would: for those, the rate of a core times the workers stands beside it, and is
+Pictures are drawn and saved as PNG, every second one with a defect and its mask. Steps: processor milliseconds of one
+image on one thread. Rates: images a second of the clock from stage 2's set, which varies colour too and so costs most,
+by workers that run already, all ways in turn. What other work on the machine takes, the clock counts too. One core that
+does nothing else gives 1000 / (milliseconds of a whole item); for as many cores as workers that is multiplied, and
 called computed. Writes loader.json and loader.md into --out, if given, and prints the table.
 """
 
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -72,9 +72,11 @@ def draw_pictures(folder: Path, count: int, side: int) -> list[Sample]:
     return samples
 
 
-def training_set(samples: Sequence[Sample], img_size: int, cache: Path | None = None) -> BaseDataset:
-    """Stage 2's set of some pictures; `cache` is the folder of its decoded pictures."""
-    images = BaseDataset(samples, img_size, Augmentation("image", True, 111))
+def training_set(
+    samples: Sequence[Sample], img_size: int, cache: Path | None = None, stage: str = "image"
+) -> BaseDataset:
+    """A stage's set of some pictures; `cache` is the folder of its decoded pictures."""
+    images = BaseDataset(samples, img_size, Augmentation(stage, stage == "image", 111))
     if cache is None:
         return images
     return images.read_through(PictureCache(TensorCache(cache, 100, "image_cache")))
@@ -102,10 +104,12 @@ def timed_steps(samples: Sequence[Sample], img_size: int, cache: Path, repeats: 
     small, image = resize_picture(picture, img_size), image_tensor(picture, img_size)
     stacked = torch.cat([image, image[:1] > 1])
     mask, moving = stacked[3:], keyed_generator("moved")
-    files, cached = training_set(samples, img_size), training_set(samples, img_size, cache)
-    for number in range(len(samples)):
-        _ = cached[number]
-    numbers = iter(range(10**9))
+    numbers, items = iter(range(10**9)), {}
+    for stage, words in (("image", ""), ("text", " of stage 1")):
+        for way, folder in (("from files", None), ("with --image_cache", cache)):
+            images = items[f"whole item{words}, {way}"] = training_set(samples, img_size, folder, stage)
+            for number in range(len(samples) if folder else 0):
+                _ = images[number]
 
     def next_item(images):
         return images[next(numbers) % len(images)]
@@ -119,9 +123,8 @@ def timed_steps(samples: Sequence[Sample], img_size: int, cache: Path, repeats: 
         "rotation and translation, the project's": lambda: translate(rotate(stacked, TURN[0]), *TURN[1:]),
         "geometry as it is drawn": lambda: move_together(image, mask, moving),
         "digest for --feature_cache": lambda: tensor_digest(image),
-        "whole item, from files": lambda: next_item(files),
-        "whole item, with --image_cache": lambda: next_item(cached),
     }
+    steps |= {name: partial(next_item, images) for name, images in items.items()}
     times = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -174,7 +177,8 @@ def markdown(result: dict) -> str:
         "",
         f"Written by `{result['command']}`: {result['images']} PNG of {result['side']}², {result['megabytes']} MB "
         f"each, at {result['img_size']} px; torch {result['torch']}, torchvision {result['torchvision']}, Pillow "
-        f"{result['pillow']}, {result['machine']}; the machine did other work, so the ratios count.",
+        f"{result['pillow']}, {result['machine']}, whose load was "
+        f"{result['load']} when it began: on a busy machine the ratios count.",
         "",
         "| step, one image on one thread | processor ms |",
         "|--|--|",
@@ -223,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "pillow": PIL.__version__,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
             "cores": cores(),
+            "load": round(os.getloadavg()[0], 1),
             "steps": timed_steps(samples, args.img_size, cache, max(5, 5 * args.repeats)),
             "rates": timed_rates(samples, args.img_size, cache, (0, 1, 2, WANTED), args.repeats),
         }

@@ -64,7 +64,7 @@ class FrozenCache:
         if not missing:
             return dict(zip(names, map(on_device(image.device), zip(*kept, strict=True)), strict=True))
         everything = len(missing) == len(kept)
-        computed = compute(image if everything else image[missing])
+        computed = compute(image if everything else torch.stack([image[row] for row in missing]))
         computed = {name: computed[name] for name in names}
         self._keep([keys[row] for row in missing], list(computed.values()))
         if everything:
@@ -150,8 +150,7 @@ def on_device(device: torch.device) -> Callable[[Sequence[Tensor]], Tensor]:
 
 def merged(computed: Tensor, missing: list[int], kept: list[Tensor | None]) -> Tensor:
     """[B, ...] of the rows that were `computed` [b, ...] and those that were kept (None where computed)."""
-    together = torch.empty(len(kept), *computed.shape[1:], dtype=computed.dtype, device=computed.device)
-    rows = dict(zip(missing, computed, strict=True))
-    for place, row in enumerate(kept):
-        together[place] = rows[place] if row is None else row
-    return together
+    places = [place for place, row in enumerate(kept) if row is not None]
+    rows = dict(zip(places, on_device(computed.device)([kept[place] for place in places]), strict=True))
+    rows |= zip(missing, computed, strict=True)
+    return torch.stack([rows[place] for place in range(len(kept))])
