@@ -14,6 +14,7 @@ from files.pictures import visualize
 from metrics import metrics_eval
 from model.adapter import SIMILARITY_SCALE, AdaptedCLIP, patch_logits
 from model.focal_loss import FocalLoss
+from model.frozen_cache import FrozenCache, look_up_of
 from model.frozen_patches import frozen_patches
 from model.known_masks import mean_over_known
 from model.maps import BLUR, probability_map, score_map, upsample
@@ -228,11 +229,13 @@ def fixed_anchors(
     return lambda batch: torch.stack([anchors[name] for name in batch["class_name"]])
 
 
-def frozen_image_features(model: nn.Module, surgery: nn.Module, levels: Iterable[int]) -> ImageFeatures:
+def frozen_image_features(
+    model: nn.Module, surgery: nn.Module, levels: Iterable[int], cache: FrozenCache | None = None
+) -> ImageFeatures:
     """Stage 1's frozen image side at some levels: function batch -> ({level: patches [B, L, E]}, cls [B, E]), of
-    model.frozen_patches."""
-    wanted = sorted(set(levels))
-    return lambda batch: frozen_patches(model.clipmodel, surgery, batch["image"], wanted)
+    model.frozen_patches; what the `cache` has of an image is looked up."""
+    wanted, clip = sorted(set(levels)), model.clipmodel
+    return lambda batch: frozen_patches(clip, surgery, batch["image"], wanted, look_up_of(cache, batch))
 
 
 def calculate_similarity_map(

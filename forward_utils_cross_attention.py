@@ -21,6 +21,8 @@ from forward_utils import (
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.context_controls import constant_token, controlled_scope, controlled_text_contexts
 from model.contexts import Scope, TextContext, batch_scope, class_scope, no_scope, text_context_groups
+from model.frozen_cache import IMAGE_DIGEST, FrozenCache, look_up_of
+from model.frozen_patches import frozen_cls
 from model.transfer import send
 
 __all__ = [
@@ -113,23 +115,36 @@ def anchors_seeing_images(
 
 
 def comparison_seeing_prompts(
-    model: AdaptedCLIPWithCrossAttention, contexts: dict[str, TextContext]
+    model: AdaptedCLIPWithCrossAttention,
+    contexts: dict[str, TextContext],
+    cache: FrozenCache | None = None,
 ) -> Callable[[Batch, Tensor], tuple[list[Tensor], Tensor]]:
-    """Function (batch, anchors [B, E, 2]) -> model.compare's result, images attending to their class's prompts."""
+    """Function (batch, anchors [B, E, 2]) -> model.compare's result, images attending to their class's prompts.
+
+    Args:
+        cache: where a self-reference's frozen pass is looked up; None to make it.
+    """
 
     def compare(batch, anchors):
-        return model.compare(batch["image"], anchors, text_context_groups(contexts, batch["class_name"]))
+        groups, image = text_context_groups(contexts, batch["class_name"]), batch["image"]
+        if cache is None:
+            return model.compare(image, anchors, groups)
+        frozen = model.frozen_arguments(image, look_up_of(cache, batch))
+        return model.compare(image, anchors, groups, **frozen)
 
     return compare
 
 
 def trained_image_features(
-    model: AdaptedCLIPWithCrossAttention, contexts: dict[str, TextContext]
+    model: AdaptedCLIPWithCrossAttention,
+    contexts: dict[str, TextContext],
+    cache: FrozenCache | None = None,
 ) -> ImageFeatures:
     """The image path trained so far, frozen, with plain CLIP's CLS added: what the text sees from feedback loop 2 on.
 
     Args:
         contexts: {class name: TextContext} the images attend to.
+        cache: where plain CLIP's CLS is looked up; None to compute it.
 
     Returns:
         batch -> ({level: patches [B, L, E] = seg + cls}, cls [B, E]), where seg is what the model's own evaluation
@@ -138,7 +153,7 @@ def trained_image_features(
 
     @torch.no_grad()
     def patches_of(batch):
-        cls = F.normalize(model.clipmodel.embed_image(batch["image"]), dim=-1)
+        cls = frozen_cls(model.clipmodel, batch["image"], look_up_of(cache, batch))
         training = model.image_cross_attn.training
         model.image_cross_attn.eval()
         try:
@@ -158,7 +173,15 @@ def first_level(features: ImageFeatures, model: AdaptedCLIPWithCrossAttention) -
 def one_by_one(first_patches: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
     """Function batch -> first-level patches [B, L, E] at test, made of one image at a time: under AA-CLIP's surgery
     attention the batch's other images would leak into a score."""
-    return lambda batch: torch.cat([first_patches({"image": image}) for image in batch["image"].split(1)])
+
+    def of_each(batch):
+        images, digests = batch["image"].split(1), batch.get(IMAGE_DIGEST)
+        if digests is None:
+            return torch.cat([first_patches({"image": image}) for image in images])
+        pairs = zip(images, digests, strict=True)
+        return torch.cat([first_patches({"image": image, IMAGE_DIGEST: [digest]}) for image, digest in pairs])
+
+    return of_each
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from files.command import run_main
 from forward_utils import anchors_of_batch, fixed_anchors, frozen_image_features
 from model.adapter import AdaptedCLIP as Model
 from model.clip import CLIP
+from model.frozen_cache import FrozenCache
+from run_folder.caches import feature_cache, say_how_it_served
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import BASELINE as KIND
 from run_folder.manifest import write_start
@@ -33,12 +35,14 @@ from training.stages import (
 )
 
 
-def text_loss(model: Model, clip_surgery: CLIP, settings: Settings) -> StepLoss:
+def text_loss(
+    model: Model, clip_surgery: CLIP, settings: Settings, cache: FrozenCache | None = None
+) -> StepLoss:
     """Stage 1's loss, a function of a batch: anchors segment frozen patches."""
     levels, dataset = loss_levels(model, settings.corrections), settings.data.dataset
     return partial(
         text_stage_loss,
-        patches_of=frozen_image_features(model, clip_surgery, levels),
+        patches_of=frozen_image_features(model, clip_surgery, levels, cache),
         anchors_of=lambda batch, patches: anchors_of_batch(model, dataset, batch["class_name"]),
         loss_levels=levels,
         norm_weight=settings.training.text_norm_weight,
@@ -67,8 +71,9 @@ def train(session: Session) -> None:
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
     write_start(session, record)
+    cache = feature_cache(settings, clip, logger)
 
-    stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
+    stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings, cache)
     text = run_stage(session, stage, loss, text_loader, record, origins)
 
     adapted = settings.training.text_epoch > 0
@@ -77,6 +82,7 @@ def train(session: Session) -> None:
     stage, loss = image_stage(KIND, model, save_path), image_loss(model, anchors_of, settings)
     record = record.built_on(model if adapted else None, stage.file)
     image = run_stage(session, stage, loss, image_loader, record, origins)
+    say_how_it_served(cache, logger)
     write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
     logger.info(f"done: checkpoints in {save_path}")
 

@@ -16,6 +16,8 @@ from forward_utils_cross_attention import (
 )
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention as Model
 from model.clip import CLIP
+from model.frozen_cache import FrozenCache
+from run_folder.caches import feature_cache, say_how_it_served
 from run_folder.flags import parse, settings_of
 from run_folder.kinds import CROSS_ATTENTION as KIND
 from run_folder.manifest import write_start
@@ -40,13 +42,15 @@ from training.stages import (
 )
 
 
-def text_loss(model: Model, clip_surgery: CLIP, settings: Settings) -> StepLoss:
+def text_loss(
+    model: Model, clip_surgery: CLIP, settings: Settings, cache: FrozenCache | None = None
+) -> StepLoss:
     """Stage 1's loss, a function of a batch: anchors whose prompts saw the patches' first level segment them."""
     levels, dataset = loss_levels(model, settings.corrections), settings.data.dataset
     scope = scope_named(settings.contexts.context_scope, settings.contexts.context_control)
     return partial(
         text_stage_loss,
-        patches_of=frozen_image_features(model, clip_surgery, [model.levels[0], *levels]),
+        patches_of=frozen_image_features(model, clip_surgery, [model.levels[0], *levels], cache),
         anchors_of=anchors_seeing_images(model, dataset, scope),
         loss_levels=levels,
         norm_weight=settings.training.text_norm_weight,
@@ -54,11 +58,17 @@ def text_loss(model: Model, clip_surgery: CLIP, settings: Settings) -> StepLoss:
     )
 
 
-def image_loss(model: Model, contexts: dict, anchors_of: Callable, settings: Settings) -> StepLoss:
+def image_loss(
+    model: Model,
+    contexts: dict,
+    anchors_of: Callable,
+    settings: Settings,
+    cache: FrozenCache | None = None,
+) -> StepLoss:
     """Stage 2's loss, a function of a batch: patches and head that saw their class's prompts agree with anchors."""
     return partial(
         image_stage_loss,
-        compare=comparison_seeing_prompts(model, contexts),
+        compare=comparison_seeing_prompts(model, contexts, cache),
         anchors_of=anchors_of,
         head_temperature=settings.corrections.head_temperature,
     )
@@ -75,19 +85,22 @@ def train(session: Session) -> None:
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, KIND, clip, text_loader.dataset.samples, base)
     write_start(session, record)
+    cache = feature_cache(settings, clip, logger)
 
-    stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings)
+    stage, loss = text_stage(KIND, model, save_path), text_loss(model, clip_surgery, settings, cache)
     text = run_stage(session, stage, loss, text_loader, record, origins)
 
     contexts = text_context_dictionary(model, dataset, settings.contexts.context_control)
-    features = frozen_image_features(model, clip_surgery, model.levels[:1])
+    features = frozen_image_features(model, clip_surgery, model.levels[:1], cache)
     text_context, images = settings.contexts.text_context, unaugmented(text_loader)
     anchors_of, means = anchors_and_means(model, dataset, text_context, features, images)
 
-    stage, loss = image_stage(KIND, model, save_path), image_loss(model, contexts, anchors_of, settings)
+    stage = image_stage(KIND, model, save_path)
+    loss = image_loss(model, contexts, anchors_of, settings, cache)
     record = record.built_on(model, stage.file)
     save_contexts(f"{save_path}/text_context_dict.pth", contexts, means, record)
     image = run_stage(session, stage, loss, image_loader, record, origins)
+    say_how_it_served(cache, logger)
     write_history(save_path, [{"loop": 1, "text": text.history, "image": image.history}])
     logger.info(f"done: checkpoints in {save_path}")
 

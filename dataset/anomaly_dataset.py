@@ -4,15 +4,17 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.augmentation import jitter_colour, move_together
-from dataset.image_files import Reading, read_pair
+from dataset.image_files import Reading
 from dataset.jsonl import Sample
+from dataset.picture_cache import Decoded, PictureCache, decode, resize_picture
+from dataset.picture_cache import resize_mask as resize_mask
 from dataset.randomness import keyed_generator
+from files.digests import IMAGE_DIGEST, tensor_digest
 from files.logs import quiet_logger
 from files.normalisation import CLIP_MEAN, CLIP_STD
 
@@ -23,12 +25,14 @@ WARNED = 20  # samples without a defect pixel that are named, per process
 class Augmentation(NamedTuple):
     """How a training set varies its images: always geometry, and colour for stage 2.
 
-    `stage` and `seed` key the draws: the two stages see different variants of the same image.
+    `stage` and `seed` key the draws: the two stages see different variants of the same image. `fixed`: every epoch has
+    the variants of the first one.
     """
 
     stage: str
     colour: bool
     seed: int
+    fixed: bool = False
 
 
 class BaseDataset(Dataset):
@@ -41,6 +45,7 @@ class BaseDataset(Dataset):
 
     What augmentation draws depends on (seed, stage, epoch, index) only: call `set_epoch` before each epoch. Worker
     processes see it, also those that live on from epoch to epoch.
+    `read_through` adds a cache of decoded pictures, and `image_digest` to every sample.
     Reading raises ValueError for an image or mask that cannot be decoded or, unless `reading` is AA-CLIP's, whose sizes
     differ.
     """
@@ -60,10 +65,22 @@ class BaseDataset(Dataset):
         self.augmentation = augmentation
         self.logger = logger or quiet_logger()
         self.reading = reading or Reading()
+        self.pictures: PictureCache | None = None
+        self.digests = False
         self._epoch = torch.zeros((), dtype=torch.int64)
         if augmentation:
             self._epoch.share_memory_()
         self._warned_of: set[str] = set()
+
+    def read_through(self, pictures: PictureCache | None = None, digests: bool = False) -> "BaseDataset":
+        """Decode by way of a cache from now on, which changes no value; returns the dataset.
+
+        Args:
+            pictures: None to decode every time.
+            digests: every sample has its image's `tensor_digest` too, by which a feature cache knows it.
+        """
+        self.pictures, self.digests = pictures, digests
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation is drawn; epochs count from 0."""
@@ -79,18 +96,22 @@ class BaseDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int | str]:
         sample = self.samples[index]
-        picture, anomalous = read_pair(sample, self.reading, any_size=True)
-        mask = self._resize_mask(sample, anomalous)  # [1, S, S]
+        colour = self.augmentation is not None and self.augmentation.colour
+        read = decode if self.pictures is None else self.pictures.decode
+        decoded = read(sample, self.reading, self.img_size, whole=colour)
+        picture, mask = decoded.picture, self._mask(sample, decoded)  # mask [1, S, S]
         generator = None
         if self.augmentation:
             position = index % len(self.samples)  # -1 and the last index are one sample
-            generator = keyed_generator(self.augmentation.seed, self.augmentation.stage, self.epoch, position)
-            if self.augmentation.colour:
+            epoch = 0 if self.augmentation.fixed else self.epoch
+            generator = keyed_generator(self.augmentation.seed, self.augmentation.stage, epoch, position)
+            if colour:
                 picture = jitter_colour(picture, generator)
         image = image_tensor(picture, self.img_size)  # [3, S, S]
         if generator:
             image, mask = move_together(image, mask, generator)
-        return {
+        digest = {IMAGE_DIGEST: tensor_digest(image)} if self.digests else {}
+        return digest | {
             "image": image,
             "mask": mask,
             "mask_known": torch.tensor(float(sample.mask_known)),
@@ -99,13 +120,12 @@ class BaseDataset(Dataset):
             "file_name": sample.file_name,
         }
 
-    def _resize_mask(self, sample: Sample, anomalous: np.ndarray | None) -> torch.Tensor:
-        if anomalous is None:
+    def _mask(self, sample: Sample, decoded: Decoded) -> torch.Tensor:
+        if decoded.mask is None:
             return torch.zeros(1, self.img_size, self.img_size)
-        mask = resize_mask(anomalous, self.img_size)
-        if not mask.any():
-            self._warn_of(sample, np.count_nonzero(anomalous))
-        return mask
+        if not decoded.mask.any():
+            self._warn_of(sample, decoded.mask_pixels)
+        return decoded.mask
 
     def _warn_of(self, sample: Sample, pixels: int) -> None:
         """Once per sample, and for the first few: its mask is empty, or its `pixels` were lost in resizing."""
@@ -132,20 +152,10 @@ class BaseDataset(Dataset):
 
 def image_tensor(picture: Image.Image, img_size: int) -> torch.Tensor:
     """An RGB picture as networks see it: [3, S, S], resized bicubic, normalised with CLIP's mean and deviation."""
-    from torchvision.transforms import InterpolationMode  # here, because importing it takes a second
-    from torchvision.transforms import functional as transform
+    from torchvision.transforms import functional as transform  # here, because importing it takes a second
 
-    picture = transform.resize(picture, [img_size, img_size], InterpolationMode.BICUBIC)
-    return transform.normalize(transform.to_tensor(picture), CLIP_MEAN, CLIP_STD)
-
-
-def resize_mask(anomalous: np.ndarray, img_size: int) -> torch.Tensor:
-    """A mask [height, width] bool as it is trained and tested on: [1, S, S] float 0/1, nearest."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as transform
-
-    mask = torch.from_numpy(anomalous.astype(np.float32))[None]
-    return transform.resize(mask, [img_size, img_size], InterpolationMode.NEAREST)
+    picture = transform.to_tensor(resize_picture(picture, img_size))
+    return transform.normalize(picture, CLIP_MEAN, CLIP_STD)
 
 
 class BaseSingleClassDataset(BaseDataset):

@@ -30,34 +30,46 @@ def move_together(
     `image` [3, S, S] is normalised already, so the fill of 0 is CLIP's mean colour; `mask` [1, S, S] is 0/1 and stays
     so, because pixels are only ever moved (nearest). Returns (image, mask) of the same shapes.
     """
-    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
     stacked = torch.cat([image, mask])  # [4, S, S]
     height, width = stacked.shape[-2:]
-    nearest = InterpolationMode.NEAREST
     # All numbers are drawn, used or not: what one step does never shifts the draws of the next.
     rotated, translated, flipped, flopped = (_chance(GEOMETRY_PROBABILITY, generator) for _ in range(4))
     angle = _uniform(-MAX_ROTATION, MAX_ROTATION, generator)
     across = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * width)
     down = round(_uniform(-MAX_TRANSLATION, MAX_TRANSLATION, generator) * height)
     if rotated:
-        stacked = transform.rotate(stacked, angle, interpolation=nearest, fill=0)
+        stacked = rotate(stacked, angle)
     if translated:
-        stacked = transform.affine(
-            stacked,
-            angle=0,
-            translate=[across, down],
-            scale=1.0,
-            shear=[0.0, 0.0],
-            interpolation=nearest,
-            fill=0,
-        )
+        stacked = translate(stacked, across, down)
     if flipped:
         stacked = transform.hflip(stacked)
     if flopped:
         stacked = transform.vflip(stacked)
     return stacked[:3], stacked[3:]
+
+
+def rotate(stacked: torch.Tensor, angle: float) -> torch.Tensor:
+    """[4, S, S] turned by degrees about its centre, nearest, 0 outside."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
+    # Outside is 0 without a fill too, which would cost a channel that says where outside is.
+    return transform.rotate(stacked, angle, InterpolationMode.NEAREST, fill=None)
+
+
+def translate(stacked: torch.Tensor, across: int, down: int) -> torch.Tensor:
+    """[4, S, S] moved by whole pixels, 0 where nothing is moved to; |across| and |down| are at most S.
+
+    The very values of torchvision's `affine`, which interpolates all of them to find the same.
+    """
+    height, width = stacked.shape[-2:]
+    moved = torch.zeros_like(stacked)
+    moved[:, max(0, down) : height + min(0, down), max(0, across) : width + min(0, across)] = stacked[
+        :, max(0, -down) : height + min(0, -down), max(0, -across) : width + min(0, -across)
+    ]
+    return moved
 
 
 def _chance(probability: float, generator: torch.Generator) -> bool:

@@ -17,6 +17,7 @@ from evaluation.scorer import scorer_of
 from files.atomic import write_text
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import full_precision
+from run_folder.caches import feature_cache, read_through_caches
 from run_folder.checkpoints import restore_rng, rng_state
 from run_folder.identity import identity_in
 from run_folder.kinds import FEEDBACK, loop_file
@@ -42,7 +43,7 @@ def test_sets_of(settings: Settings, dataset: str | None, logger: Logger) -> dic
     """{class name: dataset} of `--eval_every_loop`; {} without."""
     if not dataset:
         return {}
-    return get_dataset(
+    test_sets = get_dataset(
         dataset,
         settings.model.img_size,
         "full_shot",
@@ -52,6 +53,8 @@ def test_sets_of(settings: Settings, dataset: str | None, logger: Logger) -> dic
         data_root=settings.data.data_root,
         mask_reading=settings.data.mask_reading,
     )
+    read_through_caches(test_sets.values(), settings, logger)
+    return test_sets
 
 
 def evaluate_loop(
@@ -83,7 +86,8 @@ def evaluate_loop(
         mean_anchors=content["mean_anchors"],
         identity=identity_in(content),
     )
-    scorer, pictures = scorer_of(run, dataset), []
+    scorer = scorer_of(run, dataset, feature_cache(settings, model.clipmodel, logger))
+    pictures = []
     before = rng_state()
     with full_precision(model.clipmodel):
         result = evaluate_dataset(

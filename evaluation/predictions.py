@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from evaluation.accumulate import EXACT_PIXELS, ClassAccumulator, is_exact, spread_order, warm_up_images
 from evaluation.scorer import AnomalyScorer
+from files.digests import IMAGE_DIGEST
 from metrics import (
     class_metrics,
     fused_score_of_extremes,
@@ -60,10 +61,11 @@ def predict_batches(
         {"maps" [b, S, S] float32, "head" [b] float32, "masks" [b, S, S] uint8, "mask_known" [b] bool, "labels" [b] of
         0/1 and -1 for unlabelled, "files" [b], "images" [b, 3, S, S] tensor}
     """
-    pinned = torch.device(device).type == "cuda"
+    pinned, cached = torch.device(device).type == "cuda", getattr(scorer, "cache", None) is not None
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pinned)
     for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
-        maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name)
+        known = {"digests": batch.get(IMAGE_DIGEST)} if cached else {}
+        maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name, **known)
         labels = np.asarray(batch["label"])
         yield {
             "maps": maps.float().cpu().numpy(),

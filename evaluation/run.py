@@ -28,12 +28,13 @@ from evaluation.scores import class_scores, scores_file, write_scores
 from files.pictures import visualize, visualize_batches
 from model.matrix_products import matrix_products
 from model.settings import option
+from run_folder.caches import feature_cache, read_through_caches, say_how_it_served
 from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run, load_run
 from run_folder.loading import check_one_run
 from run_folder.session import Session, create_backbone, declare_datasets, sweep_run
-from run_folder.settings import Settings, TrackerSettings
+from run_folder.settings import CacheSettings, Settings, TrackerSettings
 from run_folder.trackers import tracker_of
 from utils import choose_device, close_logger, get_logger, setup_seed
 
@@ -84,7 +85,7 @@ class EvaluationSettings:
     )
 
 
-GROUPS = {**RUN_GROUPS, "own": EvaluationSettings, "tracker": TrackerSettings}
+GROUPS = {**RUN_GROUPS, "cache": CacheSettings, "own": EvaluationSettings, "tracker": TrackerSettings}
 DEFAULTS = {"dataset": "MVTec", "shot": 4, "save_path": BASELINE.save_path}
 
 
@@ -137,6 +138,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
             data_root=settings.data.data_root,
             mask_reading=reading,
         )
+        read_through_caches(test_sets.values(), settings, logger)
         return (
             evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]
         )
@@ -150,10 +152,13 @@ def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[
         name, scorer, clip = LOCAL_CONTRAST, LocalContrast(img_size, DOMAINS[dataset]), None
     else:
         clip = create_backbone(settings, session.device, session.logger)
-        name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size)
+        cache = feature_cache(settings, clip, session.logger)
+        name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size, cache)
     info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
-    scorer, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
-    return report(session, scorer, test_sets, name, info)
+    seen, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
+    result = report(session, seen, test_sets, name, info)
+    say_how_it_served(getattr(scorer, "cache", None), session.logger)
+    return result
 
 
 def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
@@ -163,17 +168,19 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         settings.run.save_path, files[-1], device=session.device, flags=settings, logger=session.logger
     )
     note_training_weight(settings, run.stored or {}, session.logger)
+    cache = feature_cache(settings, run.model.clipmodel, session.logger)
     for file in files:
         run = run if len(files) == 1 else run.at(file, session.logger)
         tested = run.without_cross_attention() if own.no_cross_attention else run
         if scorer is None or run.kind is FEEDBACK:  # other runs have one text side, whose anchors stay
-            scorer = scorer_of(tested, settings.data.dataset)
+            scorer = scorer_of(tested, settings.data.dataset, cache)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
         info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
         seen, name, info = few_shot(settings, scorer, run.model.clipmodel, test_sets, name, info)
         results.append(report(session, seen, test_sets, name, info))
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:
         session.logger.info(write_loop_table(settings.run.save_path, run.identity.run))
+    say_how_it_served(cache, session.logger)
     draws = bool(own.attention_of)
     clear_stale(settings.run.save_path, "attention", settings.data.dataset, name, info, draws=draws)
     if own.attention_of:

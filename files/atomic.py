@@ -38,13 +38,14 @@ class Unfinished(io.FileIO):
 
 
 @contextmanager
-def replacing(path: Path | str, needed: int | None = None) -> Iterator[IO[bytes]]:
+def replacing(path: Path | str, needed: int | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write into that takes the place of `path` in one step when the block ends without an error.
 
     Temporary file in the same folder (made if missing), flush, fsync, rename, fsync of the folder.
 
     Args:
         needed: bytes the content will have, for the message when the disk is full.
+        durable: False for what can be made again: no fsync, after a power cut the file may be damaged.
 
     Raises:
         CannotWrite: the message says what is intact and how to go on.
@@ -63,12 +64,15 @@ def replacing(path: Path | str, needed: int | None = None) -> Iterator[IO[bytes]
             raise cannot_write(path, raw.failure, needed) from error
         with failures_explained(path, needed):
             file.flush()
-            os.fsync(raw.fileno())
+            if durable:
+                os.fsync(raw.fileno())
             os.chmod(temporary, 0o644)  # temporary files are private, results are not
             os.replace(temporary, path)
     finally:
         raw.close()  # not the buffer, which would try once more to write
         Path(temporary).unlink(missing_ok=True)
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+IMAGE_DIGEST = "image_digest"  # key of a batch: `tensor_digest` of every image
 THREADS = min(8, os.cpu_count() or 1)  # hashing leaves Python's lock
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.adapter_modules import SimpleAdapter, SimpleProj, match_norm
 from model.clip import CLIP
+from model.frozen_cache import LookUp
 
 SIMILARITY_SCALE = 100.0  # CLIP's logit scale, applied to every cosine of a similarity map
 
@@ -172,6 +173,10 @@ class AdaptedCLIP(nn.Module):
             (patch logits [B, L, 2] per level, SIMILARITY_SCALE times the cosines; head cosines [B, 2]).
         """
         return compare_embeddings(*self(image), anchors)
+
+    def frozen_arguments(self, image: Tensor, look_up: LookUp) -> dict[str, Any]:
+        """Arguments of `compare` for images [B, 3, H, W] that no training changes, looked up; here there are none."""
+        return {}
 
     def embed_levels(self, tokens: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Patch and image embeddings (seg, det), as `forward`, of vision tokens [B, N, C] per level."""

@@ -9,6 +9,7 @@ A context is an argument of a call, never kept in a model.
 """
 
 from inspect import signature
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from model.cross_attention import (
     ImageCrossAttentionModule,
     attend,
 )
+from model.frozen_cache import LookUp
 from model.self_reference import SelfReference
 from model.settings import AnchorDecoderSettings, CrossAttentionSettings, SelfReferenceSettings, taken_from
 
@@ -155,6 +157,13 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             seg, det, anchors = self.self_reference.with_coordinate(seg, det, anchors, rarities)
         logits, head = compare_embeddings(seg, det, anchors)
         return [one + more for one, more in zip(logits, moved, strict=True)] if moved else logits, head
+
+    def frozen_arguments(self, image: Tensor, look_up: LookUp) -> dict[str, Any]:
+        """The `rarities` that `compare` takes where there is a self-reference, as AdaptedCLIP.frozen_arguments."""
+        reference = self.self_reference
+        if reference is None:
+            return {}
+        return {"rarities": reference.rarities(self.clipmodel, image, self.levels, look_up)}
 
     def text_context(self, text: Tensor) -> Tensor:
         """What images attend to: prompt tokens after text block 0 and text_adapter[0].

@@ -6,6 +6,7 @@ pursues an image side that moves.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from model.adapter import patch_logits
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.cross_attention import Contexts
+from model.frozen_cache import LookUp
 from model.frozen_patches import frozen_patches
 
 # batch -> ({level: patches [B, L, E] with CLS added}, cls [B, E])
@@ -91,6 +93,10 @@ class BothSides(nn.Module):
         seg, det = self.model(image, text_contexts)
         logits, head = self.model.compare_features(image, seg, det, mixed)
         return logits + [patch_logits(patches, trained) for patches in self.patches(image, seg)], head
+
+    def frozen_arguments(self, image: Tensor, look_up: LookUp) -> dict[str, Any]:
+        """Nothing: the frozen patches are of one image at a time and are made anew."""
+        return {}
 
     def patches(self, image: Tensor, seg: list[Tensor]) -> list[Tensor]:
         """What the text side learned against, CLS added: [B, L, E] per level, of trained patches seg [B, L, E].

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.frozen_cache import LookUp
 from model.settings import REFERENCE_CONTROLS, SelfReferenceSettings
 from model.transfer import send
 
@@ -85,16 +86,26 @@ class SelfReference(nn.Module):
             self.typical_peak = nn.Parameter(torch.tensor(TYPICAL_PEAK))
 
     @torch.no_grad()
-    def rarities(self, clip: nn.Module, image: Tensor, levels: list[int]) -> list[Tensor]:
+    def rarities(
+        self, clip: nn.Module, image: Tensor, levels: list[int], look_up: LookUp | None = None
+    ) -> list[Tensor]:
         """Rarity [B, L] of every patch per level: a pass of the frozen backbone that no training step changes.
 
         Args:
             clip: the frozen backbone.
             image: [B, 3, H, W].
             levels: numbers of vision blocks.
+            look_up: of model.frozen_cache, for images that were seen before; None to make the pass.
         """
-        tokens = clip.encode_image(image, levels)[1]  # [B, N, C] per level, CLS first
-        return [self._controlled(rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours)) for x in tokens]
+        names = [f"rarity at level {level} among {self.neighbours}" for level in levels]
+
+        def compute(images):
+            tokens = clip.encode_image(images, levels)[1]  # [B, N, C] per level, CLS first
+            rare = [rarity(clip.visual.ln_post(x[:, 1:]), self.neighbours) for x in tokens]
+            return dict(zip(names, rare, strict=True))
+
+        found = compute(image) if look_up is None else look_up(names, compute)
+        return [self._controlled(found[name]) for name in names]
 
     def forward(self, rarities: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """(coordinates of the patches [B, L, 1] per level, of the image [B, 1]) from rarities [B, L] per level."""

@@ -25,6 +25,7 @@ from forward_utils_cross_attention import (
     trained_image_features,
 )
 from model.adapter import AdaptedCLIP
+from model.frozen_cache import FrozenCache
 from model.settings import (
     MAY_CHANGE,
     MUST_AGREE,
@@ -117,27 +118,30 @@ class LoadedRun:
             return {}
         return text_context_dictionary(self.model, dataset_name, self.settings.contexts.context_control)
 
-    def first_patches(self, contexts: dict[str, TextContext]) -> Callable[[dict], Tensor]:
+    def first_patches(
+        self, contexts: dict[str, TextContext], cache: FrozenCache | None = None
+    ) -> Callable[[dict], Tensor]:
         """Function batch -> first-level patches [B, L, E], what prompts attend to under `--text_context image`.
 
         Frozen surgery patches in loop 1, as in its training; the trained image path from loop 2 on.
 
         Args:
             contexts: of `text_contexts`, for the trained path.
+            cache: where what no training changes is looked up; None to compute it.
         """
         if self.loop > 1:
-            return first_level(trained_image_features(self.model, contexts), self.model)
+            return first_level(trained_image_features(self.model, contexts, cache), self.model)
         surgery = surgery_of(self.model.clipmodel, self.settings)
-        frozen = frozen_image_features(self.model, surgery, self.model.levels[:1])
+        frozen = frozen_image_features(self.model, surgery, self.model.levels[:1], cache)
         return one_by_one(first_level(frozen, self.model))
 
-    def anchors(self, dataset_name: str) -> Callable[[dict], Tensor]:
-        """Function {"image", "class_name"} -> anchors [B, E, 2], as the run was trained."""
+    def anchors(self, dataset_name: str, cache: FrozenCache | None = None) -> Callable[[dict], Tensor]:
+        """Function {"image", "class_name"} -> anchors [B, E, 2], as the run was trained; `cache` of `first_patches`."""
         if self.kind is BASELINE:
             return fixed_anchors(self.model if self.adapted_text else self.model.clipmodel, dataset_name)
         wanted = "none" if self.ablated else self.settings.contexts.text_context
         sees = wanted == "image" and self.attends
-        patches = self.first_patches(self.text_contexts(dataset_name)) if sees else None
+        patches = self.first_patches(self.text_contexts(dataset_name), cache) if sees else None
         return anchors_after_stage_1(self.model, dataset_name, wanted, patches, self.mean_anchors)
 
 

@@ -162,6 +162,13 @@ class TrainingSettings:
         False, "the optimiser's step as one kernel: less time and memory, another rounding", added_later=True
     )
     text_norm_weight: float = option(0.1, "weight of the anchors' orthogonality loss")
+    text_augmentation: str = option(
+        "per_epoch",
+        "variants of the images that stage 1 sees: new ones every epoch, or in every epoch those of the first, so that "
+        "--feature_cache serves all later ones",
+        added_later=True,
+        choices=["per_epoch", "fixed"],
+    )
     log_every: int = option(
         50, "steps between reads of the loss, each a wait for the GPU", moves_numbers=False, added_later=True
     )
@@ -237,6 +244,31 @@ class TrainingCorrections:
 
 
 @dataclass(frozen=True)
+class CacheSettings:
+    """caches on disk"""
+
+    feature_cache: str | None = option(
+        None,
+        "folder that keeps what the frozen backbone makes of an image, for later passes, runs and tests; changes "
+        "rounding only",
+        moves_numbers=False,
+        added_later=True,
+    )
+    feature_cache_gb: float = option(
+        50.0, "10^9 bytes it may hold; full, it takes no more", moves_numbers=False, added_later=True
+    )
+    image_cache: str | None = option(
+        None,
+        "folder that keeps decoded images and masks; no number changes",
+        moves_numbers=False,
+        added_later=True,
+    )
+    image_cache_gb: float = option(
+        50.0, "10^9 bytes it may hold; full, it takes no more", moves_numbers=False, added_later=True
+    )
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """run"""
 
@@ -285,6 +317,7 @@ BASELINE_GROUPS = {
     "training": TrainingSettings,
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
+    "cache": CacheSettings,
     "run": RunSettings,
     "tracker": TrackerSettings,
 }
@@ -300,6 +333,7 @@ CROSS_ATTENTION_GROUPS = {
     "check": CheckSettings,
     "network": NetworkCorrections,
     "corrections": TrainingCorrections,
+    "cache": CacheSettings,
     "run": RunSettings,
     "tracker": TrackerSettings,
 }
@@ -326,6 +360,7 @@ class Settings:
     base: BaseWeights | None = None
     check: CheckSettings | None = None
     corrections: TrainingCorrections | None = None
+    cache: CacheSettings | None = None
     run: RunSettings | None = None
     tracker: TrackerSettings | None = None
     own: Any = None  # what only one command has

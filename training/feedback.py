@@ -24,8 +24,10 @@ from forward_utils_cross_attention import (
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP
 from model.contexts import TextContext
+from model.frozen_cache import FrozenCache
 from model.mixing import mixed_anchors, mixed_features
 from model.settings import CrossAttentionSettings
+from run_folder.caches import feature_cache, say_how_it_served
 from run_folder.checkpoints import rng_state, save_checkpoint
 from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
 from run_folder.manifest import write_start
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     record: Record
     origins: Origins  # from training.base_weights.load_base
     evaluate: Callable[[dict], None] | None = None  # a loop, by what its file will hold; None without
+    cache: FrozenCache | None = None  # of what no training changes; None to compute it
 
     def file(self, loop: int, name: str) -> Path:
         """Path of one of a loop's files."""
@@ -81,7 +84,7 @@ def image_loss(run: Run, contexts: dict, anchors_of: Callable) -> StepLoss:
     """Stage 2's loss, a function of a batch, as train_cross_attention.py's."""
     return partial(
         image_stage_loss,
-        compare=comparison_seeing_prompts(run.model, contexts),
+        compare=comparison_seeing_prompts(run.model, contexts, run.cache),
         anchors_of=anchors_of,
         head_temperature=run.session.settings.corrections.head_temperature,
     )
@@ -96,7 +99,8 @@ def prepare(session: Session) -> Run:
     model = create_adapted_model(clip, settings, device)
     origins, base = load_base(model, settings, logger)
     record = begin_run(session, FEEDBACK, clip, text_loader.dataset.samples, base, EXTENDABLE)
-    return Run(session, model, clip_surgery, text_loader, image_loader, record, origins)
+    cache = feature_cache(settings, clip, logger)
+    return Run(session, model, clip_surgery, text_loader, image_loader, record, origins, cache=cache)
 
 
 def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> None:
@@ -132,6 +136,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
         {"total_loops": len(plans)}
         | {key: value for key, value in final.items() if key not in ("rng", "history")},
     )
+    say_how_it_served(run.cache, logger)
     logger.info(f"done: checkpoints, history.json and learning_curves.png in {save_path}")
 
 
@@ -161,12 +166,12 @@ def train_loop(run: Run, plan: recipes.LoopPlan, earlier: list[recipes.LoopPlan]
     run = run._replace(record=run.record.built_on(model, run.file(loop, "image_adapter")))
     contexts = text_contexts()
     if loop == 1:
-        features = frozen_image_features(model, run.clip_surgery, model.levels[:1])
+        features = frozen_image_features(model, run.clip_surgery, model.levels[:1], run.cache)
     else:  # anchors of each image are made while this loop's attention trains, their means before
         on = (
             plan.cross_attention if settings.contexts.text_context == "image" else earlier[-1].cross_attention
         )
-        features = trained_image_features(model, contexts if on else {})
+        features = trained_image_features(model, contexts if on else {}, run.cache)
     seen = features if plan.cross_attention else None
     images = unaugmented(run.text_loader)
     anchors_of, means = anchors_and_means(model, dataset, settings.contexts.text_context, seen, images)
@@ -201,10 +206,11 @@ def stage_1_features(run: Run, loop: int, contexts: dict[str, TextContext]) -> I
     """
     model, settings = run.model, run.session.settings
     levels = [model.levels[0], *loss_levels(model, settings.corrections)]
-    frozen = frozen_image_features(model, run.clip_surgery, levels)
+    frozen = frozen_image_features(model, run.clip_surgery, levels, run.cache)
     if loop == 1:
         return frozen
-    return mixed_features(frozen, trained_image_features(model, contexts), settings.mix.feedback_mix)
+    trained = trained_image_features(model, contexts, run.cache)
+    return mixed_features(frozen, trained, settings.mix.feedback_mix)
 
 
 def train_one_stage(

@@ -5,6 +5,7 @@ from logging import Logger
 from torch.utils.data import DataLoader
 
 from dataset import BaseDataset, EpochSampler, get_dataset
+from run_folder.caches import read_through_caches
 from run_folder.settings import Settings
 from run_folder.signals import ignore_stop_signals
 from utils import choose_device
@@ -29,6 +30,9 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
         extra_ratio=training.extra_ratio,
         mask_reading=data.mask_reading,
     )
+    read_through_caches(sets, settings, logger)
+    text = sets[0].augmentation
+    sets[0].augmentation = text._replace(fixed=training.text_augmentation == "fixed")
     sizes = training.text_batch_size, training.image_batch_size
     workers, pinned = settings.run.workers, choose_device(settings.run.device).type == "cuda"
     return tuple(
@@ -49,7 +53,9 @@ def unaugmented(loader: DataLoader) -> DataLoader:
     """Batches of a training loader's images as they are, in order."""
     images = loader.dataset
     return DataLoader(
-        BaseDataset(images.samples, images.img_size, reading=images.reading),
+        BaseDataset(images.samples, images.img_size, reading=images.reading).read_through(
+            images.pictures, images.digests
+        ),
         loader.batch_size,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

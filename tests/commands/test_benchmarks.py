@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cross_attention_cost, interruption_cost, training_step
+from benchmarks import cross_attention_cost, interruption_cost, loader, training_step
 from benchmarks import metrics as metrics_benchmark
 
 
@@ -84,3 +84,31 @@ def test_a_matrix_product_counts_two_flops_a_multiplication():
     right = torch.ones(3, 4, device="meta")
     counted = training_step.counted(lambda: (left @ right.detach()).sum(), [left, right])
     assert counted == 2 * (2 * 2 * 3 * 4)  # forward, and the gradient to the left one alone
+
+
+def test_the_loader_benchmark_times_every_step_and_says_what_was_measured_and_what_computed(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loader, "timed_rates", lambda *_: {loader.FILES: {4: 15.0}, loader.CACHED: {4: 40.0}})
+    flags = ["--images", "4", "--side", "64", "--img_size", "48", "--repeats", "1", "--out", str(tmp_path)]
+    loader.main(flags)
+    told = json.loads((tmp_path / "loader.json").read_text(encoding="utf-8"))
+    assert len(told["steps"]) == 12 and min(told["steps"].values()) > 0
+    table = (tmp_path / "loader.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out and f"`python -m benchmarks.loader {' '.join(flags)}`" in table
+    assert "15.0 images/s measured with 4 workers" in table and "(computed)" in table
+    slow = {"whole item, from files": 250.0, "whole item, with --image_cache": 50.0}
+    rates = {loader.FILES: {4: 15.0}, loader.CACHED: {4: 40.0}}
+    files, cached = loader.verdict({"steps": slow, "rates": rates, "cores": 2})
+    assert files.count("not enough") == 2 and "would give 16 (computed)" in files
+    assert "not enough" not in cached and "would give 80 (computed)" in cached
+
+
+def test_the_loader_benchmark_loads_every_picture_with_every_number_of_workers(tmp_path):
+    samples = loader.draw_pictures(tmp_path, 4, 48)
+    rates = loader.timed_rates(samples, 32, tmp_path / "cache", [0, 1], 1)
+    assert set(rates) == {loader.FILES, loader.CACHED}
+    assert all(rate > 0 for way in rates.values() for rate in way.values()) and set(rates[loader.FILES]) == {
+        0,
+        1,
+    }

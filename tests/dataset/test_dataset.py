@@ -68,7 +68,8 @@ def sample(tmp_path):
 def test_a_folder_in_mvtec_layout_gives_training_batches(root):
     text_set, image_set = get_dataset("MVTec", SIZE, "full_shot", 0, "train", data_root=root)
     assert len(text_set) == len(image_set) == 12
-    assert text_set.augmentation == ("text", False, 111) and image_set.augmentation == ("image", True, 111)
+    assert text_set.augmentation == Augmentation("text", colour=False, seed=111)
+    assert image_set.augmentation == Augmentation("image", colour=True, seed=111)
     batches = list(DataLoader(image_set, batch_size=5, num_workers=1))
     assert [len(batch["label"]) for batch in batches] == [5, 5, 2]
     assert batches[0]["image"].shape == (5, 3, SIZE, SIZE) and batches[0]["image"].dtype == torch.float32

@@ -91,6 +91,7 @@ TRAIN = (
         "mask_reading": None,
         "dataset_config": None,
         "real_names": None,
+        "text_augmentation": "per_epoch",
         "extra_meta": None,
         "extra_ratio": None,
         "precision": "fp32",
@@ -111,6 +112,8 @@ TRAIN = (
         "tracker_project": "aa-clip",
     }
 )
+CACHES = {"feature_cache": None, "feature_cache_gb": 50.0, "image_cache": None, "image_cache_gb": 50.0}
+TRAIN |= CACHES
 CROSS_ATTENTION_MODEL = {
     "cross_attn_heads": 8,
     "cross_attn_dropout": 0.1,
@@ -175,6 +178,7 @@ TEST = (
     UPSTREAM_TEST
     | CROSS_ATTENTION_MODEL
     | MIX
+    | CACHES
     | {
         "clip_weights": None,
         "surgery_until_layer": 20,
@@ -281,6 +285,7 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "feedback_maps": "trained",
         "anchor_decoder_control": "constant",
         "tracker": "wandb",
+        "text_augmentation": "fixed",
     }
     numbers = {int: 7, float: 0.25}
     groups = (*FEEDBACK_GROUPS.values(), *TEST_GROUPS.values())
@@ -503,6 +508,7 @@ NEVER_MOVES_A_NUMBER = {
     "device",
     "workers",
     "fast",
+    *CACHES,
     "activation_checkpointing",
     "log_every",
     "watch",
@@ -528,6 +534,8 @@ ADDED_LATER = {
     "fused_adam": False,
     "fast": False,
     "matmul": "default",
+    "text_augmentation": "per_epoch",
+    **CACHES,
     "log_every": 50,
     "watch": False,
     "save_every_steps": 0,
