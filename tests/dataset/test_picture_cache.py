@@ -93,7 +93,7 @@ def test_test_images_and_their_masks_keep_their_bits_in_both_readings_of_masks(r
 
 
 def test_other_bytes_another_size_and_another_reading_are_decoded_anew(root, entries, decoded):
-    sample = next(one for one in training_sets(root)[0].samples if one.image_path.endswith("png"))
+    sample = next(one for one in training_sets(root)[0].samples if one.image_path.endswith("bmp"))
     cache = PictureCache(entries)
     wanted = cache.decode(sample, Reading(), SIZE, False)
     for how in ((Reading(), SIZE + 1, False), (Reading("upstream"), SIZE, False), (Reading(), SIZE, True)):
@@ -103,7 +103,7 @@ def test_other_bytes_another_size_and_another_reading_are_decoded_anew(root, ent
         assert len(decoded) == 1, how
     pixels = np.array(Image.open(sample.image_path))
     state = os.stat(sample.image_path)
-    Image.fromarray(255 - pixels).save(sample.image_path)
+    Image.fromarray(255 - pixels).save(sample.image_path)  # of the same size, as BMP is not compressed
     os.utime(sample.image_path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a copy that keeps times does
     decoded.clear()
     changed = cache.decode(sample, Reading(), SIZE, False)
