@@ -79,6 +79,12 @@ def run_command(command: Sequence[str]) -> None:
     subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=dict(os.environ) | ONE_THREAD)
 
 
+def processor_seconds() -> float:
+    """Seconds that a processor worked for this process's finished children; other work on the machine is left out."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def is_trained(folder: Path) -> bool:
     """Whether a run's folder holds a finished training."""
     return (folder / "history.json").is_file()
@@ -100,7 +106,12 @@ def make_run(arm: str, seed: int, first_seed: int, place: Place) -> dict:
     Args:
         first_seed: that of the rarity weight's baselines.
     """
-    own, folder, begin = ARMS[arm], folder_of(arm, seed, place), time.perf_counter()
+    own, folder, begin, worked = (
+        ARMS[arm],
+        folder_of(arm, seed, place),
+        time.perf_counter(),
+        processor_seconds(),
+    )
     if own.retests and not is_trained(folder):
         run_command(commands_of(own.retests, seed, place, None, place.data, folder)[0])
     weight = place.weight(first_seed) if RARITY_WEIGHT in own.testing else None
@@ -117,6 +128,7 @@ def make_run(arm: str, seed: int, first_seed: int, place: Place) -> dict:
         "test": place.test,
         "commands": commands,
         "seconds": round(time.perf_counter() - begin, 1),
+        "processor_seconds": round(processor_seconds() - worked, 1),
         "threads": int(ONE_THREAD["OMP_NUM_THREADS"]),
         "metrics": {place.test: {"mean": entry["mean"], "classes": entry["classes"]}},
         "watch": last_watch(folder) if own.script else {},
