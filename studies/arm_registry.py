@@ -6,8 +6,8 @@ evaluation of that arm's run.
 
 from dataclasses import dataclass
 
-from studies.arm_runs import CROSS
-from studies.evidence import OFF, STEPS
+from studies.arm_runs import CROSS, FEEDBACK
+from studies.evidence import IDEA, OFF, STEPS
 
 RARITY_WEIGHT = "{rarity_weight}"  # in `testing`: what studies.rarity_weight finds on the training classes
 
@@ -31,6 +31,11 @@ class Arm:
 
 LATE = (*STEPS, *OFF, "--anchor_attention", "late", "--watch")
 LATE_CONTROLS = ("anchor_late_uniform", "anchor_late_other_image", "anchor_late_swapped")
+TRAINABLE = (
+    *(*STEPS, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "2e-3"),
+    *("--image_cross_attn_after", "5", "--split_text_context", "--watch"),
+)
+MIX = (*IDEA["feedback_v1"][1], *OFF, "--watch", "--feedback_mix")  # steps shared out over three loops
 BAR = ("rarity_alone", "baseline_rarity")  # A6: what every other arm has to beat
 
 ARMS = {
@@ -61,6 +66,18 @@ ARMS = {
     "anchor_late_swapped": Arm(
         None, testing=("--anchor_attention_control", "swapped"), retests="anchor_late", control=True
     ),
+    # A4
+    "attention_trainable": Arm(
+        CROSS, TRAINABLE, against=("attention_trainable_constant", "attention_trainable_other_class", *BAR)
+    ),
+    "attention_trainable_constant": Arm(CROSS, (*TRAINABLE, "--context_control", "constant"), control=True),
+    "attention_trainable_other_class": Arm(
+        CROSS, (*TRAINABLE, "--context_control", "other_class"), control=True
+    ),
+    # A5
+    "feedback_mix": Arm(FEEDBACK, (*MIX, "0.5"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
+    "feedback_mix_0": Arm(FEEDBACK, (*MIX, "0"), control=True),
+    "feedback_mix_1": Arm(FEEDBACK, (*MIX, "1"), control=True),
 }
 
 
