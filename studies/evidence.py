@@ -200,12 +200,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     command += "" if args.study == "idea" else f" --study {args.study}"
     table = report(results, list(arms), args.test)
-    for control in (
-        *CONTROLS,
-        "rarity_alone",
-    ):  # does what a tower sees matter, or its parameters, or any training?
+    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
         if any(arm == control for arm, _ in results):
             table += "\n" + report(results, METHODS, args.test, control)
+    if any(arm == "rarity_alone" for arm, _ in results):  # does training add to what needs none?
+        table += "\n" + report(results, [*METHODS, "self_reference_alone"], args.test, "rarity_alone")
     if uncorrected:
         table += "\n" + corrections(uncorrected, results, args.test)
     write_text(out / "table.md", f"    {command}\n\n{table}")
