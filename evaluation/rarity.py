@@ -76,7 +76,9 @@ class WithRarity(nn.Module):
 
     @torch.no_grad()
     def _rarities(self, image):
-        rarities = self.reference.rarities(self.clip, image, self.levels)
+        blocks = sorted(set(self.levels))  # a network that averages two sides names each of its levels twice
+        rarity_after = dict(zip(blocks, self.reference.rarities(self.clip, image, blocks), strict=True))
+        rarities = [rarity_after[level] for level in self.levels]
         if self.control == "none":
             return rarities
         if len(image) < 2:
@@ -98,11 +100,12 @@ def rarity_alone_scorer(clip: CLIP, dataset_name: str, img_size: int, control: s
     )
 
 
-def scorer_with_rarity(scorer: AnomalyScorer, weight: float, control: str = "none") -> AnomalyScorer:
-    """The scorer of a run whose scores get the rarity of its frozen backbone's patches added."""
-    model = scorer.network
+def scorer_with_rarity(
+    scorer: AnomalyScorer, clip: CLIP, weight: float, control: str = "none"
+) -> AnomalyScorer:
+    """The scorer of a run whose scores get the rarity of its frozen backbone's patches, at the run's levels, added."""
     return AnomalyScorer(
-        WithRarity(model.clipmodel, model.levels, weight, model, control),
+        WithRarity(clip, scorer.network.levels, weight, scorer.network, control),
         scorer.anchors_of,
         scorer.contexts,
         scorer.img_size,

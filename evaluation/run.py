@@ -215,7 +215,8 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         if scorer is None or run.kind is FEEDBACK:  # other runs have one text side, whose anchors stay
             scorer = scorer_of(tested, settings.data.dataset, cache)
             if own.rarity_weight:
-                scorer = scorer_with_rarity(scorer, own.rarity_weight, own.rarity_control)
+                clip = run.model.clipmodel
+                scorer = scorer_with_rarity(scorer, clip, own.rarity_weight, own.rarity_control)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
         control = settings.anchor_attention.anchor_attention_control
         if control != (run.stored or {}).get("anchor_attention_control", "none"):

@@ -46,7 +46,7 @@ def criterion(folder: Path, dataset: str, data: Path) -> dict[float, list[float]
     )
     scorer, found = scorer_of(run, dataset), {}
     for weight in (0.0, *GRID):
-        weighed = scorer_with_rarity(scorer, weight) if weight else scorer
+        weighed = scorer_with_rarity(scorer, run.model.clipmodel, weight) if weight else scorer
         classes = evaluate_dataset(weighed, test_sets, batch_size=32, device="cpu")["classes"]
         found[weight] = [sum(row[key] for key in CRITERION) / len(CRITERION) for row in classes.values()]
     return found

@@ -49,6 +49,13 @@ def test_alone_it_looks_at_no_anchor_and_shuffled_it_is_another_images(clip, ima
         shuffled.compare(images[:1], anchors[:1])
 
 
+@torch.no_grad()
+def test_a_network_that_names_its_levels_twice_gets_their_rarities_twice(clip, images):
+    once, twice = (WithRarity(clip, levels).compare(images, None) for levels in ([1, 2], [1, 2, 1, 2]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip([*once[0], *once[0]], twice[0], strict=True))
+    torch.testing.assert_close(once[1], twice[1])
+
+
 def test_a_weight_that_is_not_above_zero_is_refused(clip):
     with pytest.raises(ValueError, match="--rarity_weight 0.0: expected a weight above 0"):
         WithRarity(clip, [1], 0.0)
