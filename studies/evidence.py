@@ -142,6 +142,17 @@ def corrections(
     return report(runs, ["corrected_baseline"], test_set)
 
 
+def reports(results: dict[tuple[str, int], dict], arms: Sequence[str], test_set: str) -> str:
+    """Markdown: every arm against the baseline, the methods against each control and against rarity alone."""
+    table, there = report(results, arms, test_set), {arm for arm, _ in results}
+    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
+        if control in there:
+            table += "\n" + report(results, METHODS, test_set, control)
+    if "rarity_alone" in there:  # does training add to what needs none?
+        table += "\n" + report(results, [*METHODS, "self_reference_alone"], test_set, "rarity_alone")
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
@@ -169,17 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing_runs = tasks([arm for arm in chosen if arm not in REFERENCES], args.seeds, args.shard)
     missing_runs += reference_tasks(chosen, args.seeds)
     for rendered in () if args.tables_only else (args.train, args.test):
-        render = [
-            "-m",
-            "demo_world.render_sets",
-            "--name",
-            rendered,
-            "--out",
-            str(data),
-            "--seed",
-            str(args.data_seed),
-        ]
-        subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+        render = ["-m", "demo_world.render_sets", "--name", rendered, "--out", str(data)]
+        subprocess.run([sys.executable, *render, "--seed", str(args.data_seed)], cwd=ROOT, check=True)
     precision = ["--precision", args.precision]
     trained = {arm: pair for arm, pair in arms.items() if arm not in REFERENCES}
     plain_arms = {arm: (script, [*flags, *precision]) for arm, (script, flags) in trained.items()}
@@ -199,12 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         " --corrected" if args.corrected else ""
     )
     command += "" if args.study == "idea" else f" --study {args.study}"
-    table = report(results, list(arms), args.test)
-    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
-        if any(arm == control for arm, _ in results):
-            table += "\n" + report(results, METHODS, args.test, control)
-    if any(arm == "rarity_alone" for arm, _ in results):  # does training add to what needs none?
-        table += "\n" + report(results, [*METHODS, "self_reference_alone"], args.test, "rarity_alone")
+    table = reports(results, list(arms), args.test)
     if uncorrected:
         table += "\n" + corrections(uncorrected, results, args.test)
     write_text(out / "table.md", f"    {command}\n\n{table}")

@@ -220,6 +220,8 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         ("baseline", "train.py"),
         ("local contrast", "test.py"),
         ("raw CLIP", "test.py"),
+        ("continued baseline", "train_cross_attention.py"),
+        ("continued baseline", "test.py"),
         ("cross-attention", "train_cross_attention.py"),
         ("cross-attention", "test.py"),
         ("feedback", "train_cross_attention_feedback.py"),
@@ -232,12 +234,15 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         "local contrast",
         "raw CLIP",
         "baseline",
+        "continued baseline",
         "cross-attention",
         "feedback",
     ]
     assert (out / "report.html").is_file() and (out / "contact_sheet_DemoB.png").is_file()
     compared = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert compared["hypotheses"] == ["cross-attention:image_auroc:DemoB", "cross-attention:pixel_ap:DemoB"]
+    assert compared["baseline"] == "continued baseline"  # which took the others' steps
+    assert not any("more steps" in note for note in compared["notes"])
     rows = compared["datasets"]["DemoB"]["arms"]
     # Eight classes can decide two hypotheses: no verdict here is out of reach whatever the runs say.
     declared = [rows["cross-attention"]["metrics"][metric] for metric in ("image_auroc", "pixel_ap")]
