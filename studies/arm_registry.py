@@ -35,6 +35,7 @@ TRAINABLE = (
     *(*STEPS, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "2e-3"),
     *("--image_cross_attn_after", "5", "--split_text_context", "--watch"),
 )
+DECODER = (*STEPS, *OFF, "--anchor_decoder", "2", "--watch")
 MIX = (*IDEA["feedback_v1"][1], *OFF, "--watch", "--feedback_mix")  # steps shared out over three loops
 BAR = ("rarity_alone", "baseline_rarity")  # A6: what every other arm has to beat
 
@@ -78,6 +79,9 @@ ARMS = {
     "feedback_mix": Arm(FEEDBACK, (*MIX, "0.5"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
     "feedback_mix_0": Arm(FEEDBACK, (*MIX, "0"), control=True),
     "feedback_mix_1": Arm(FEEDBACK, (*MIX, "1"), control=True),
+    # A2
+    "anchor_decoder": Arm(CROSS, DECODER, against=("anchor_decoder_constant", *BAR)),
+    "anchor_decoder_constant": Arm(CROSS, (*DECODER, "--anchor_decoder_control", "constant"), control=True),
 }
 
 
