@@ -11,8 +11,10 @@ from dataset import DOMAINS
 from evaluation.scorer import AnomalyScorer
 from model.adapter import SIMILARITY_SCALE
 from model.clip import CLIP
+from model.context_controls import another_image
 from model.self_reference import SelfReference
 from model.settings import SelfReferenceSettings
+from model.transfer import send
 
 RARITY_ALONE = "rarity_alone"  # what its evaluation is called
 RARITY_CONTROLS = ("none", "shuffled")
@@ -22,7 +24,7 @@ class WithRarity(nn.Module):
     """A network whose cosine differences get weight * (rarity - typical) added: patches per level, and the head.
 
     Neighbours and "typical" are self-reference's starts; the weight is one for patches and head. The rarity of an image
-    is no other image's business, hence the control "shuffled": every image gets the rarities of the next in its batch.
+    is no other image's business, hence the control "shuffled": every image gets the rarities of another of its batch.
 
     Args:
         clip: the frozen backbone.
@@ -81,12 +83,8 @@ class WithRarity(nn.Module):
         rarities = [rarity_after[level] for level in self.levels]
         if self.control == "none":
             return rarities
-        if len(image) < 2:
-            raise ValueError(
-                "--rarity_control shuffled: a batch of one image has no other to take rarities of; choose a "
-                "--batch_size that leaves no image of a class alone"
-            )
-        return [rare.roll(-1, dims=0) for rare in rarities]
+        other = send(another_image(len(image)), image.device)
+        return [rare[other] for rare in rarities]
 
 
 def rarity_alone_scorer(clip: CLIP, dataset_name: str, img_size: int, control: str = "none") -> AnomalyScorer:

@@ -87,7 +87,7 @@ class EvaluationSettings:
         0.0, "weight of rarity_alone's differences added to the run's, found on training classes; 0 = off"
     )
     rarity_control: str = option(
-        "none", "control of a study: the rarities of the next image in the batch", choices=RARITY_CONTROLS
+        "none", "control of a study: the rarities of another image of the batch", choices=RARITY_CONTROLS
     )
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")

@@ -12,7 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.context_controls import another_image
 from model.settings import ANCHOR_ATTENTION_CONTROLS, AnchorAttentionSettings
+from model.transfer import send
 
 TEMPERATURE = 100.0  # where it starts: CLIP's scale of cosines
 
@@ -56,9 +58,9 @@ class AnchorAttention(nn.ModuleList):
     Args:
         levels: number of levels.
         control: what the anchors attend to instead, for studies. "uniform": every patch alike, so that both anchors
-            move by the same vector and no difference of cosines changes; "other_image": the patches of the next image
-            of the batch; "swapped": each anchor by the other's weights, which a gate of the other sign undoes, so that
-            it says something only of a run trained without it.
+            move by the same vector and no difference of cosines changes; "other_image": the patches of another image
+            of the batch (context_controls.another_image); "swapped": each anchor by the other's weights, which a gate
+            of the other sign undoes, so that it says something only of a run trained without it.
 
     Raises:
         ValueError: there is no such control.
@@ -83,12 +85,8 @@ class AnchorAttention(nn.ModuleList):
             ValueError: "other_image" in a batch of one.
         """
         if self.control == "other_image":
-            if anchors.shape[0] < 2:
-                raise ValueError(
-                    "--anchor_attention_control other_image: a batch of one image has no other; choose a batch size "
-                    "that leaves no image alone"
-                )
-            seg = [patches.roll(-1, dims=0) for patches in seg]
+            other = send(another_image(anchors.shape[0]), anchors.device)
+            seg = [patches[other] for patches in seg]
         queries = anchors.transpose(1, 2)  # [B, 2, E]
         return [attend(queries, patches).transpose(1, 2) for attend, patches in zip(self, seg, strict=True)]
 

@@ -204,7 +204,7 @@ class AnchorAttentionSettings:
     )
     anchor_attention_control: str = option(
         "none",
-        "control of a study: every patch alike, the next image of the batch, or each anchor by the other's weights",
+        "control of a study: every patch alike, another image of the batch, or each anchor by the other's weights",
         at_test=MAY_CHANGE,
         added_later=True,
         choices=ANCHOR_ATTENTION_CONTROLS,

@@ -72,7 +72,7 @@ def test_the_controls_see_every_patch_alike_another_image_or_by_the_other_anchor
     torch.testing.assert_close(uniform, 0.5 * PATCHES.mean(dim=1)[..., None].expand(-1, -1, 2))
     torch.testing.assert_close(other, moves.flip(0))
     torch.testing.assert_close(swapped, moves.flip(-1))
-    with pytest.raises(ValueError, match="a batch of one image has no other"):
+    with pytest.raises(ValueError, match="a batch of one image has none"):
         small("other_image")([PATCHES[:1]], ANCHORS[:1])
     with pytest.raises(ValueError, match="--anchor_attention_control loud: expected one of none, uniform"):
         AnchorAttention(1, "loud")
