@@ -106,12 +106,18 @@ def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[s
             ):
                 notes.append(f"{arm} was trained on {dataset}: this is no zero-shot result.")
     first_result = next(iter(results.values()))["arms"]
-    for arm, evaluation_infos in next(iter(results.values()))["abouts"].items():
-        if any((info["settings"] or {}).get(flag) for info in evaluation_infos for flag in BASE_FLAGS):
-            notes.append(
-                f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a "
-                "difference need not be its method's."
-            )
+    abouts = next(iter(results.values()))["abouts"]
+    continued = [
+        arm
+        for arm, evaluation_infos in abouts.items()
+        if any((info["settings"] or {}).get(flag) for info in evaluation_infos for flag in BASE_FLAGS)
+    ]
+    if baseline.name not in continued:
+        notes += [
+            f"{arm} went on from a baseline's checkpoints: it took more steps than it shows, so a difference need not "
+            "be its method's."
+            for arm in continued
+        ]
     for arm in arms:
         compared = first_result[arm.name]
         if compared["unpaired_seeds"]:

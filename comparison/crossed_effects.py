@@ -93,6 +93,49 @@ def mean_of_pairs(differences: ArrayLike) -> MeanOfPairs | None:
     return MeanOfPairs(value, tuple(spreads))
 
 
+def mean_of_runs(differences: ArrayLike) -> MeanOfPairs | None:
+    """`mean_of_pairs` of differences [classes, seeds, data seeds], the data seeds a third crossed random effect.
+
+    With the mean squares of the three factors, of their pairs and of the rest the variance of the mean is (A + B + D -
+    AB - AD - BD + R) / count (Searle, Casella and McCulloch, 1992, chapter 5), but no less than a factor alone would
+    give. What `mean_of_pairs` says of the means over the data seeds is asked too, and the widest answer counts. A data
+    seed alone is not asked where there are fewer than three: two cannot tell how much they vary.
+
+    Raises:
+        ValueError: not an array [classes, seeds, data seeds] of finite numbers.
+    """
+    differences = np.asarray(differences, dtype=np.float64)
+    if differences.ndim != 3 or not differences.size or not np.isfinite(differences).all():
+        raise ValueError(
+            f"differences of shape {differences.shape}: expected finite numbers [classes, seeds, data seeds]"
+        )
+    over_data = mean_of_pairs(differences.mean(axis=2))
+    if over_data is None or min(differences.shape) < 2:
+        return over_data
+    squares = {axes: _mean_square(differences, axes) for axes in _SUBSETS}
+    signed = [(1 if len(axes) % 2 else -1, *squares[axes]) for axes in _SUBSETS]
+    alone = [squares[axes][0] for axes in _SUBSETS[: 3 if differences.shape[2] >= ENOUGH_SEEDS else 2]]
+    variance = max(sum(sign * square for sign, square, _ in signed), *alone)
+    uncertainty = sum(square**2 / freedom for _, square, freedom in signed)
+    freedom = max(1.0, variance**2 / uncertainty) if uncertainty else 1.0
+    spread = Spread(math.sqrt(variance / differences.size), float(freedom))
+    return MeanOfPairs(over_data.value, (*over_data.spreads, spread))
+
+
+_SUBSETS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))  # of the axes
+
+
+def _mean_square(values, axes):
+    """(mean square, degrees of freedom) of the main effect or interaction of some axes of a balanced array."""
+    effect = values
+    for axis in range(values.ndim):
+        mean = effect.mean(axis=axis, keepdims=True)
+        effect = effect - mean if axis in axes else mean
+    freedom = math.prod(values.shape[axis] - 1 for axis in axes)
+    repeated = math.prod(values.shape[axis] for axis in range(values.ndim) if axis not in axes)
+    return float((effect**2).sum()) * repeated / freedom, freedom
+
+
 def _shift(freedom: float, level: float, power: float) -> float:
     """By how many standard errors a true mean must differ from 0 to be found with a probability of `power`."""
     critical = scipy.stats.t.ppf(1 - level / 2, freedom)

@@ -21,6 +21,24 @@ DEMO_REAL_NAMES = {
         "marble": "white marble",
         "woven_fabric": "striped white and blue woven fabric",
     },
+    "DemoC": {
+        "battery": "purple battery",
+        "bracket": "black metal bracket",
+        "cardboard": "brown cardboard",
+        "coin": "orange metal coin",
+        "concrete": "gray concrete",
+        "connector": "white plastic connector",
+        "cookie": "brown cookie",
+        "cork": "beige cork",
+        "egg": "pink egg",
+        "knitted_wool": "red knitted wool",
+        "leaf": "green leaf",
+        "spoon": "turquoise ceramic spoon",
+        "tablet": "white tablet",
+        "terrazzo": "beige terrazzo",
+        "washer": "gray metal washer",
+        "wire_mesh": "gray wire mesh",
+    },
     "DemoPhoto": {
         "brick": "brick wall",
         "coins": "old coins",
@@ -38,6 +56,7 @@ DEMO_REAL_NAMES = {
 DEMO_DOMAINS = {
     "DemoA": "Industrial",
     "DemoB": "Industrial",
+    "DemoC": "Industrial",
     "DemoPhoto": "Industrial",
     "DemoPhotoMed": "Medical",
 }

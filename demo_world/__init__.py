@@ -1,1 +1,1 @@
-"""The demo data sets: rendered products (DemoA, DemoB) and photographs with composited defects (DemoPhoto, …Med)."""
+"""The demo data sets: rendered products (DemoA, DemoB, DemoC), photographs with composited defects (DemoPhoto…)."""

@@ -1,4 +1,4 @@
-"""Renders DemoA, DemoB, DemoPhoto and DemoPhotoMed in MVTec's folder layout.
+"""Renders DemoA, DemoB, DemoC, DemoPhoto and DemoPhotoMed in MVTec's folder layout.
 
     python -m demo_world.render_sets --name all --out data
 
@@ -8,7 +8,8 @@
                    /full-shot.jsonl, <k>-shot.jsonl                   the test split, and k of it per class
 
 A defective picture is the twin of an undamaged one: same pose, light, texture and noise. Its mask holds the pixels
-in which the two differ. The same seed gives the same bytes.
+in which the two differ. The same seed gives the same bytes. "all" leaves DemoC out, which only
+`python -m studies.arms --confirm` looks at.
 """
 
 import argparse
@@ -54,6 +55,8 @@ class Counts:
 
 
 DEFAULT_COUNTS = Counts()
+OWN_COUNTS = {"DemoC": Counts(test_good=20, test_defective=20)}  # where a set is larger than the others
+RESERVED = ("DemoC",)  # rendered by name alone: what everybody renders, somebody looks at
 
 
 def picture_rng(seed: int, *key: int | str) -> np.random.Generator:
@@ -151,12 +154,14 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def render_demo(
-    name: str, root: Path | str, seed: int = 0, size: int = 192, counts: Counts = DEFAULT_COUNTS
+    name: str, root: Path | str, seed: int = 0, size: int = 192, counts: Counts | None = None
 ) -> Path:
     """Renders one demo dataset under <root>/<name>; `size` is in pixels. Returns the dataset's folder.
 
+    `counts`: pictures per class; None for the set's own.
     Raises ValueError for an unknown name or a size below 64, ImportError for DemoPhoto without scikit-image.
     """
+    counts = OWN_COUNTS.get(name, DEFAULT_COUNTS) if counts is None else counts
     if size < 64:
         raise ValueError(f"size is {size}, expected at least 64: smaller pictures hide the defects.")
     if name in PRODUCT_LINES:
@@ -180,7 +185,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--name", default="all", choices=("all", *demo_names()), help="which dataset to render"
+        "--name",
+        default="all",
+        choices=("all", *demo_names()),
+        help="which dataset to render; all: every one but DemoC",
     )
     parser.add_argument("--out", default="data", help="folder that receives one folder per dataset")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
@@ -190,10 +198,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("test_good", "normal pictures per class in test/"),
         ("test_defective", "defective pictures per class, shared evenly among its defects"),
     ):
-        parser.add_argument(f"--{field}", type=int, default=getattr(DEFAULT_COUNTS, field), help=meaning)
+        own = ", ".join(f"{getattr(counts, field)} in {name}" for name, counts in OWN_COUNTS.items())
+        usual = getattr(DEFAULT_COUNTS, field)
+        parser.add_argument(
+            f"--{field}", type=int, default=argparse.SUPPRESS, help=f"{meaning} (default: {usual}, {own})"
+        )
     args = parser.parse_args(argv)
-    counts = Counts(args.train_good, args.test_good, args.test_defective)
-    for name in demo_names() if args.name == "all" else (args.name,):
+    given = {field: vars(args)[field] for field in asdict(DEFAULT_COUNTS) if field in vars(args)}
+    every = [name for name in demo_names() if name not in RESERVED]
+    for name in every if args.name == "all" else (args.name,):
+        counts = replace(OWN_COUNTS.get(name, DEFAULT_COUNTS), **given)
         render_demo(name, args.out, args.seed, args.size, counts)
 
 

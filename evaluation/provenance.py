@@ -14,7 +14,8 @@ from run_folder.identity import prompts_identity, rows_identity, weights_digest
 from run_folder.loaded_run import LoadedRun
 from run_folder.settings import Settings
 
-AT_TEST = ("no_cross_attention", "exact_pixels")  # of an evaluation's own flags those that change its numbers
+# Of an evaluation's own flags those that change its numbers.
+AT_TEST = ("no_cross_attention", "exact_pixels", "rarity_weight", "rarity_control")
 
 
 def provenance(

@@ -22,6 +22,14 @@ from evaluation.picture_folders import clear_stale
 from evaluation.picture_scores import gather_picture_scores, picture_scores, write_picture_scores
 from evaluation.predictions import evaluate_dataset, shown_bounds, shown_mean
 from evaluation.provenance import provenance
+from evaluation.rarity import (
+    RARITY_ALONE,
+    RARITY_CONTROLS,
+    complaint_about,
+    named_with_rarity,
+    rarity_alone_scorer,
+    scorer_with_rarity,
+)
 from evaluation.results import format_table, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from evaluation.scores import class_scores, scores_file, write_scores
@@ -40,7 +48,11 @@ from utils import choose_device, close_logger, get_logger, setup_seed
 
 RAW_CLIP = "raw_clip"  # what the evaluation of the unadapted backbone is called
 LOCAL_CONTRAST = "local_contrast"  # and that of the filter without learning
-UNTRAINED = (RAW_CLIP, LOCAL_CONTRAST)  # evaluations without a checkpoint, each a flag of this name
+UNTRAINED = (
+    RAW_CLIP,
+    LOCAL_CONTRAST,
+    RARITY_ALONE,
+)  # evaluations without a checkpoint, each a flag of this name
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,16 @@ class EvaluationSettings:
     )
     reference_weight: float | None = option(
         None, "weight of the references; default what evaluation.reference_weight stored in the run's folder"
+    )
+    rarity_alone: bool = option(
+        False,
+        "evaluate each patch's rarity in its own image, in frozen CLIP without text or training, instead",
+    )
+    rarity_weight: float = option(
+        0.0, "weight of rarity_alone's differences added to the run's, found on training classes; 0 = off"
+    )
+    rarity_control: str = option(
+        "none", "control of a study: the rarities of another image of the batch", choices=RARITY_CONTROLS
     )
     no_cross_attention: bool = option(False, "ablation: cross-attention off at test")
     visualize: bool = option(False, "write original, truth and heatmap as PNGs")
@@ -100,9 +122,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         raise ValueError(f"--errors is {own.errors}: expected how many pictures of each kind, 0 for no page")
     setup_seed(settings.run.seed, settings.run.fast)
     kind, files = BASELINE, []
-    untrained = "raw_clip" if own.raw_clip else "local_contrast" if own.local_contrast else None
-    if own.raw_clip and own.local_contrast:
-        raise ValueError("--raw_clip and --local_contrast are two evaluations: give one of them")
+    untrained = untrained_in(own)
     if untrained is None:
         kind, files = find_run(settings.run.save_path, own.checkpoint, own.all, own.loop, own.epoch)
     elif own.epoch is not None:
@@ -144,16 +164,36 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         )
 
 
+def untrained_in(own: EvaluationSettings) -> str | None:
+    """The evaluation without a checkpoint that the flags ask for, or None.
+
+    Raises:
+        ValueError: two of them, or flags that do not go with one, or with none.
+    """
+    chosen = [name for name in UNTRAINED if getattr(own, name)]
+    if len(chosen) > 1:
+        flags = " and ".join(f"--{name}" for name in chosen)
+        raise ValueError(f"{flags} are {len(chosen)} evaluations: give one of them")
+    if complaint := complaint_about(own.rarity_weight, own.rarity_control, own.rarity_alone):
+        raise ValueError(complaint)
+    if chosen and own.rarity_weight:
+        raise ValueError(f"--rarity_weight is added to a run's scores: leave --{chosen[0]} away")
+    return chosen[0] if chosen else None
+
+
 def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[str, Any]:
-    """Evaluate the unadapted backbone, or the contrast filter, which needs no weights."""
+    """Evaluate the unadapted backbone, rarity alone in it, or the contrast filter, which needs no weights."""
     settings = session.settings
     dataset, img_size = settings.data.dataset, settings.model.img_size
     if settings.own.local_contrast:
         name, scorer, clip = LOCAL_CONTRAST, LocalContrast(img_size, DOMAINS[dataset]), None
     else:
         clip = create_backbone(settings, session.device, session.logger)
-        cache = feature_cache(settings, clip, session.logger)
+        cache, control = feature_cache(settings, clip, session.logger), settings.own.rarity_control
         name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size, cache)
+        if settings.own.rarity_alone:
+            name = named_with_rarity(RARITY_ALONE, 0, control)
+            scorer = rarity_alone_scorer(clip, dataset, img_size, control)
     info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
     seen, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
     result = report(session, seen, test_sets, name, info)
@@ -174,7 +214,14 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         tested = run.without_cross_attention() if own.no_cross_attention else run
         if scorer is None or run.kind is FEEDBACK:  # other runs have one text side, whose anchors stay
             scorer = scorer_of(tested, settings.data.dataset, cache)
+            if own.rarity_weight:
+                clip = run.model.clipmodel
+                scorer = scorer_with_rarity(scorer, clip, own.rarity_weight, own.rarity_control)
         name = file.name + (" without cross-attention" if own.no_cross_attention else "")
+        control = settings.anchor_attention.anchor_attention_control
+        if control != (run.stored or {}).get("anchor_attention_control", "none"):
+            name += f", anchors {control}"  # beside the run's own evaluation, not in its place
+        name = named_with_rarity(name, own.rarity_weight, own.rarity_control)
         info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
         seen, name, info = few_shot(settings, scorer, run.model.clipmodel, test_sets, name, info)
         results.append(report(session, seen, test_sets, name, info))

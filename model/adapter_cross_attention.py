@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.adapter import AdaptedCLIP, compare_embeddings, patch_logits
+from model.anchor_attention import anchor_attention_of
 from model.anchor_decoder import AnchorDecoder
 from model.clip import CLIP
 from model.cross_attention import (
@@ -26,7 +27,13 @@ from model.cross_attention import (
 )
 from model.frozen_cache import LookUp
 from model.self_reference import SelfReference
-from model.settings import AnchorDecoderSettings, CrossAttentionSettings, SelfReferenceSettings, taken_from
+from model.settings import (
+    AnchorAttentionSettings,
+    AnchorDecoderSettings,
+    CrossAttentionSettings,
+    SelfReferenceSettings,
+    taken_from,
+)
 
 __all__ = ["AdaptedCLIPWithCrossAttention", "Contexts", "CrossAttentionModule", "ImageCrossAttentionModule"]
 
@@ -36,13 +43,13 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
 
     Args:
         clip_model, adapter_arguments: AdaptedCLIP's.
-        settings: fields of model.settings.CrossAttentionSettings, SelfReferenceSettings and AnchorDecoderSettings by
-            name, as `cross_attn_heads=8, cross_attn_dropout=0.1, text_cross_attn_weight=0.1,
-            image_cross_attn_weight=0.1`, and AdaptedCLIP's arguments by name, of which `relu` is True here unless it
-            is given. A weight of 0 switches its direction off exactly, whatever the gate. `cross_attn_gate` "fixed":
-            the residual scale is the weight; "learned": a parameter that starts at it; "zero": a parameter that
-            starts at 0. `split_text_context`: images attend to a class's normal and abnormal prompts apart, which
-            then are two contexts of a group.
+        settings: fields of CrossAttentionSettings, SelfReferenceSettings, AnchorAttentionSettings and
+            AnchorDecoderSettings of model.settings by name, as `cross_attn_heads=8, cross_attn_dropout=0.1,
+            text_cross_attn_weight=0.1, image_cross_attn_weight=0.1`, and AdaptedCLIP's arguments by name, of which
+            `relu` is True here unless it is given. A weight of 0 switches its direction off exactly, whatever the gate.
+            `cross_attn_gate` "fixed": the residual scale is the weight; "learned": a parameter that starts at it;
+            "zero": a parameter that starts at 0. `split_text_context`: images attend to a class's normal and abnormal
+            prompts apart, which then are two contexts of a group.
 
     Raises:
         ValueError: a setting is out of range, or the joint width is not the text width.
@@ -52,6 +59,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     def __init__(self, clip_model: CLIP, *adapter_arguments, **settings):
         attention, settings = taken_from(settings, CrossAttentionSettings())
         reference, settings = taken_from(settings, SelfReferenceSettings())
+        late, settings = taken_from(settings, AnchorAttentionSettings())
         decoder, settings = taken_from(settings, AnchorDecoderSettings())
         given = signature(AdaptedCLIP).bind_partial(clip_model, *adapter_arguments, **settings).arguments
         if unknown := given.get("unread"):
@@ -75,6 +83,7 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
             vision_width, text_width, heads, dropout, image_gate, temperature
         )
         self.self_reference = SelfReference(len(self.levels), reference) if reference.self_reference else None
+        self.anchor_attention = anchor_attention_of(late, len(self.levels))
         self.anchor_decoder = None
         if decoder.anchor_decoder:
             self.anchor_decoder = AnchorDecoder(clip_model.embed_dim, heads, dropout, decoder)
@@ -148,15 +157,20 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         rarities: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """`compare` of images whose embeddings (seg, det), as `forward` returns them, are at hand."""
-        moves = [] if self.anchor_decoder is None else self.anchor_decoder(seg, anchors)
         # p (a + m) = p a + p m: only the patches' logits see moved anchors, and rarity's coordinate stays as it is.
-        moved = [patch_logits(patches, move) for patches, move in zip(seg, moves, strict=False)]
+        moved = [
+            [patch_logits(patches, move) for patches, move in zip(seg, part(seg, anchors), strict=True)]
+            for part in (self.anchor_attention, self.anchor_decoder)
+            if part is not None
+        ]
         if self.self_reference is not None:
             if rarities is None:
                 rarities = self.self_reference.rarities(self.clipmodel, image, self.levels)
             seg, det, anchors = self.self_reference.with_coordinate(seg, det, anchors, rarities)
         logits, head = compare_embeddings(seg, det, anchors)
-        return [one + more for one, more in zip(logits, moved, strict=True)] if moved else logits, head
+        for more in moved:
+            logits = [one + other for one, other in zip(logits, more, strict=True)]
+        return logits, head
 
     def frozen_arguments(self, image: Tensor, look_up: LookUp) -> dict[str, Any]:
         """The `rarities` that `compare` takes where there is a self-reference, as AdaptedCLIP.frozen_arguments."""
@@ -197,7 +211,11 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
     @property
     def image_modules(self) -> dict[str, nn.Module]:
         """What stage 2 trains, by checkpoint key."""
-        own = {"self_reference": self.self_reference, "anchor_decoder": self.anchor_decoder}
+        own = {
+            "self_reference": self.self_reference,
+            "anchor_attention": self.anchor_attention,
+            "anchor_decoder": self.anchor_decoder,
+        }
         own = {key: module for key, module in own.items() if module is not None}
         return super().image_modules | {"image_cross_attn": self.image_cross_attn} | own
 

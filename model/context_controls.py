@@ -83,3 +83,20 @@ def constant_token(like: Tensor) -> Tensor:
     """[1, width] of equal entries and unit length, of the width, dtype and device of `like`."""
     width = like.shape[-1]
     return torch.full((1, width), width**-0.5, dtype=like.dtype, device=like.device)
+
+
+def another_image(count: int) -> Tensor:
+    """[count] of which other image of a batch each one's control is: one cycle through all in a fixed random order.
+
+    Not the next one: test images stand in order of their labels, so the next mostly has the same.
+
+    Raises:
+        ValueError: a batch of one.
+    """
+    if count < 2:
+        raise ValueError(
+            "a control that sees another image of the batch: a batch of one image has none; choose a --batch_size that "
+            "leaves no image of a class alone"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+    return torch.empty_like(order).scatter_(0, order, order.roll(-1))

@@ -134,10 +134,11 @@ class CrossAttentionSettings:
     no_normalize_context: bool = option(False, "ablation: text context of any length", at_test=MUST_AGREE)
 
 
-# Controls of studies; what they are: model/context_controls.py and model/self_reference.py.
+# Controls of studies; what they are: model/context_controls.py, model/self_reference.py, model/anchor_attention.py.
 CONTEXT_CONTROLS = ("none", "other_class", "constant")
 REFERENCE_CONTROLS = ("none", "constant", "shuffled")
 ANCHOR_DECODER_CONTROLS = ("none", "constant")
+ANCHOR_ATTENTION_CONTROLS = ("none", "uniform", "other_image", "swapped")
 
 
 @dataclass(frozen=True)
@@ -187,4 +188,24 @@ class AnchorDecoderSettings:
         at_test=MUST_AGREE,
         added_later=True,
         choices=ANCHOR_DECODER_CONTROLS,
+    )
+
+
+@dataclass(frozen=True)
+class AnchorAttentionSettings:
+    """attention of the anchors"""
+
+    anchor_attention: str = option(
+        "none",
+        "late: after the image tower both anchors attend to the image's own patches, trained in stage 2",
+        at_test=MUST_AGREE,
+        added_later=True,
+        choices=["none", "late"],
+    )
+    anchor_attention_control: str = option(
+        "none",
+        "control of a study: every patch alike, another image of the batch, or each anchor by the other's weights",
+        at_test=MAY_CHANGE,
+        added_later=True,
+        choices=ANCHOR_ATTENTION_CONTROLS,
     )

@@ -203,4 +203,9 @@ def contradiction_in(settings: Settings) -> str | None:
             value = getattr(reference, one.name)
             if one.name in settings.explicit and value != one.default:
                 return f"--{one.name} {value}: does nothing without --self_reference"
+    late = settings.anchor_attention
+    if late is not None and "anchor_attention_control" in settings.explicit and settings.training is not None:
+        control = late.anchor_attention_control
+        if control != "none" and late.anchor_attention == "none":
+            return f"--anchor_attention_control {control}: does nothing without --anchor_attention late"
     return None

@@ -29,6 +29,7 @@ from model.frozen_cache import FrozenCache
 from model.settings import (
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorAttentionSettings,
     AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
@@ -56,6 +57,7 @@ GROUPS = {  # what a trained run can be described by
     "network": NetworkCorrections,
     "cross_attention": CrossAttentionSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_attention": AnchorAttentionSettings,
     "anchor_decoder": AnchorDecoderSettings,
     "contexts": ContextSettings,
     "mix": MixSettings,

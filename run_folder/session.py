@@ -179,7 +179,13 @@ def create_adapted_model(clip: CLIP, settings: Settings, device: torch.device) -
     if settings.cross_attention is None:
         adapted = AdaptedCLIP(clip, *adapters, relu=model.relu)
     else:
-        fork = vars(settings.cross_attention) | vars(settings.self_reference) | vars(settings.anchor_decoder)
+        parts = (
+            settings.cross_attention,
+            settings.self_reference,
+            settings.anchor_attention,
+            settings.anchor_decoder,
+        )
+        fork = {name: value for part in parts for name, value in vars(part).items()}
         adapted = AdaptedCLIPWithCrossAttention(clip, *adapters, relu=model.relu, **fork)
     if compiles(settings):
         compile_adapters(adapted)

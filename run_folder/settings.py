@@ -16,6 +16,7 @@ from model.settings import (
     CONTEXT_CONTROLS,
     MAY_CHANGE,
     MUST_AGREE,
+    AnchorAttentionSettings,
     AnchorDecoderSettings,
     CrossAttentionSettings,
     ModelSettings,
@@ -326,6 +327,7 @@ CROSS_ATTENTION_GROUPS = {
     "cross_attention": CrossAttentionSettings,
     "contexts": ContextSettings,
     "self_reference": SelfReferenceSettings,
+    "anchor_attention": AnchorAttentionSettings,
     "anchor_decoder": AnchorDecoderSettings,
     "data": DataSettings,
     "training": TrainingSettings,
@@ -351,6 +353,7 @@ class Settings:
     network: NetworkCorrections | None = None
     cross_attention: CrossAttentionSettings | None = None
     self_reference: SelfReferenceSettings | None = None
+    anchor_attention: AnchorAttentionSettings | None = None
     anchor_decoder: AnchorDecoderSettings | None = None
     contexts: ContextSettings | None = None
     mix: MixSettings | None = None

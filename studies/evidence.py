@@ -22,6 +22,7 @@ from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
 from studies.paired_report import report
+from studies.references import REFERENCES, for_every_seed, reference_tasks
 
 # Steps of every arm; the feedback arms share them out over their loops.
 STEPS = ["--text_epoch", "5", "--image_epoch", "10"]
@@ -141,12 +142,26 @@ def corrections(
     return report(runs, ["corrected_baseline"], test_set)
 
 
+def reports(results: dict[tuple[str, int], dict], arms: Sequence[str], test_set: str) -> str:
+    """Markdown: every arm against the baseline, the methods against each control and against rarity alone."""
+    table, there = report(results, arms, test_set), {arm for arm, _ in results}
+    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
+        if control in there:
+            table += "\n" + report(results, METHODS, test_set, control)
+    if "rarity_alone" in there:  # does training add to what needs none?
+        table += "\n" + report(results, [*METHODS, "self_reference_alone"], test_set, "rarity_alone")
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "evidence", [211, 212, 213, 214, 215], data_seed=1)
     parser.add_argument("--study", choices=list(STUDIES), default="idea", help="which arms")
     parser.add_argument(
-        "--arms", nargs="+", choices=sorted({*IDEA, *SELF_REFERENCE}), help="default all of the study"
+        "--arms",
+        nargs="+",
+        choices=sorted({*IDEA, *SELF_REFERENCE, *REFERENCES}),
+        help="default all of the study",
     )
     parser.add_argument("--train", default="DemoA", help="training set, rendered if missing")
     parser.add_argument("--test", default="DemoB", help="test set, rendered if missing")
@@ -154,36 +169,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--corrected", action="store_true", help="AA-CLIP's known deviations corrected, in the baseline too"
     )
     args = parser.parse_args(argv)
-    arms = STUDIES[args.study]
+    arms = STUDIES[args.study] | REFERENCES
     if foreign := sorted(set(args.arms or ()) - set(arms)):
         parser.error(f"--arms {' '.join(foreign)}: not in --study {args.study}, which has {', '.join(arms)}")
     name = f"{args.train}_{args.test}_data{args.data_seed}" + ("_corrected" if args.corrected else "")
     name += "" if args.study == "idea" else f"_{args.study}"
     out, runs = Path(args.out) / name, Path(args.runs).resolve()
     data = runs / f"data_seed{args.data_seed}"
-    missing_runs = tasks([arm for arm in arms if arm in (args.arms or arms)], args.seeds, args.shard)
+    chosen = [arm for arm in arms if arm in (args.arms or arms)]
+    missing_runs = tasks([arm for arm in chosen if arm not in REFERENCES], args.seeds, args.shard)
+    missing_runs += reference_tasks(chosen, args.seeds)
     for rendered in () if args.tables_only else (args.train, args.test):
-        render = [
-            "-m",
-            "demo_world.render_sets",
-            "--name",
-            rendered,
-            "--out",
-            str(data),
-            "--seed",
-            str(args.data_seed),
-        ]
-        subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
+        render = ["-m", "demo_world.render_sets", "--name", rendered, "--out", str(data)]
+        subprocess.run([sys.executable, *render, "--seed", str(args.data_seed)], cwd=ROOT, check=True)
     precision = ["--precision", args.precision]
-    plain_arms = {arm: (script, [*flags, *precision]) for arm, (script, flags) in arms.items()}
-    every = {arm: (script, [*flags, "--corrected", *precision]) for arm, (script, flags) in arms.items()}
-    every = every if args.corrected else plain_arms
+    trained = {arm: pair for arm, pair in arms.items() if arm not in REFERENCES}
+    plain_arms = {arm: (script, [*flags, *precision]) for arm, (script, flags) in trained.items()}
+    every = {arm: (script, [*flags, "--corrected", *precision]) for arm, (script, flags) in trained.items()}
+    every = (every if args.corrected else plain_arms) | REFERENCES
     plain_out = out.with_name(name.replace("_corrected", ""))
     uncorrected = read_results(plain_out, plain_arms, args.train) if args.corrected else {}
     read_results(out, every, args.train)  # a mismatch is better found before anything is trained
     if not args.tables_only:
         run_missing(missing_runs, every, args.train, [args.test], data, runs / name, out)
-    results = read_results(out, every, args.train)
+    results = for_every_seed(read_results(out, every, args.train))
     flags = (
         f"--train {args.train} --test {args.test} --data_seed {args.data_seed} --precision {args.precision}"
     )
@@ -192,10 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         " --corrected" if args.corrected else ""
     )
     command += "" if args.study == "idea" else f" --study {args.study}"
-    table = report(results, list(arms), args.test)
-    for control in CONTROLS:  # does what a tower sees matter, or its parameters?
-        if any(arm == control for arm, _ in results):
-            table += "\n" + report(results, METHODS, args.test, control)
+    table = reports(results, list(arms), args.test)
     if uncorrected:
         table += "\n" + corrections(uncorrected, results, args.test)
     write_text(out / "table.md", f"    {command}\n\n{table}")

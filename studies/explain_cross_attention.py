@@ -1,13 +1,15 @@
-"""What trained cross-attention does: what it looks at, whether its content matters, how much gradient it gets.
+"""What trained cross-attention does: what it looks at, whether its content matters, how far its weights moved.
 
     python -m studies.explain_cross_attention
 
-explains the runs that `python -m studies.evidence` left; other runs by --runs, --baselines and --data.
+explains the runs that `python -m studies.evidence` left; other runs by --runs, --baselines and --data. What --out says
+of runs that are not here stays.
 
 Per run, on the test set: the share of image -> text attention on the words for damage, on the class's own words and on
 the rest, for patches inside and outside defects, beside the share of the tokens (attention that looks at nothing in
-particular); metrics with the class's own prompts, another class's, a constant and none; the anchors' cosine; and the
-part of both stages' gradient that goes to the attention. Written as JSON and Markdown.
+particular); metrics with the class's own prompts, another class's, a constant and none; the anchors' cosine; how far
+every module's weights lie from their first values; and the entropy of both stages' attention on training batches as a
+share of uniform weights'. Written as JSON and Markdown.
 """
 
 import argparse
@@ -35,7 +37,7 @@ from run_folder.flags import HelpFormatter
 from run_folder.kinds import BASELINE, CROSS_ATTENTION, RunKind
 from run_folder.loaded_run import LoadedRun, load_run
 from studies.attention_shares import KINDS, attention_shares
-from studies.gradient_shares import gradient_shares, training_settings
+from studies.trained_attention import attention_entropies, displacement, training_settings
 
 STUDY = "runs/evidence/DemoA_DemoB_data1"
 
@@ -83,7 +85,8 @@ def explain(folder: str, args: Namespace) -> dict[str, dict | float]:
         scorer = AnomalyScorer(model, anchors_of, seen_contexts, size, DOMAINS[args.dataset])
         mean = evaluate_dataset(scorer, test_sets, batch_size=32, device="cpu")["mean"]
         explanation["metrics"][name] = {key: mean[key] for key in ("pixel_ap", "image_auroc")}
-    explanation["gradient"] = gradient_shares(model, settings)
+    explanation["displacement"] = displacement(model, settings)
+    explanation["entropy"] = attention_entropies(model, settings)
     return explanation
 
 
@@ -111,17 +114,27 @@ def markdown(runs: dict[str, dict], baselines: dict[str, dict]) -> str:
     for name in next(iter(runs.values()))["metrics"]:
         cells = [f"{100 * mean_of(runs, 'metrics', name, key):.2f}" for key in ("pixel_ap", "image_auroc")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    text, image = (100 * mean_of(runs, "gradient", stage) for stage in ("text", "image"))
-    lines += [
-        "",
-        f"Share of the squared gradient that goes to the attention: stage 1 {text:.1f} %, stage 2 "
-        f"{image:.1f} %.",
-        "",
-        f"Cosine of normal and abnormal anchor: {mean_of(runs, 'anchor cosine'):.3f}",
-    ]
+    lines += trained_lines({name: run for name, run in runs.items() if "displacement" in run}, len(runs))
+    lines += [f"Cosine of normal and abnormal anchor: {mean_of(runs, 'anchor cosine'):.3f}"]
     if baselines:
         lines[-1] += f", baseline {mean_of(baselines, 'anchor cosine'):.3f}."
     return "\n".join(lines) + "\n"
+
+
+def trained_lines(runs: dict[str, dict], every: int) -> list[str]:
+    """Displacement and entropy of those of `every` runs that have them, as Markdown."""
+    if not runs:
+        return ["", "Weight displacement and attention entropy: not measured in these runs.", ""]
+    first = next(iter(runs.values()))
+    moved = [f"{key} {mean_of(runs, 'displacement', key):.3f}" for key in first["displacement"]]
+    shares = [f"stage {i} {100 * mean_of(runs, 'entropy', s):.2f} %" for i, s in ((1, "text"), (2, "image"))]
+    return [
+        "",
+        f"Weight displacement |W − W0| / |W0| ({len(runs)} of {every} runs): {', '.join(moved)}.",
+        "",
+        f"Entropy of the attention as a share of uniform weights' (the same runs): {', '.join(shares)}.",
+        "",
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -142,7 +155,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FileNotFoundError(f"--baselines {args.baselines}: no such folder")
     runs = {Path(folder).name: explain(folder, args) for folder in folders}
     baselines = {Path(folder).name: explain_baseline(folder, args) for folder in others}
-    write_text(f"{args.out}.json", json.dumps(runs | baselines, indent=1) + "\n")
+    file = Path(f"{args.out}.json")
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    everything = before | runs | baselines
+    write_text(file, json.dumps(everything, indent=1) + "\n")
+    runs = {name: entry for name, entry in everything.items() if "metrics" in entry}
+    baselines = {name: entry for name, entry in everything.items() if "metrics" not in entry}
     text = markdown(runs, baselines)
     write_text(f"{args.out}.md", text)
     print(text)

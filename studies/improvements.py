@@ -22,6 +22,7 @@ from run_folder.flags import HelpFormatter
 from studies.arm_runs import CROSS, ROOT, read_results, run_missing
 from studies.evidence import IDEA, OFF, REFERENCE, STEPS, add_study_flags, tasks
 from studies.paired_report import report
+from studies.references import REFERENCES, for_every_seed, reference_tasks
 
 ARMS = {  # arm: (script, flags)
     "baseline": IDEA["baseline"],
@@ -77,7 +78,7 @@ def both_halves(results: dict[str, dict[tuple[str, int], dict]]) -> dict[tuple[s
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_study_flags(parser, "improvements", [311, 312], data_seed=2)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default all")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *REFERENCES], help="default all")
     args = parser.parse_args(argv)
     out, data = Path(args.out), Path(args.runs).resolve() / f"data_seed{args.data_seed}"
     render = [
@@ -94,18 +95,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         subprocess.run([sys.executable, *render], cwd=ROOT, check=True)
         declare_halves(data)
     every = {arm: (script, [*flags, "--precision", args.precision]) for arm, (script, flags) in ARMS.items()}
-    todo = tasks([arm for arm in ARMS if arm in (args.arms or ARMS)], args.seeds, args.shard)
+    every |= REFERENCES
+    chosen = args.arms or every
+    todo = tasks([arm for arm in ARMS if arm in chosen], args.seeds, args.shard)
+    todo += reference_tasks(chosen, args.seeds)
     results = {}
     for half, other in (HALVES, HALVES[::-1]):
         read_results(out / half, every, half, CONFIG)  # a mismatch is better found before anything is trained
         if not args.tables_only:
             run_missing(todo, every, half, [other], data, data.parent / half, out / half, CONFIG)
         results[half] = read_results(out / half, every, half, CONFIG)
-    merged = both_halves(results)
+    merged = for_every_seed(both_halves(results))
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in merged}))
     command = f"python -m studies.improvements --seeds {seeds} --data_seed {args.data_seed}"
     command += f" --precision {args.precision}"
-    table = report(merged, list(ARMS), "DemoA")
+    table = report(merged, [*ARMS, *REFERENCES], "DemoA")
+    if any(arm == "rarity_alone" for arm, _ in merged):
+        table += "\n" + report(merged, list(ARMS), "DemoA", "rarity_alone")
     write_text(out / "table.md", f"    {command}\n\n{table}")
     print(table)
 

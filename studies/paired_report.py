@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from comparison.significance import compare_pairs, holm, verdict
+from studies.references import REFERENCES
 
 METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 DECISIVE = ("pixel_ap", "image_auroc")  # chosen before the first run; these two get verdicts
@@ -73,10 +74,13 @@ def report(
     results: dict[tuple[str, int], dict], arms: Sequence[str], test_set: str, baseline: str = "baseline"
 ) -> str:
     """Markdown: one table per metric; verdicts in the decisive metrics (Holm over them and the arms) for all arms but
-    the controls, which are there to be looked at."""
+    the controls and what is not trained, which are there to be looked at, as is every difference to those."""
     every = {metric: paired_rows(results, arms, test_set, metric, baseline) for metric in METRICS}
     family = [
-        row for metric in DECISIVE for arm, row in every[metric].items() if not arm.startswith("control_")
+        row
+        for metric in DECISIVE
+        for arm, row in every[metric].items()
+        if not arm.startswith("control_") and arm not in REFERENCES and baseline not in REFERENCES
     ]
     for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
         row["verdict"] = f"{verdict(row, p, len(family))} (p {p:.3f})"

@@ -18,15 +18,17 @@ from files.command import run_main
 from run_folder.flags import HelpFormatter
 from studies import paired_report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT, read_results, run_missing
+from studies.references import REFERENCES, for_every_seed
 
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
 STUDIES = {  # study: {arm: (training script, its flags), or (None, test.py's flags) for what is not trained}
     "baseline": {
-        "local_contrast": (None, ["--local_contrast"]),
+        **REFERENCES,
         "raw_clip": (None, ["--raw_clip"]),
         "baseline": ("train.py", []),
     },
     "cross_attention": {
+        **REFERENCES,
         "baseline": ("train.py", []),
         **{
             f"{scope}_{anchors}": (CROSS, ["--context_scope", scope, "--text_context", anchors])
@@ -34,7 +36,9 @@ STUDIES = {  # study: {arm: (training script, its flags), or (None, test.py's fl
             for anchors in ("none", "train_mean", "image")
         },
     },
-    "feedback": {  # recipe v2's text rate is made for ViT-L; as there, it is twice the baseline's
+    "feedback": {
+        **REFERENCES,
+        # recipe v2's text rate is made for ViT-L; as there, it is twice the baseline's
         "v1_3_loops": (FEEDBACK, ["--recipe", "v1", "--num_feedback_loops", "3"]),
         "v2_5_loops": (FEEDBACK, ["--recipe", "v2", "--num_feedback_loops", "5", "--text_lr", "4e-3"]),
     },
@@ -132,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report_text += f"\n\nLoop by loop:\n\n{loops}" if loops else ""
     trained = sum(bool(script) for script, _ in every.values())
     if len(args.seeds) > 1 and any(arm == "baseline" for arm, _ in results) and trained > 1:
-        names = list(STUDIES[args.study])
-        reports = (paired_report.report(results, names, test_set) for test_set in args.test)
+        names, by_seed = list(STUDIES[args.study]), for_every_seed(results)
+        reports = (paired_report.report(by_seed, names, test_set) for test_set in args.test)
         report_text += "\n\n" + "\n".join(reports)
     seeds = " ".join(str(seed) for seed in sorted({seed for _, seed in results}))
     command = f"python -m studies.study --study {args.study} --train {args.train} --seeds {seeds}"

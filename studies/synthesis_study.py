@@ -19,8 +19,9 @@ import cv2
 from files.atomic import write_text
 from files.command import run_main
 from run_folder.flags import HelpFormatter
-from studies import paired_report
+from studies import arm_runs, paired_report
 from studies.arm_runs import MODEL, ROOT
+from studies.references import REFERENCES, for_every_seed
 from studies.synthesis_arms import ARMS, FILL_MODEL, SIZE, TEST_SET, TRAIN_SET, python, run, settings_of
 
 # arm: those held against it
@@ -72,24 +73,28 @@ def read_results(out: Path, args: Namespace) -> Results:
     return results
 
 
-def tables(results: Results) -> str:
+def tables(results: Results, references: dict[tuple[str, int], dict]) -> str:
     """Markdown, for each number of shots: what the arms change against the one PAIRS holds them against.
 
     Args:
         results: {(arm, shot, seed): result}.
+        references: {(reference, seed): its evaluation on the test set}, beside the arms that train on real shots.
     """
     parts = []
     for shot in sorted({shot for _, shot, _ in results}):
         runs = {(arm, seed): result for (arm, k, seed), result in results.items() if k == shot}
         for base, arms in PAIRS.items():
             if any(arm == base for arm, _ in runs) and any(arm in arms for arm, _ in runs):
+                beside = for_every_seed(runs | references) if base == "real" else runs
+                rows = [*arms, *REFERENCES]
                 parts.append(
-                    f"## {shot} shots, against {base}\n\n" + paired_report.report(runs, arms, TEST_SET, base)
+                    f"## {shot} shots, against {base}\n\n"
+                    + paired_report.report(beside, rows, TEST_SET, base)
                 )
     return "\n".join(parts)
 
 
-def report(results: Results, args: Namespace) -> str:
+def report(results: Results, references: dict[tuple[str, int], dict], args: Namespace) -> str:
     """The text of --out/table.md."""
     seeds = " ".join(str(seed) for seed in sorted({seed for _, _, seed in results}))
     shots = " ".join(str(shot) for shot in sorted({shot for _, shot, _ in results}))
@@ -115,7 +120,7 @@ classes, other defects.
 * Seconds per run, generation included: {min(seconds):.0f} to {max(seconds):.0f}. Each run's commands, versions and
   metrics by class are in its JSON file; `images_<k>shot.jpg` shows source, label and image of `generated`.
 
-{tables(results)}"""
+{tables(results, references)}"""
 
 
 def keep_picture(sheet: Path, file: Path) -> None:
@@ -145,6 +150,8 @@ def run_missing(args: Namespace, out: Path) -> None:
                     work / f"generated_images_{shot}shot_seed{seed}" / "contact_sheet.png",
                     out / f"images_{shot}shot.jpg",
                 )
+    tasks = [(reference, args.seeds[0]) for reference in REFERENCES]
+    arm_runs.run_missing(tasks, REFERENCES, TRAIN_SET, [TEST_SET], data, work, out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -152,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out)
     if not args.tables_only:
         run_missing(args, out)
-    results = read_results(out, args)
-    write_text(out / "table.md", report(results, args))
-    print(tables(results))
+    results, references = read_results(out, args), arm_runs.read_results(out, REFERENCES, TRAIN_SET)
+    write_text(out / "table.md", report(results, references, args))
+    print(tables(results, references))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from studies.arm_runs import ROOT
 
 RESULTS = ROOT / "results"
 COMMAND = re.compile(r"^    python -m (studies\.\w+) (.*)$", re.MULTILINE)
-DEPTH = {"studies.evidence": 2}  # folders between --out and the table; one for the others
+DEPTH = {"studies.evidence": 2, "studies.arms": 2}  # folders between --out and the table; one for the others
 
 
 def remake(table: Path) -> None:

@@ -9,26 +9,10 @@ import numpy as np
 from numpy.random import Generator
 
 from demo_world.rendering.fields import fractal, ramp
+from demo_world.rendering.layer_changes import darken, dull, is_surface, paint, tone_under
 from demo_world.rendering.regions import blob, place_on, smooth_path, stroke, walk
 from demo_world.rendering.surfaces import Layers
-
-
-def _paint(layers, mask, colour, strength=1.0):
-    weight = (strength * mask)[..., None]
-    layers.albedo += weight * (np.asarray(colour, np.float32) - layers.albedo)
-
-
-def _darken(layers, mask, factor):
-    layers.albedo *= 1.0 + mask[..., None] * (np.asarray(factor, np.float32) - 1.0)
-
-
-def _dull(layers, mask):
-    layers.gloss *= 1.0 - mask
-    layers.mirror *= 1.0 - mask
-
-
-def _is_surface(layers):
-    return float(layers.coverage.min()) > 0.5
+from demo_world.rendering.wear import WEAR
 
 
 def scratch(layers: Layers, extent: float, rng: Generator) -> None:
@@ -57,9 +41,9 @@ def hole(layers: Layers, extent: float, rng: Generator) -> None:
     around = blob(size, centre, extent, np.random.default_rng(seed), softness=0.5, **shape)
     inside, around = inside * layers.coverage, around * layers.coverage
     layers.height += 0.03 * (around - inside) - 0.10 * inside
-    _darken(layers, np.clip(around - inside, 0.0, 1.0), 0.85)
-    _paint(layers, inside, rng.uniform(0.03, 0.1, 3), 0.92)
-    _dull(layers, inside)
+    darken(layers, np.clip(around - inside, 0.0, 1.0), 0.85)
+    paint(layers, inside, rng.uniform(0.03, 0.1, 3), 0.92)
+    dull(layers, inside)
 
 
 def stain(layers: Layers, extent: float, rng: Generator) -> None:
@@ -84,18 +68,18 @@ def stain(layers: Layers, extent: float, rng: Generator) -> None:
         ]
     )
     uneven = np.clip(0.75 + 0.15 * fractal(size, 6, rng, octaves=3), 0.3, 1.0)
-    if float((layers.albedo.mean(2) * mask).sum() / (mask.sum() + 1e-6)) < 0.22:
-        _paint(layers, mask * uneven, np.clip(tint + 0.25, 0.0, 0.9), 0.4)
+    if tone_under(layers, mask) < 0.22:
+        paint(layers, mask * uneven, np.clip(tint + 0.25, 0.0, 0.9), 0.4)
     else:
-        _darken(layers, mask * uneven, tint)
-        _darken(layers, border, 0.85)
-    _dull(layers, 0.5 * mask)
+        darken(layers, mask * uneven, tint)
+        darken(layers, border, 0.85)
+    dull(layers, 0.5 * mask)
 
 
 def missing_part(layers: Layers, extent: float, rng: Generator) -> None:
     """A piece broken away: of an object the background shows, of a surface the rough inside."""
     size = layers.height.shape[0]
-    surface = _is_surface(layers)
+    surface = is_surface(layers)
     centre = place_on(layers.coverage, rng, edge=not surface)
     mask = blob(size, centre, extent, rng, softness=0.06, rough=0.25, aspect=rng.uniform(1.0, 1.7))
     if not surface:
@@ -103,9 +87,9 @@ def missing_part(layers: Layers, extent: float, rng: Generator) -> None:
         return
     rough = fractal(size, 24, rng, octaves=4)
     layers.height += mask * (0.02 * rough - 0.06) - mask * 0.7 * (layers.height - layers.height.mean())
-    _paint(layers, mask, layers.albedo.mean((0, 1)) * rng.uniform(0.45, 0.75), 0.85)
-    _darken(layers, mask, (1.0 + 0.12 * rough)[..., None])
-    _dull(layers, mask)
+    paint(layers, mask, layers.albedo.mean((0, 1)) * rng.uniform(0.45, 0.75), 0.85)
+    darken(layers, mask, (1.0 + 0.12 * rough)[..., None])
+    dull(layers, mask)
 
 
 def crack(layers: Layers, extent: float, rng: Generator) -> None:
@@ -118,9 +102,9 @@ def crack(layers: Layers, extent: float, rng: Generator) -> None:
         branch = walk(start, rng.uniform(0.4, 0.9) * extent, rng, steps=6, wander=0.5)
         line = np.maximum(line, stroke(size, branch - branch[0] + start, 0.011, taper=True))
     line = line * layers.coverage
-    _darken(layers, line, 0.22)
+    darken(layers, line, 0.22)
     layers.height -= 0.035 * cv2.GaussianBlur(line, (0, 0), 0.004 * size + 0.3)
-    _dull(layers, line)
+    dull(layers, line)
 
 
 def contamination(layers: Layers, extent: float, rng: Generator) -> None:
@@ -134,16 +118,16 @@ def contamination(layers: Layers, extent: float, rng: Generator) -> None:
         grain = blob(size, spot, radius, rng, softness=0.25, rough=0.25, aspect=rng.uniform(1.0, 1.8))
         grain *= layers.coverage
         shadow = np.roll(grain, max(1, size // 90), (0, 1))
-        _darken(layers, shadow * layers.coverage * (1 - grain), 0.6)
-        _paint(layers, grain, np.clip(colour + rng.uniform(-0.08, 0.08, 3), 0.02, 0.95), 0.95)
+        darken(layers, shadow * layers.coverage * (1 - grain), 0.6)
+        paint(layers, grain, np.clip(colour + rng.uniform(-0.08, 0.08, 3), 0.02, 0.95), 0.95)
         layers.height += 0.6 * radius * grain
-        _dull(layers, 0.6 * grain)
+        dull(layers, 0.6 * grain)
 
 
 def bent(layers: Layers, extent: float, rng: Generator) -> None:
     """Part of the thing pushed sideways and down: everything in reach moves, the relief buckles."""
     size = layers.height.shape[0]
-    centre = np.array(place_on(layers.coverage, rng, edge=not _is_surface(layers)))
+    centre = np.array(place_on(layers.coverage, rng, edge=not is_surface(layers)))
     axis = (np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0
     x, y = np.meshgrid(axis - np.float32(centre[0]), axis - np.float32(centre[1]))
     reach = np.exp(-(((x * x + y * y) / (1.1 * extent) ** 2) ** 1.5)).astype(np.float32)
@@ -158,26 +142,26 @@ def bent(layers: Layers, extent: float, rng: Generator) -> None:
         )
         getattr(layers, name)[:] = moved
     buckle = np.cos((np.cos(angle) * x + np.sin(angle) * y) / extent * 3.0)
-    strength = 0.5 if _is_surface(layers) else 0.25
+    strength = 0.5 if is_surface(layers) else 0.25
     layers.height += strength * extent * reach * buckle
 
 
 def chip(layers: Layers, extent: float, rng: Generator) -> None:
     """A flake off the edge (or out of the face): a bright fracture face with facets."""
     size = layers.height.shape[0]
-    centre = place_on(layers.coverage, rng, edge=not _is_surface(layers))
+    centre = place_on(layers.coverage, rng, edge=not is_surface(layers))
     mask = (
         blob(size, centre, extent, rng, softness=0.1, rough=0.3, aspect=rng.uniform(1.0, 2.0))
         * layers.coverage
     )
     facets = np.abs(fractal(size, 1.6 / extent, rng, octaves=3))
     depth = np.clip(layers.height - layers.height[layers.coverage > 0.5].min(), 0.0, None)
-    layers.height -= mask * (0.6 * depth * (not _is_surface(layers)) + 0.03 + 0.035 * facets)
+    layers.height -= mask * (0.6 * depth * (not is_surface(layers)) + 0.03 + 0.035 * facets)
     mean = layers.albedo[mask > 0.5].mean(0) if (mask > 0.5).any() else np.full(3, 0.5)
     fresh = 0.5 * mean + 0.5 * rng.uniform(0.55, 0.8) if mean.mean() < 0.6 else mean * 0.62
-    _paint(layers, mask, fresh, 0.85)
-    _darken(layers, mask, (0.85 + 0.15 * facets)[..., None])
-    _dull(layers, 0.8 * mask)
+    paint(layers, mask, fresh, 0.85)
+    darken(layers, mask, (0.85 + 0.15 * facets)[..., None])
+    dull(layers, 0.8 * mask)
 
 
 def burn(layers: Layers, extent: float, rng: Generator) -> None:
@@ -196,12 +180,12 @@ def burn(layers: Layers, extent: float, rng: Generator) -> None:
         * layers.coverage
     )
     mask *= np.clip(0.85 + 0.15 * fractal(size, 8, rng, octaves=3), 0.4, 1.0)
-    if float((layers.albedo.mean(2) * mask).sum() / (mask.sum() + 1e-6)) < 0.2:
-        _paint(layers, mask, (0.42, 0.38, 0.34), 0.65)
+    if tone_under(layers, mask) < 0.2:
+        paint(layers, mask, (0.42, 0.38, 0.34), 0.65)
     else:
-        _darken(layers, mask, (0.45, 0.36, 0.30))
-        _darken(layers, ramp(mask, 0.6, 1.0), (0.5, 0.45, 0.45))
-    _dull(layers, mask)
+        darken(layers, mask, (0.45, 0.36, 0.30))
+        darken(layers, ramp(mask, 0.6, 1.0), (0.5, 0.45, 0.45))
+    dull(layers, mask)
 
 
 def thread(layers: Layers, extent: float, rng: Generator) -> None:
@@ -213,11 +197,11 @@ def thread(layers: Layers, extent: float, rng: Generator) -> None:
     near = float(layers.albedo.mean())
     colour = rng.uniform(0.05, 0.3, 3) if near > 0.5 else rng.uniform(0.65, 0.95, 3)
     shadow = stroke(size, path + 0.016, 1.6 * width)
-    _darken(layers, shadow * (1.0 - line) * layers.coverage, 0.72)
-    _paint(layers, line, colour, 0.95)
+    darken(layers, shadow * (1.0 - line) * layers.coverage, 0.72)
+    paint(layers, line, colour, 0.95)
     layers.coverage[:] = np.maximum(layers.coverage, line)
     layers.height += 0.03 * line
-    _dull(layers, line)
+    dull(layers, line)
 
 
 DEFECTS = {
@@ -231,6 +215,7 @@ DEFECTS = {
     "chip": chip,
     "burn": burn,
     "thread": thread,
+    **WEAR,
 }
 
 

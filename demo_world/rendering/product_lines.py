@@ -1,4 +1,4 @@
-"""The classes of DemoA and DemoB as product lines: what they show, how they lie, which defects they suffer."""
+"""The classes of DemoA, DemoB and DemoC as product lines: what they show, how they lie, which defects they suffer."""
 
 from dataclasses import dataclass
 from zlib import crc32
@@ -32,7 +32,7 @@ def _sheet(name, colour, scale, turn, defects, *, pattern="plain", second="white
     return ProductLine(Scene(name, colour, None, pattern, second), scale, turn, defects)
 
 
-# DemoA and DemoB share neither classes nor kinds of defects.
+# They share neither classes nor kinds of defects. DemoC is kept for the confirmation of declared hypotheses.
 PRODUCT_LINES = {
     "DemoA": {
         "button": _goods(
@@ -134,6 +134,49 @@ PRODUCT_LINES = {
         "woven_fabric": _sheet(
             "woven fabric", "blue", 1.0, 0.05, ("burn", "contamination", "thread"), pattern="striped"
         ),
+    },
+    "DemoC": {
+        "battery": _goods("battery", "purple", None, ("paper", "white"), 0.9, 0.2, ("rust", "dent", "smear")),
+        "bracket": _goods(
+            "bracket", "black", "metal", ("wood", "beige"), 0.85, 0.15, ("rust", "pitting", "fading")
+        ),
+        "cardboard": _sheet("cardboard", "brown", 1.0, 0.2, ("wrinkle", "smear", "dent")),
+        "coin": _goods(
+            "coin", "orange", "metal", ("paper", "black"), 0.8, FULL_TURN, ("rust", "pitting", "smear")
+        ),
+        "concrete": _sheet("concrete", "gray", 1.0, FULL_TURN, ("rust", "pitting", "fading", "smear")),
+        "connector": _goods(
+            "connector", "white", "plastic", ("paper", "purple"), 0.9, 0.1, ("blister", "fading", "smear")
+        ),
+        "cookie": _goods(
+            "cookie", "brown", None, ("paper", "white"), 0.82, FULL_TURN, ("dent", "fading", "blister")
+        ),
+        "cork": _sheet("cork", "beige", 1.0, FULL_TURN, ("dent", "smear", "fading")),
+        "egg": _goods(
+            "egg", "pink", None, ("cardboard", "gray"), 0.8, FULL_TURN, ("dent", "smear", "pitting")
+        ),
+        "knitted_wool": _sheet("knitted wool", "red", 1.0, 0.1, ("wrinkle", "fading", "smear")),
+        "leaf": _goods(
+            "leaf", "green", None, ("paper", "beige"), 0.92, 0.2, ("rust", "blister", "pitting", "fading")
+        ),
+        "spoon": _goods(
+            "spoon",
+            "turquoise",
+            "ceramic",
+            ("wood", "gray"),
+            0.93,
+            0.15,
+            ("blister", "smear", "fading"),
+            angle=0.4,
+        ),
+        "tablet": _goods(
+            "tablet", "white", None, ("paper", "green"), 0.75, FULL_TURN, ("pitting", "smear", "rust")
+        ),
+        "terrazzo": _sheet("terrazzo", "beige", 1.0, FULL_TURN, ("rust", "fading", "blister", "pitting")),
+        "washer": _goods(
+            "washer", "gray", "metal", ("paper", "red"), 0.8, FULL_TURN, ("rust", "dent", "pitting")
+        ),
+        "wire_mesh": _sheet("wire mesh", "gray", 1.0, 0.06, ("dent", "rust", "smear")),
     },
 }
 

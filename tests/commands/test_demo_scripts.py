@@ -13,8 +13,10 @@ from cross_attention_world import MODEL, write_world
 
 from demo_world.render_sets import Counts, render_demo
 from files.pictures import write_png
+from run_folder.flags import parse
 from scripts import commands, demo
 from studies import arm_runs, study
+from training.feedback_recipes import GROUPS, fill_in, plan
 
 ROOTS = (
     "train",
@@ -57,6 +59,18 @@ def test_a_demo_folder_of_other_seeds_is_refused(tmp_path):
     demo.bind_folder_to_seeds(tmp_path, {"seed": 1, "data_seed": 0})
     with pytest.raises(ValueError, match="was made with .*'data_seed': 0.* choose another --out"):
         demo.bind_folder_to_seeds(tmp_path, {"seed": 1, "data_seed": 2})
+
+
+@pytest.mark.parametrize("pace", list(demo.EPOCHS))
+def test_what_the_demo_compares_took_equally_many_epochs(pace):
+    epochs, (_, flags) = demo.EPOCHS[pace], demo.CONTINUED["feedback"]
+    words = ["--model_name", demo.MODEL, *flags, *demo.epoch_flags(epochs["feedback"])]
+    loops = plan(fill_in(parse("", GROUPS, words)))
+    of_feedback = tuple(
+        sum(getattr(loop, f"{stage}_epochs") for loop in loops) for stage in ("text", "image")
+    )
+    assert {epochs[title] for title in demo.CONTINUED if title != "feedback"} == {of_feedback}
+    assert set(demo.CONTINUED) == set(epochs) - {"baseline"} and demo.SAME_STEPS in demo.CONTINUED
 
 
 def test_a_studys_table_gives_mean_and_extremes_over_the_seeds():
@@ -206,6 +220,8 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         ("baseline", "train.py"),
         ("local contrast", "test.py"),
         ("raw CLIP", "test.py"),
+        ("continued baseline", "train_cross_attention.py"),
+        ("continued baseline", "test.py"),
         ("cross-attention", "train_cross_attention.py"),
         ("cross-attention", "test.py"),
         ("feedback", "train_cross_attention_feedback.py"),
@@ -218,12 +234,15 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         "local contrast",
         "raw CLIP",
         "baseline",
+        "continued baseline",
         "cross-attention",
         "feedback",
     ]
     assert (out / "report.html").is_file() and (out / "contact_sheet_DemoB.png").is_file()
     compared = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert compared["hypotheses"] == ["cross-attention:image_auroc:DemoB", "cross-attention:pixel_ap:DemoB"]
+    assert compared["baseline"] == "continued baseline"  # which took the others' steps
+    assert not any("more steps" in note for note in compared["notes"])
     rows = compared["datasets"]["DemoB"]["arms"]
     # Eight classes can decide two hypotheses: no verdict here is out of reach whatever the runs say.
     declared = [rows["cross-attention"]["metrics"][metric] for metric in ("image_auroc", "pixel_ap")]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from comparison.crossed_effects import mean_of_pairs
+from comparison.crossed_effects import mean_of_pairs, mean_of_runs
 
 
 def study(random, classes=8, seeds=5, mean=0.0, spread=(1.0, 1.0, 1.0)):
@@ -68,6 +68,72 @@ def test_an_effect_of_the_detectable_size_is_found_in_four_of_five_studies():
     for _ in range(2000):
         found += mean_of_pairs(study(random, seeds=1, mean=size, spread=spread)).p() < 0.05
     assert found / 2000 == pytest.approx(0.8, abs=0.03)
+
+
+def three_way(random, shape, spread):
+    """Differences [classes, seeds, data seeds]: deviations of the three factors, of class x seed, class x data, run."""
+    classes, seeds, data_seeds = shape
+    sizes = (
+        (classes, 1, 1),
+        (1, seeds, 1),
+        (1, 1, data_seeds),
+        (classes, seeds, 1),
+        (classes, 1, data_seeds),
+        shape,
+    )
+    return sum(part * random.normal(size=size) for part, size in zip(spread, sizes, strict=True))
+
+
+def test_the_variance_over_classes_seeds_and_data_seeds_is_that_of_the_mean_squares_by_hand():
+    values = np.random.default_rng(4).normal(size=(4, 3, 2))
+    got = mean_of_runs(values)
+    # As statsmodels' anova_lm(type 1) of a balanced full factorial splits the sum of squares.
+    of_classes, of_seeds, of_data = (
+        values.mean(axis=tuple({0, 1, 2} - {axis})) - values.mean() for axis in range(3)
+    )
+    squares = (6 * (of_classes**2).sum() / 3, 8 * (of_seeds**2).sum() / 2, 12 * (of_data**2).sum())
+    pairs = []
+    for axis, (first, second), repeated, freedom in (
+        (2, (of_classes[:, None], of_seeds[None]), 2, 6),
+        (1, (of_classes[:, None], of_data[None]), 3, 3),
+        (0, (of_seeds[:, None], of_data[None]), 4, 2),
+    ):
+        rest = values.mean(axis=axis) - values.mean() - first - second
+        pairs.append(repeated * (rest**2).sum() / freedom)
+    total = ((values - values.mean()) ** 2).sum()
+    explained = 3 * squares[0] + 2 * squares[1] + squares[2] + 6 * pairs[0] + 3 * pairs[1] + 2 * pairs[2]
+    rest = (total - explained) / 6
+    wanted = max(sum(squares) - sum(pairs) + rest, squares[0], squares[1])
+    assert got.spreads[-1].error ** 2 == pytest.approx(wanted / values.size)
+    assert got.spreads[:-1] == mean_of_pairs(values.mean(axis=2)).spreads
+
+
+def test_one_data_seed_leaves_classes_and_seeds_and_a_missing_run_is_refused():
+    values = np.random.default_rng(0).normal(size=(5, 3, 1))
+    assert mean_of_runs(values) == mean_of_pairs(values[..., 0])
+    assert mean_of_runs(values[:1, :1]) is None
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        mean_of_runs(np.full((2, 2, 2), np.nan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(14, 5, 2), (16, 5, 2), (8, 3, 2)])
+@pytest.mark.parametrize(
+    "spread",
+    [
+        (1, 0, 0, 0, 0, 1),
+        (1, 1, 0, 0.5, 0.5, 1),
+        (0, 1, 0, 0, 0, 1),
+        (1, 0.3, 0, 0, 1, 1),
+        (1, 0.5, 0.3, 0.5, 0.5, 1),
+        (0, 0, 0.5, 0, 0, 1),
+    ],
+)
+def test_intervals_over_data_seeds_too_cover_the_truth_in_94_of_100_studies(shape, spread):
+    random, studies = np.random.default_rng(shape), 1500
+    found = [mean_of_runs(three_way(random, shape, spread)).interval() for _ in range(studies)]
+    covered = sum(low <= 0 <= high for low, high in found) / studies
+    assert covered >= 0.94 - 3 * np.sqrt(0.05 * 0.95 / studies)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -141,16 +142,33 @@ def test_photographs_are_rendered_from_the_command_line_for_testing_only(tmp_pat
     assert json.loads((tmp_path / "DemoPhotoMed" / render_sets.STAMP).read_text())["complete"] is True
 
 
-def test_demo_a_and_demo_b_share_neither_classes_nor_kinds_of_defects():
-    kinds = {
-        name: {kind for line in lines.values() for kind in line.defects}
-        for name, lines in PRODUCT_LINES.items()
+def test_the_rendered_sets_share_neither_classes_nor_things_nor_kinds_of_defects():
+    for first, second in combinations(PRODUCT_LINES, 2):
+        ours, theirs = (PRODUCT_LINES[name] for name in (first, second))
+        kinds, other_kinds = (
+            {kind for line in one.values() for kind in line.defects} for one in (ours, theirs)
+        )
+        things, other_things = ({line.scene.name for line in one.values()} for one in (ours, theirs))
+        assert not set(ours) & set(theirs) and not things & other_things and not kinds & other_kinds
+    assert {name: len(lines) for name, lines in PRODUCT_LINES.items()} == {
+        "DemoA": 8,
+        "DemoB": 8,
+        "DemoC": 16,
     }
-    assert not kinds["DemoA"] & kinds["DemoB"]
-    assert not set(PRODUCT_LINES["DemoA"]) & set(PRODUCT_LINES["DemoB"])
-    things = {name: {line.scene.name for line in lines.values()} for name, lines in PRODUCT_LINES.items()}
-    assert not things["DemoA"] & things["DemoB"]
-    assert all(len(lines) >= 7 for lines in PRODUCT_LINES.values())
+
+
+def test_demo_c_has_forty_test_pictures_a_class_and_is_rendered_by_name_alone(tmp_path, monkeypatch):
+    rendered = []
+    monkeypatch.setattr(render_sets, "render_demo", lambda name, *rest: rendered.append((name, *rest)))
+    main(["--out", str(tmp_path)])
+    assert [name for name, *_ in rendered] == ["DemoA", "DemoB", "DemoPhoto", "DemoPhotoMed"]
+    assert all(counts == Counts(8, 14, 14) for *_, counts in rendered)
+    rendered.clear()
+    main(["--name", "DemoC", "--out", str(tmp_path)])
+    main(["--name", "DemoC", "--out", str(tmp_path), "--test_good", "3"])
+    assert [counts for *_, counts in rendered] == [Counts(8, 20, 20), Counts(8, 3, 20)]
+    pictures = list(render_sets.plan({"coin": PRODUCT_LINES["DemoC"]["coin"].defects}, rendered[0][-1]))
+    assert sum(place.startswith("test/") for _, place, *_ in pictures) == 40
 
 
 def test_every_rendered_class_has_a_real_name_and_every_dataset_a_domain():
@@ -191,8 +209,8 @@ def test_bad_sizes_counts_and_names_are_refused(tmp_path):
         render_demo("DemoA", tmp_path, size=32)
     with pytest.raises(ValueError, match="test_good is -1"):
         Counts(test_good=-1)
-    with pytest.raises(ValueError, match="DemoC"):
-        render_demo("DemoC", tmp_path)
+    with pytest.raises(ValueError, match="DemoZ"):
+        render_demo("DemoZ", tmp_path)
 
 
 def test_without_scikit_image_the_error_says_how_to_get_it(tmp_path, monkeypatch):

@@ -104,8 +104,8 @@ def test_damage_changes_a_part_of_the_picture_and_leaves_the_rest(kind):
 def test_an_unknown_thing_defect_or_pattern_is_named_in_the_error():
     with pytest.raises(ValueError, match="teapot"):
         sample_scene(np.random.default_rng(0), name="teapot")
-    with pytest.raises(ValueError, match="rust"):
-        apply_defect("rust", None, 0.1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="mould"):
+        apply_defect("mould", None, 0.1, np.random.default_rng(0))
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="paisley"):
         pattern_mask(make_grid(8), "paisley", rng, rng)

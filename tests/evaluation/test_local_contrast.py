@@ -15,6 +15,7 @@ from comparison.comparable import deviations
 from evaluation.local_contrast import SMOOTHING, SURROUNDINGS, LocalContrast, grey_of
 from metrics import fused_image_score, unnormalised_image_score
 from scripts import demo
+from studies.references import REFERENCES
 from studies.study import STUDIES
 
 
@@ -95,5 +96,6 @@ def test_two_evaluations_without_training_in_one_folder_or_call_are_refused(flag
 
 def test_local_contrast_stands_beside_raw_clip_in_the_demo_and_the_study():
     assert list(demo.UNTRAINED.values()) == ["--local_contrast", "--raw_clip"]
+    assert all(REFERENCES.items() <= arms.items() for arms in STUDIES.values())
     assert STUDIES["baseline"]["local_contrast"] == (None, ["--local_contrast"])
     assert STUDIES["baseline"]["raw_clip"] == (None, ["--raw_clip"])

@@ -134,6 +134,8 @@ CROSS_ATTENTION_MODEL = {
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
     "self_reference_control": "none",
+    "anchor_attention": "none",
+    "anchor_attention_control": "none",
     "attend_padding": False,
     "no_norm_match": False,
     "no_normalize_context": False,
@@ -201,6 +203,9 @@ TEST = (
         "local_contrast": False,
         "normal_references": None,
         "reference_weight": None,
+        "rarity_alone": False,
+        "rarity_weight": 0.0,
+        "rarity_control": "none",
         "no_cross_attention": False,
         "errors": 0,
         "attention_of": [],
@@ -279,6 +284,9 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
         "text_context": "image",
         "cross_attn_gate": "zero",
         "self_reference_control": "shuffled",
+        "rarity_control": "shuffled",
+        "anchor_attention": "late",
+        "anchor_attention_control": "swapped",
         "surgery_attention": "spatial",
         "text_loss_levels": "all",
         "mask_reading": "upstream",
@@ -561,6 +569,8 @@ ADDED_LATER = {
     "self_reference_head": 1.0,
     "self_reference_neighbours": 0.08,
     "self_reference_control": "none",
+    "anchor_attention": "none",
+    "anchor_attention_control": "none",
 }
 MODELS_OWN = {
     "model_name",
@@ -587,8 +597,16 @@ MODELS_OWN = {
     "self_reference_head",
     "self_reference_neighbours",
     "self_reference_control",
+    "anchor_attention",
 }
-MAY_DIFFER_AT_TEST = {"img_size", "quick_gelu", "text_context", "surgery_until_layer", "surgery_attention"}
+MAY_DIFFER_AT_TEST = {
+    "img_size",
+    "quick_gelu",
+    "text_context",
+    "surgery_until_layer",
+    "surgery_attention",
+    "anchor_attention_control",
+}
 
 
 def test_which_flags_a_resumed_run_may_have_otherwise_and_which_older_runs_lack():

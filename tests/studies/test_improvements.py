@@ -11,7 +11,7 @@ import train_cross_attention
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
-from studies import attention_shares, explain_cross_attention, gradient_shares, improvements
+from studies import attention_shares, explain_cross_attention, improvements
 from studies.arm_runs import training_command
 from studies.paired_report import METRICS
 
@@ -76,9 +76,17 @@ def test_a_run_is_explained(cross_flags, data_root, tmp_path):
     for region in ("inside", "outside", "tokens"):
         assert sum(run["shares"][region].values()) == pytest.approx(1, abs=1e-5)
     assert set(run["metrics"]) == {"own prompts", "another class's", "a constant", "nothing"}
-    assert all(0 < share < 1 for share in run["gradient"].values())
+    moved = {"text_adapter", "text_cross_attn", "image_adapter", "image_cross_attn"}
+    assert set(run["displacement"]) == moved and all(share > 0 for share in run["displacement"].values())
+    assert all(0.5 < run["entropy"][stage] <= 1 + 1e-6 for stage in ("text", "image"))
     assert run["anchor cosine"] != found["baseline"]["anchor cosine"]
-    assert "| nothing |" in out.with_suffix(".md").read_text("utf-8")
+    text = out.with_suffix(".md").read_text("utf-8")
+    assert "| nothing |" in text and "(1 of 1 runs): text_adapter 0." in text
+    older = {"cross_seed0": {key: run[key] for key in ("shares", "metrics", "anchor cosine")}}
+    out.with_suffix(".json").write_text(json.dumps(older), encoding="utf-8")
+    explain_cross_attention.main(where)  # a run that is not here any more
+    assert set(json.loads(out.with_suffix(".json").read_text("utf-8"))) == {"cross_seed0", *found}
+    assert "(1 of 2 runs): text_adapter 0." in out.with_suffix(".md").read_text("utf-8")
     with pytest.raises(FileNotFoundError, match="--runs .*no_such: no such folder"):
         explain_cross_attention.main(["--runs", str(tmp_path / "no_such"), "--data", str(data_root)])
 
@@ -107,19 +115,3 @@ def test_attention_that_looks_at_one_token_is_counted_where_that_token_is():
     items = [{"image": torch.zeros(3, 4, 4), "mask": mask, "mask_known": True}]
     shares = attention_shares.attention_shares(Model, "MVTec", {"screw": items}, {"screw": Context})
     assert shares["inside"]["damage"] == 1 and shares["outside"]["class"] == 1
-
-
-def test_squared_gradient_norms_are_those_a_backward_pass_leaves_module_by_module():
-    torch.manual_seed(0)
-    modules = {"first": torch.nn.Linear(3, 2), "idle": torch.nn.Linear(3, 3), "second": torch.nn.Linear(2, 1)}
-
-    def loss():
-        return modules["second"](modules["first"](torch.ones(4, 3))).square().sum()
-
-    squares = gradient_shares.squared_gradient_norms(loss(), modules)
-    assert all(parameter.grad is None for module in modules.values() for parameter in module.parameters())
-    loss().backward()
-    for key in ("first", "second"):
-        left = sum(float(parameter.grad.square().sum()) for parameter in modules[key].parameters())
-        assert squares[key] == pytest.approx(left, rel=1e-5)
-    assert squares["idle"] == 0

@@ -22,7 +22,9 @@ def made_up_runs(monkeypatch):
     def run_arm(script, flags, seed, train_set, test_sets, data, folder, config=None):
         arm = folder.name.rpartition("_seed")[0]
         ran.append((arm, seed, train_set, *test_sets))
-        command = arm_runs.training_command(script, flags, seed, train_set, data, folder, config)
+        command = ["test.py", *flags]
+        if script:
+            command = arm_runs.training_command(script, flags, seed, train_set, data, folder, config)
         row = dict.fromkeys(METRICS, 0.6 if arm in HELPS else 0.5)
         halves = {half: CLASS_NAMES["DemoA"][i::2] for i, half in enumerate(improvements.HALVES)}
         classes = {name: halves.get(name) or CLASS_NAMES[name] for name in test_sets}
@@ -97,6 +99,13 @@ def test_evidence_pairs_every_arm_with_the_baseline_and_controls_with_methods(tm
     table = (tmp_path / "out" / "DemoA_DemoB_data1" / "table.md").read_text(encoding="utf-8")
     assert "python -m studies.evidence --seeds 1 --train DemoA --test DemoB --data_seed 1" in table
     assert "Arm minus baseline" in table and "Arm minus control_constant" in table
+    evidence.main(["--seeds", "1", "2", *arms, "rarity_alone", *places])
+    assert made_up_runs.count(("rarity_alone", 1, "DemoA", "DemoB")) == 1 and len(made_up_runs) == 7
+    table = (tmp_path / "out" / "DemoA_DemoB_data1" / "table.md").read_text(encoding="utf-8")
+    assert "| rarity_alone | 2 | 50.00 | 50.00 |" in table  # one evaluation, beside the runs of both seeds
+    alone = table[table.index("Arm minus rarity_alone") :].splitlines()
+    row = next(line for line in alone if line.startswith("| cross_attention | 2 |"))
+    assert row.endswith("|  |")  # no verdict against what is not trained
     evidence.main(["--seeds", "1", *arms, *places, "--corrected"])
     corrected = tmp_path / "out" / "DemoA_DemoB_data1_corrected" / "table.md"
     assert "| corrected_baseline | 1 | 50.00 | 50.00 |" in corrected.read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ def test_shots_are_compared_apart_and_only_arms_that_have_runs():
         result("generated", 2, 0.99),
         result("real", 1, 0.60, shot=16),
     )
-    told = study.tables(found).splitlines()
+    told = study.tables(found, {}).splitlines()
     assert [line for line in told if line.startswith("## ")] == [
         "## 2 shots, against real",
         "## 2 shots, against perlin",
@@ -78,6 +78,7 @@ def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_pat
 
     monkeypatch.setattr(study, "python", lambda *command: "")
     monkeypatch.setattr(study, "run", run)
+    monkeypatch.setattr(study.arm_runs, "run_missing", lambda *_: None)  # of the references
     flags = ["--seeds", "1", "--shots", "2", "--arms", "real", "sham", "--out", str(tmp_path)]
     study.main(flags)
     assert ran == [("real", 2, 1), ("sham", 2, 1)]
@@ -86,7 +87,7 @@ def test_a_finished_run_is_not_repeated_and_the_report_names_its_command(tmp_pat
     text = (tmp_path / "table.md").read_text()
     assert (
         "--seeds 1 2 --shots 2 --ratio 0.5 --text_steps 128" in text
-        and study.tables(study.read_results(tmp_path, study.build_parser().parse_args([]))) in text
+        and study.tables(study.read_results(tmp_path, study.build_parser().parse_args([])), {}) in text
     )
     assert json.loads((tmp_path / "sham_2shot_seed1.json").read_text())["commands"] == ["DATA/x WORK/y"]
 

@@ -1,11 +1,11 @@
-"""How much of both stages' gradient a run's attention gets, on batches as it was trained on."""
+"""What training made of a run's attention: how far its weights moved, and how uniform the attention is.
 
-import statistics
+Shares of a gradient say little of it: Adam divides every parameter's gradient by its own running size.
+"""
+
 from functools import partial
-from itertools import islice
 
 import torch
-from torch import Tensor, nn
 
 from files.command import Refusal
 from files.logs import quiet_logger
@@ -19,14 +19,15 @@ from forward_utils_cross_attention import (
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from run_folder.flags import settings_of
 from run_folder.loaded_run import LoadedRun
-from run_folder.session import surgery_of
+from run_folder.session import create_adapted_model, surgery_of
 from run_folder.settings import CROSS_ATTENTION_GROUPS, Settings
 from training.engine import StepLoss, to_device
 from training.loaders import training_loaders
-from training.optimisation import only_training, parameters_of
+from training.optimisation import only_training
 from training.stages import image_stage_loss, loss_levels, text_stage_loss
+from training.watch import Watch
 
-BATCHES = 8  # of each stage, for the gradients
+BATCHES = 8  # of each stage, for the entropies
 
 
 def training_settings(run: LoadedRun, data: str) -> Settings:
@@ -65,27 +66,31 @@ def stage_losses(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> di
     return {"text": text, "image": image}
 
 
-def gradient_shares(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> dict[str, float]:
-    """{stage: share of the squared gradient norm that goes to its attention}, on training batches."""
-    losses, stage_shares = stage_losses(model, settings), {}
+def displacement(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> dict[str, float]:
+    """{module: |W - W0| / |W0|}: how far a run's modules lie from the first values that its seed gives them.
+
+    Raises:
+        RuntimeError: the run began from another run's adapters, so that a seed does not give its first values.
+    """
+    if settings.base.load_base_text_adapter or settings.base.load_base_image_adapter:
+        raise Refusal("the run began from a baseline's adapters: its seed does not give its first values")
+    first = create_adapted_model(model.clipmodel, settings, model.device)
+    watch = Watch(first.text_modules | first.image_modules)
+    for key, module in watch.modules.items():
+        module.load_state_dict(getattr(model, key).state_dict())
+    return watch.entry()["displacement"]
+
+
+@torch.no_grad()
+def attention_entropies(model: AdaptedCLIPWithCrossAttention, settings: Settings) -> dict[str, float]:
+    """{stage: entropy of its attention's weights as a share of uniform ones'}, on training batches, as it trains."""
+    losses, shares = stage_losses(model, settings), {}
     loaders = training_loaders(settings, quiet_logger())
     for (stage, loss_of), loader in zip(losses.items(), loaders, strict=True):
-        modules, shares = {"text": model.text_modules, "image": model.image_modules}[stage], []
-        with only_training(model, modules):
+        modules = {"text": model.text_modules, "image": model.image_modules}[stage]
+        watch = Watch(modules)
+        with only_training(model, modules), watch.looking():
             for _, batch in zip(range(BATCHES), loader, strict=False):
-                loss = sum(loss_of(to_device(batch, torch.device("cpu"))).values())
-                squares = squared_gradient_norms(loss, modules)
-                shares.append(squares[f"{stage}_cross_attn"] / sum(squares.values()))
-        stage_shares[stage] = statistics.mean(shares)
-    return stage_shares
-
-
-def squared_gradient_norms(loss: Tensor, modules: dict[str, nn.Module]) -> dict[str, float]:
-    """{key: squared norm of a scalar loss's gradient over a module's parameters}; 0 where none reaches it."""
-    gradients = iter(torch.autograd.grad(loss, parameters_of(modules), allow_unused=True))
-    squares = {}
-    for key, module in modules.items():
-        of_module = islice(gradients, len(list(module.parameters())))
-        reached = [gradient for gradient in of_module if gradient is not None]
-        squares[key] = float(torch.stack([part.norm() for part in reached]).norm()) ** 2 if reached else 0.0
-    return squares
+                loss_of(to_device(batch, torch.device("cpu")))
+        shares[stage] = watch.entry()["attention_entropy"][f"{stage}_cross_attn"]
+    return shares

@@ -1,0 +1,245 @@
+"""Selection and confirmation of the arms: studies/arms.py and what it is made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset import constants
+from dataset.custom import load_dataset_config
+from dataset.jsonl import write_rows
+from files.atomic import write_text
+from files.command import Refusal
+from run_folder.flags import parse
+from studies import arm_harness, arms, class_halves, rarity_weight
+from studies.arm_registry import ARMS, complete
+from studies.arm_report import compare, judged, report
+from studies.arm_runs import CROSS, FEEDBACK, ROOT
+from studies.evidence import STEPS
+from training.feedback_recipes import GROUPS, fill_in, plan
+
+KEYS = ("pixel_ap", "image_auroc_unnormalised", "image_auroc", "pixel_aupro", "pixel_auroc")
+
+
+def run(arm, seed, data_seed, value=0.5, half="DemoA_even", **classes):
+    """{key: JSON} of a run, every metric `value`, changed for some classes."""
+    rows = {name: dict.fromkeys(KEYS, classes.get(name, value)) for name in ("tiles", "wood", "leather")}
+    entry = {"arm": arm, "seed": seed, "metrics": {class_halves.other_half(half): {"classes": rows}}}
+    return {(arm, seed, data_seed, half): entry}
+
+
+def study(arms_and_values, seeds=(1, 2, 3), data_seeds=(3, 4)):
+    runs = {}
+    for seed in seeds:
+        for data_seed in data_seeds:
+            for arm, value in arms_and_values.items():
+                one = None if arm.startswith("rarity_alone") else seed
+                runs |= run(arm, one, data_seed, value, wood=value + 0.01 * data_seed)
+    return runs
+
+
+@pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.script])
+def test_every_trained_arm_takes_the_baselines_steps(name):
+    script, flags = ARMS[name].script, [*ARMS[name].flags]
+    if script == FEEDBACK:
+        loops = plan(fill_in(parse("", GROUPS, ["--model_name", "ViT-Tiny-8-demo", *flags])))
+        epochs = [str(sum(getattr(loop, f"{stage}_epochs") for loop in loops)) for stage in ("text", "image")]
+        assert epochs == [STEPS[1], STEPS[3]]
+    else:
+        assert script in ("train.py", CROSS) and flags[:4] == STEPS and not {"--text_epoch"} & set(flags[4:])
+
+
+def test_an_arm_comes_with_what_it_retests_and_has_to_beat_and_every_name_is_an_arm():
+    for arm in ARMS.values():
+        assert set(arm.against) | ({arm.retests} - {None}) <= set(ARMS)
+        assert arm.retests is None or ARMS[arm.retests].script
+    assert complete(["baseline_rarity"]) == [
+        "baseline",
+        "rarity_alone",
+        "rarity_alone_shuffled",
+        "baseline_rarity",
+        "baseline_rarity_shuffled",
+    ]
+    with pytest.raises(ValueError, match="no arm is called loud"):
+        complete(["loud"])
+
+
+def test_the_declared_hypotheses_are_about_arms_that_are_held_against_one_another():
+    for one in arms.hypotheses_in(ROOT / "results" / "arms"):
+        assert one["against"] in ("baseline", *ARMS[one["arm"]].against)
+        assert one["metric"] in KEYS[:2] and not ARMS[one["arm"]].control
+    for name, arm in ARMS.items():  # nothing is selected that was not declared
+        assert (
+            arm.control
+            or name == "rarity_alone"
+            or any(one["arm"] == name for one in arms.hypotheses_in(ROOT / "results" / "arms"))
+        )
+
+
+def test_halves_and_quarters_share_no_class_and_leave_none_out(tmp_path):
+    names = constants.CLASS_NAMES["DemoPhoto"]
+    rows = [{"image_path": f"{name}/0.png", "label": 0, "class_name": name} for name in names]
+    write_rows(rows, tmp_path / "DemoPhoto" / "full-shot.jsonl")
+    load_dataset_config(class_halves.declare(tmp_path, "DemoPhoto"))
+    even, odd = class_halves.halves_of("DemoPhoto")
+    assert class_halves.other_half(even) == odd and class_halves.other_half(odd) == even
+    for whole in ("DemoPhoto", even):
+        first, second = (constants.CLASS_NAMES[half] for half in class_halves.halves_of(whole))
+        assert not set(first) & set(second) and sorted(first + second) == sorted(constants.CLASS_NAMES[whole])
+
+
+def test_differences_are_paired_by_class_seed_and_data_seed_and_what_is_not_trained_goes_with_every_seed():
+    runs = study({"baseline": 0.4, "anchor_late": 0.5, "rarity_alone": 0.3})
+    row = compare(runs, "anchor_late", "baseline", "pixel_ap")
+    assert row["value"] == pytest.approx(0.1) and (row["seeds"], row["data_seeds"]) == ([1, 2, 3], [3, 4])
+    assert (row["wins"], row["ties"], row["losses"]) == (18, 0, 0)
+    assert set(row["by_class"]) == {"DemoA/tiles", "DemoA/wood", "DemoA/leather"}
+    assert compare(runs, "anchor_late", "rarity_alone", "pixel_ap")["value"] == pytest.approx(0.2)
+    del runs["anchor_late", 3, 4, "DemoA_even"]  # a seed that is not whole counts nowhere
+    assert compare(runs, "anchor_late", "baseline", "pixel_ap")["seeds"] == [1, 2]
+    assert compare(runs, "anchor_late_swapped", "baseline", "pixel_ap") is None
+
+
+def test_verdicts_are_given_for_declared_hypotheses_alone_and_all_of_them_count():
+    runs = study({"baseline": 0.4, "anchor_late": 0.5, "rarity_alone": 0.3})
+    declared = [
+        {"arm": "anchor_late", "against": against, "metric": "pixel_ap", "at_least": 1}
+        for against in ("baseline", "baseline_rarity")
+    ]
+    rows = judged(runs, list(ARMS), declared)
+    with_verdict = [row for row in rows if "verdict" in row]
+    assert [(row["against"], row["metric"]) for row in with_verdict] == [("baseline", "pixel_ap")]
+    assert with_verdict[0]["p_holm"] == pytest.approx(2 * 0.25)  # three classes, two hypotheses
+    assert with_verdict[0]["verdict"] == "undecidable" and with_verdict[0]["at_least"] == 0.01
+    text = report(runs, list(ARMS), declared)
+    assert (
+        "| anchor_late | baseline | 3 × 2 | 41.17 | 51.17 | +10.00 [+10.00, +10.00] | 0.0 | 18/0/0 | ≥ +1 |"
+        in text
+    )
+
+
+@pytest.fixture
+def made_up(monkeypatch, tmp_path):
+    """Rendering and training take minutes: every command writes made-up files; returns (flags of arms.main, calls)."""
+    calls = []
+
+    def run_command(command):
+        calls.append(command)
+        folder = Path(command[command.index("--save_path") + 1])
+        if command[0] != "test.py":
+            entry = {"watch": {"displacement": {"image_adapter": 0.1}}}
+            write_text(folder / "history.json", json.dumps({"loops": [{"text": [entry], "image": [entry]}]}))
+            return
+        typed, test_set = command[1:], command[command.index("--dataset") + 1]
+        weight = float(typed[typed.index("--rarity_weight") + 1]) if "--rarity_weight" in typed else 0.0
+        control = typed[typed.index("--rarity_control") + 1] if "--rarity_control" in typed else "none"
+        anchors = "--anchor_attention_control"
+        tested = {"rarity_weight": weight, "rarity_control": control}
+        tested["anchor_attention_control"] = typed[typed.index(anchors) + 1] if anchors in typed else "none"
+        file = folder / "metrics.json"
+        metrics = json.loads(file.read_text()) if file.is_file() else {test_set: {}}
+        row = dict.fromkeys(KEYS, 0.5 + weight / 100)
+        names = {"DemoC": ["coin", "leaf"]}.get(test_set, ["tiles" if "odd" in test_set else "wood"])
+        entry = {"tested_with": tested, "mean": row, "classes": dict.fromkeys(names, row)}
+        metrics[test_set][" ".join(map(str, tested.values()))] = entry
+        write_text(file, json.dumps(metrics))
+
+    monkeypatch.setattr(arm_harness, "run_command", run_command)
+    monkeypatch.setattr(arm_harness, "weight_of", lambda *_: 2.0)
+    monkeypatch.setattr(arms, "render", lambda *_: None)
+    monkeypatch.setattr(arms, "declare", lambda *_: None)
+    out = tmp_path / "out"
+    write_text(out / "hypotheses.json", (ROOT / "results/arms/hypotheses.json").read_text("utf-8"))
+    return ["--out", str(out), "--runs", str(tmp_path / "runs")], calls
+
+
+def test_a_selection_trains_what_is_missing_and_retests_it_and_stops_where_a_command_has_changed(made_up):
+    flags, calls = made_up
+    flags = [
+        "--select",
+        *flags,
+        "--sets",
+        "DemoA",
+        "--data_seeds",
+        "3",
+        "--arms",
+        "baseline_rarity",
+        "anchor_late",
+    ]
+    arms.main([*flags, "--seeds", "1", "2"])
+    trained = [command for command in calls if command[0] != "test.py"]
+    assert len(trained) == 2 * 2 * 3  # halves, seeds; the baseline, the arm and the control that is trained
+    assert (
+        sum("--rarity_alone" in command for command in calls) == 2 * 2
+    )  # not trained: once, and its control
+    weighed = [command for command in calls if "--rarity_weight" in command]
+    assert (
+        all(command[command.index("--rarity_weight") + 1] == "2" for command in weighed) and len(weighed) == 8
+    )
+    out = Path(flags[2])
+    kept = json.loads((out / "DemoA_even_data3" / "baseline_rarity_seed2.json").read_text("utf-8"))
+    assert kept["threads"] == 1 and kept["metrics"]["DemoA_odd"]["classes"]["tiles"]["pixel_ap"] == 0.52
+    assert kept["commands"][0].startswith(
+        "python test.py --dataset DemoA_odd --dataset_config DATA/halves_of_DemoA"
+    )
+    watched = json.loads((out / "DemoA_even_data3" / "anchor_late_seed2.json").read_text("utf-8"))["watch"]
+    assert watched["image"]["displacement"] == {"image_adapter": 0.1}
+    calls.clear()
+    arms.main([*flags, "--seeds", "1", "2"])
+    assert not calls
+    arms.main([*flags, "--seeds", "1", "2", "3", "--shard", "1/2"])
+    assert len({command[command.index("--seed") + 1] for command in calls}) == 1  # its half of the new seed
+    table = (out / "selection" / "table.md").read_text("utf-8")
+    command = (
+        "python -m studies.arms --select --arms baseline_rarity anchor_late --seeds 1 2 3 --data_seeds 3"
+    )
+    assert table.startswith(f"    {command}\n")
+    file = out / "DemoA_even_data3" / "anchor_late_seed2.json"
+    file.write_text(file.read_text("utf-8").replace("--anchor_attention late", "--anchor_attention early"))
+    with pytest.raises(ValueError, match="anchor_late_seed2.json was made by"):
+        arms.main([*flags, "--seeds", "1", "2"])
+
+
+def test_a_confirmation_is_of_declared_winners_resumed_if_begun_and_never_done_twice(made_up, capsys):
+    flags, calls = made_up
+    flags = [*flags, "--seeds", "1", "--data_seeds", "5", "6"]
+    with pytest.raises(Refusal, match="not declared in .*hypotheses.json before the runs"):
+        arms.main(["--confirm", "baseline", *flags])
+    with pytest.raises(Refusal, match="expected one arm or 2"):
+        arms.main(["--confirm", "anchor_late", "baseline_rarity", "rarity_alone", *flags])
+    arms.main(["--confirm", "anchor_late", *flags, "--shard", "0/2"])  # one of its two halves
+    with pytest.raises(Refusal, match="the confirmation of anchor_late was begun"):
+        arms.main(["--confirm", "baseline_rarity", *flags])
+    assert {command[command.index("--dataset") + 1] for command in calls} == {"DemoA", "DemoC"}
+    arms.main(["--confirm", "anchor_late", *flags])
+    calls.clear()
+    with pytest.raises(Refusal, match="confirmed on DemoC already .*--again"):
+        arms.main(["--confirm", "anchor_late", *flags])
+    assert not calls
+    arms.main(["--confirm", "anchor_late", *flags, "--again"])
+    assert "| anchor_late | baseline | 1 × 2 |" in capsys.readouterr().out
+
+
+def test_without_declared_hypotheses_nothing_runs(tmp_path):
+    with pytest.raises(Refusal, match="declare the hypotheses there before the first run"):
+        arms.main(["--select", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
+
+
+def test_the_weight_with_the_best_mean_over_classes_that_were_not_trained_on_wins(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(rarity_weight.subprocess, "run", lambda words, **_: trained.append(words))
+    monkeypatch.setattr(rarity_weight, "declare_datasets", lambda _: None)
+    scores = {"DemoA_even": 0.5, "DemoA_odd": 0.2}
+
+    def criterion(folder, dataset, data):
+        assert folder.name != f"weight_{dataset}"
+        return {weight: [scores[dataset] - abs(weight - 0.5)] for weight in (0.0, *rarity_weight.GRID)}
+
+    monkeypatch.setattr(rarity_weight, "criterion", criterion)
+    for _ in range(2):  # the second time it is read
+        weight = rarity_weight.weight_of(
+            tmp_path / "w.json", "DemoA", tmp_path, tmp_path / "c.json", tmp_path / "runs", 7
+        )
+        assert weight == 0.5 and len(trained) == 2
+    found = json.loads((tmp_path / "w.json").read_text("utf-8"))
+    assert found["criterion"]["0.5"] == pytest.approx(35) and all("DATA" in one for one in found["commands"])
