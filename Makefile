@@ -16,7 +16,8 @@ $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(BIN)/python -m pip install --progress-bar on -r requirements-demo.txt
 	touch $@
 
-$(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-synthesis.txt requirements-export.txt
+$(VENV)/dev.installed: $(VENV)/demo.installed requirements-dev.txt requirements-synthesis.txt requirements-export.txt \
+  requirements-distributed.txt
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 

@@ -235,7 +235,12 @@ def frozen_image_features(
     """Stage 1's frozen image side at some levels: function batch -> ({level: patches [B, L, E]}, cls [B, E]), of
     model.frozen_patches; what the `cache` has of an image is looked up."""
     wanted, clip = sorted(set(levels)), model.clipmodel
-    return lambda batch: frozen_patches(clip, surgery, batch["image"], wanted, look_up_of(cache, batch))
+
+    def features(batch):
+        look_up, share = look_up_of(cache, batch), batch.get("share")
+        return frozen_patches(clip, surgery, batch["image"], wanted, look_up, share)
+
+    return features
 
 
 def calculate_similarity_map(

@@ -13,4 +13,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, several=True)

@@ -31,9 +31,16 @@ def setup_seed(seed: int, fast: bool = False) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = not fast, fast
     torch.backends.cuda.enable_cudnn_sdp(fast)  # the one fused attention without a deterministic backward
     torch.use_deterministic_algorithms(not fast)
+    allow_tf32(False)  # cuDNN's convolutions would use it unasked
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a debugging aid that costs a pass per tensor
     )
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of float32 products and convolutions to TF32, 10 bits of mantissa."""
+    # Not by torch's newer names for it, after whose use reading the older ones, as libraries do, is an error.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def seed_generators(seed: int) -> None:
@@ -94,5 +101,5 @@ def cos_sim(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def on_terminal() -> bool:
-    """Whether progress bars make sense: standard error is a terminal."""
-    return sys.stderr.isatty()
+    """Whether progress bars make sense: standard error is a terminal, and no other process draws them."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"

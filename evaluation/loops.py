@@ -22,8 +22,10 @@ from run_folder.checkpoints import restore_rng, rng_state
 from run_folder.identity import identity_in
 from run_folder.kinds import FEEDBACK, loop_file
 from run_folder.loaded_run import LoadedRun
+from run_folder.processes import current
 from run_folder.session import Session
 from run_folder.settings import Settings
+from utils import allow_tf32
 
 SHOWN = {  # columns of the loop table by their key in metrics.json
     "pixel_auroc": "pixel AUROC",
@@ -89,6 +91,7 @@ def evaluate_loop(
     scorer = scorer_of(run, dataset, feature_cache(settings, model.clipmodel, logger))
     pictures = []
     before = rng_state()
+    allow_tf32(False)
     with full_precision(model.clipmodel):
         result = evaluate_dataset(
             scorer,
@@ -100,7 +103,10 @@ def evaluate_loop(
                 picture_scores(found, name, scorer.domain, scorer.levels)
             ),
         )
+    allow_tf32(settings.training.tf32)
     restore_rng(before)
+    if not current().main:
+        return
     tested = settings.change(dataset=dataset)
     info = provenance(tested, scorer.domain, test_sets, FEEDBACK.name, run=run)
     write_metrics(save_path, dataset, file.name, result, info)

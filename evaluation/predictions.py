@@ -22,6 +22,7 @@ from metrics import (
     unnormalised_score_of_peak,
     upstream_row,
 )
+from run_folder.processes import ALONE, Processes, current
 from utils import on_terminal
 
 
@@ -45,7 +46,6 @@ def shown_bounds(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-@torch.no_grad()
 def predict_batches(
     scorer: AnomalyScorer,
     images: Dataset,
@@ -54,15 +54,42 @@ def predict_batches(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
+    processes: Processes = ALONE,
 ) -> Iterator[dict[str, Any]]:
     """Score every test image of one class, batch by batch.
+
+    Several processes take the batches in turn, each whole, so that what a batch gives does not depend on their number.
+    The main one yields all of them in order, without "images"; the others yield nothing.
+
+    Args:
+        processes: that score together, each of which must call this.
 
     Yields:
         {"maps" [b, S, S] float32, "head" [b] float32, "masks" [b, S, S] uint8, "mask_known" [b] bool, "labels" [b] of
         0/1 and -1 for unlabelled, "files" [b], "images" [b, 3, S, S] tensor}
     """
-    pinned, cached = torch.device(device).type == "cuda", getattr(scorer, "cache", None) is not None
-    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pinned)
+    pinned = torch.device(device).type == "cuda"
+    how = {"num_workers": workers, "pin_memory": pinned}
+    if processes.count == 1:
+        loader = DataLoader(images, batch_size=batch_size, **how)
+        yield from scored_batches(scorer, loader, class_name, device)
+        return
+    starts = range(0, len(images), batch_size)
+    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    loader = DataLoader(images, batch_sampler=batches[processes.rank :: processes.count], **how)
+    own = scored_batches(scorer, loader, class_name, device)
+    for _ in range(0, len(batches), processes.count):
+        batch = next(own, None)  # the last round may have less than one for each
+        found = processes.collect(batch and {key: batch[key] for key in batch if key != "images"})
+        yield from (one for one in found or () if one is not None)
+
+
+@torch.no_grad()
+def scored_batches(
+    scorer: AnomalyScorer, loader: DataLoader, class_name: str, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """`predict_batches` of the batches of a loader, in this process."""
+    cached = getattr(scorer, "cache", None) is not None
     for batch in tqdm(loader, desc=class_name, leave=False, disable=not on_terminal()):
         known = {"digests": batch.get(IMAGE_DIGEST)} if cached else {}
         maps, head = scorer.score(batch["image"].to(device, non_blocking=True), class_name, **known)
@@ -110,7 +137,8 @@ def accumulate_class(
         exact_pixels: the images that choose the bins hold no more, or are one batch.
 
     Returns:
-        what `ClassAccumulator.finish` does, and "again": function () -> `predict_batches` in the class's order.
+        what `ClassAccumulator.finish` does, and "again": function () -> `predict_batches` in the class's order, by
+        this process alone.
     """
     order, done = spread_order(images), 0
     accumulator = ClassAccumulator(len(images), warm_up_images(images, exact_pixels))
@@ -118,7 +146,8 @@ def accumulate_class(
         count = len(batch["files"])
         accumulator.add(order[done : done + count], batch)
         done += count
-    return accumulator.finish() | {"again": partial(predict_batches, scorer, images, class_name, **how)}
+    again = partial(predict_batches, scorer, images, class_name, **(how | {"processes": ALONE}))
+    return accumulator.finish() | {"again": again}
 
 
 def evaluate_dataset(
@@ -134,6 +163,8 @@ def evaluate_dataset(
 ) -> dict[str, Any]:
     """Metrics of every class of a dataset.
 
+    Several processes score it together; the main one computes the metrics and calls the functions.
+
     Args:
         test_sets: {class name: dataset}.
         on_metrics: function (result of the classes so far) called after each class, so that a later error loses none.
@@ -146,8 +177,11 @@ def evaluate_dataset(
         {} without}
     """
     classes, bounds, upstream = {}, {}, []
-    how = {"batch_size": batch_size, "device": device, "workers": workers}
+    how = {"batch_size": batch_size, "device": device, "workers": workers, "processes": current()}
     for name, images in test_sets.items():
+        if not current().main:
+            help_score(scorer, images, name, exact_pixels, **how)
+            continue
         if is_exact(images, exact_pixels):
             predictions = predict_class(scorer, images, name, **how)
         else:
@@ -160,7 +194,16 @@ def evaluate_dataset(
         if on_class is not None:
             on_class(name, predictions)
         del predictions  # before the next class takes its memory
-    return result_of(classes, upstream, bounds)
+    return current().tell(result_of(classes, upstream, bounds) if current().main else None)
+
+
+def help_score(
+    scorer: AnomalyScorer, images: Dataset, class_name: str, exact_pixels: int, **how: Any
+) -> None:
+    """What a process that is not the main one does for a class: score its batches, in the order the main one wants."""
+    ordered = images if is_exact(images, exact_pixels) else Subset(images, spread_order(images))
+    for _ in predict_batches(scorer, ordered, class_name, **how):
+        pass
 
 
 def result_of(

@@ -41,10 +41,11 @@ from run_folder.kinds import BASELINE, FEEDBACK, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
 from run_folder.loaded_run import describe_run, load_run
 from run_folder.loading import check_one_run
+from run_folder.processes import current, joined, run_logger
 from run_folder.session import Session, create_backbone, declare_datasets, sweep_run
 from run_folder.settings import CacheSettings, Settings, TrackerSettings
 from run_folder.trackers import tracker_of
-from utils import choose_device, close_logger, get_logger, setup_seed
+from utils import choose_device, close_logger, setup_seed
 
 RAW_CLIP = "raw_clip"  # what the evaluation of the unadapted backbone is called
 LOCAL_CONTRAST = "local_contrast"  # and that of the filter without learning
@@ -114,13 +115,21 @@ DEFAULTS = {"dataset": "MVTec", "shot": 4, "save_path": BASELINE.save_path}
 def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
     """Evaluate what the settings name: table, metrics.json, metrics.csv, scores to compare, pictures.
 
+    Several processes score together where they were started so; the main one writes.
+
     Returns:
         per checkpoint the result of `evaluate_dataset`.
     """
+    setup_seed(settings.run.seed, settings.run.fast)  # before CUDA starts
+    with joined(settings.run.device):
+        return evaluate_together(settings)
+
+
+def evaluate_together(settings: Settings) -> list[dict[str, Any]]:
+    """`evaluate_run` in the processes that have met."""
     own = settings.own
     if own.errors < 0:
         raise ValueError(f"--errors is {own.errors}: expected how many pictures of each kind, 0 for no page")
-    setup_seed(settings.run.seed, settings.run.fast)
     kind, files = BASELINE, []
     untrained = untrained_in(own)
     if untrained is None:
@@ -131,7 +140,7 @@ def evaluate_run(settings: Settings) -> list[dict[str, Any]]:
         raise ValueError(
             "--attention_of draws cross-attention, which raw CLIP and a baseline run do not have"
         )
-    logger = get_logger(settings.run.save_path, "test.log")
+    logger = run_logger(settings.run.save_path, "test.log")
     sweep_run(settings.run.save_path)
     with ExitStack() as stack:
         stack.callback(close_logger, logger)
@@ -225,6 +234,8 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
         info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
         seen, name, info = few_shot(settings, scorer, run.model.clipmodel, test_sets, name, info)
         results.append(report(session, seen, test_sets, name, info))
+    if not current().main:
+        return results
     if run.kind is FEEDBACK and own.all and own.checkpoint is None and own.loop is None:
         session.logger.info(write_loop_table(settings.run.save_path, run.identity.run))
     say_how_it_served(cache, session.logger)
@@ -310,9 +321,10 @@ def report(
     """
     settings, logger = session.settings, session.logger
     dataset, img_size, save_path = settings.data.dataset, settings.model.img_size, settings.run.save_path
-    scores, pictures = {}, []
+    scores, pictures, stale = {}, [], 0
     session.tracker.begin(info["run"] or name)
-    stale = clear_stale(save_path, "visualization", dataset, name, info, draws=settings.own.visualize)
+    if current().main:
+        stale = clear_stale(save_path, "visualization", dataset, name, info, draws=settings.own.visualize)
     if stale:
         logger.info(f"deleted {stale} pictures of an earlier evaluation of {dataset}")
     result = evaluate_dataset(
@@ -325,6 +337,8 @@ def report(
         on_class=partial(keep_class, scores, pictures, scorer, test_sets, session, name),
         exact_pixels=settings.own.exact_pixels,
     )
+    if not current().main:
+        return result
     logger.info(f"{dataset} with {name} @{img_size}px")
     logger.info(f"final results:\n{format_table(result['upstream'])}")
     logger.info("mean over classes: " + shown_mean(result))

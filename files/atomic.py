@@ -37,6 +37,20 @@ class Unfinished(io.FileIO):
             raise
 
 
+_written = True  # whether this process writes files at all
+
+
+@contextmanager
+def writing_nothing() -> Iterator[None]:
+    """Within, nothing that this module writes, copies or deletes reaches the disk: another process does it."""
+    global _written
+    before, _written = _written, False
+    try:
+        yield
+    finally:
+        _written = before
+
+
 @contextmanager
 def replacing(path: Path | str, needed: int | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write into that takes the place of `path` in one step when the block ends without an error.
@@ -51,6 +65,10 @@ def replacing(path: Path | str, needed: int | None = None, durable: bool = True)
         CannotWrite: the message says what is intact and how to go on.
     """
     path = Path(path)
+    if not _written:
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
+        return
     with failures_explained(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         raw, temporary = unfinished(path)
@@ -121,6 +139,8 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> Canno
 
 def keep(path: Path | str, as_path: Path | str) -> None:
     """Give a file a second name in one step, before another takes its first; a copy where links are unknown."""
+    if not _written:
+        return
     path, as_path = Path(path), Path(as_path)
     temporary = as_path.with_name(f".{as_path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -130,6 +150,12 @@ def keep(path: Path | str, as_path: Path | str) -> None:
         copy_file(path, as_path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path | str) -> None:
+    """Delete a file, if there is one."""
+    if _written:
+        Path(path).unlink(missing_ok=True)
 
 
 def copy_file(path: Path | str, to: Path | str) -> None:
@@ -154,6 +180,8 @@ def sweep(folder: Path | str) -> list[str]:
         the names.
     """
     swept = []
+    if not _written:
+        return swept
     for path in temporaries(folder):
         with open(path, "rb") as file:
             try:

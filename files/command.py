@@ -1,7 +1,9 @@
 """How a command ends: what it refuses in one message, a bug with its traceback."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from files.cells import plain
@@ -19,7 +21,21 @@ class Refusal(RuntimeError):
 EXPECTED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, Refusal)
 
 
-def run_main(main: Callable[[], Any], own_debug: bool = False) -> None:
+def processes_started() -> int:
+    """How many processes of the command torchrun or accelerate launch started, 1 without them."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal() or not int(text):
+        raise Refusal(f"the environment variable WORLD_SIZE is {text!r}: expected a number of processes")
+    return int(text)
+
+
+def only_one_process(command: str) -> None:
+    """Refuse several processes for what is one process's work."""
+    if processes_started() > 1:
+        raise Refusal(f"{command} is one process's work: start it with plain python, without torchrun")
+
+
+def run_main(main: Callable[[], Any], own_debug: bool = False, several: bool = False) -> None:
     """Run a command's `main()` as a script.
 
     An expected error is printed as `error: …` on standard error, exit status 2; --debug shows its traceback. Everything
@@ -27,11 +43,14 @@ def run_main(main: Callable[[], Any], own_debug: bool = False) -> None:
 
     Args:
         own_debug: the command has a flag --debug, which also does something else.
+        several: processes may work together on it; it refuses more than one otherwise.
     """
     debug = DEBUG in sys.argv[1:]
     if debug and not own_debug:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != DEBUG)]
     try:
+        if not several:
+            only_one_process(Path(sys.argv[0]).name)
         status = main()
     except EXPECTED as error:
         if debug:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ def frozen_patches(
     image: Tensor,
     levels: Sequence[int],
     look_up: LookUp | None = None,
+    share: Any = None,
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Stage 1's image side: frozen patch features per level, with the image's CLS added to every patch.
 
@@ -30,6 +32,8 @@ def frozen_patches(
         image: [B, 3, H, W].
         levels: ascending levels to return.
         look_up: of model.frozen_cache, for what an image has by itself; None to compute everything.
+        share: of a batch that several processes share: the images are this one's. Attention across the batch then takes
+            all images at some positions instead (`to_positions`, `to_images` of training.acceleration.Share).
 
     Returns:
         (patches, cls): {level: [B, L, E] = normalize(ln_post(patch) @ proj) + cls}, and cls [B, E] of unit length.
@@ -39,7 +43,7 @@ def frozen_patches(
         return _looked_up_to_the_surgery(clip, surgery, levels, look_up)
     if kind is not None:
         return _looked_up(clip, surgery, levels, look_up, kind)
-    last, tokens = _tokens_of_both(clip, surgery, image, levels)
+    last, tokens = _tokens_of_both(clip, surgery, image, levels, share)
     cls = F.normalize(clip.pool(last), dim=-1)
     return _patches(surgery.visual, levels, tokens, cls), cls
 
@@ -119,7 +123,7 @@ def _shared_blocks(clip, surgery):
     return next((i for i, (a, b) in enumerate(zip(plain, local, strict=True)) if a is not b), len(plain))
 
 
-def _tokens_of_both(clip, surgery, image, levels):
+def _tokens_of_both(clip, surgery, image, levels, share=None):
     """(plain CLIP's last CLS [B, 1, C], surgery tokens per level); blocks that are the same in both run once."""
     plain, local = list(clip.visual.transformer.resblocks), list(surgery.visual.transformer.resblocks)
     same_input = clip.visual.conv1 is surgery.visual.conv1
@@ -128,5 +132,11 @@ def _tokens_of_both(clip, surgery, image, levels):
     trunk, early = run(plain, clip.visual.embed(image), [k for k in levels if k <= shared], stop_after=shared)
     last = clip.visual.run_to_cls(trunk, shared)
     late = [k - shared for k in levels if k > shared]
+    if not late:
+        return last, early
     start = trunk if same_input else surgery.visual.embed(image)
-    return last, early + (run(local[shared:], start, late, stop_after=max(late))[1] if late else [])
+    across = share is not None and any(getattr(block.attn, "across_batch", False) for block in local)
+    positions = start.shape[1]
+    start = share.to_positions(start) if across else start
+    found = run(local[shared:], start, late, stop_after=max(late))[1]
+    return last, early + ([share.to_images(x, positions) for x in found] if across else found)

@@ -19,7 +19,7 @@ from files.command import HELP, REFUSED
 from files.nearest import do_you_mean
 from model.names import architecture_name
 from run_folder.config_file import read_config
-from run_folder.settings import DEVIATIONS, Settings, default_of
+from run_folder.settings import DEVIATIONS, MIXED_PRECISION, Settings, default_of
 
 MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
 GELU_MODELS = ("ViT-Tiny-8-demo",)  # trained with GELU: there is nothing for --quick_gelu to correct
@@ -58,6 +58,7 @@ def parse(
     names = {action.dest for action in parser._actions} - from_file.keys()
     parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
     values = vars(parser.parse_args(argv))
+    given = take_mixed_precision(parser, values, given)
     if values.get("model_name"):
         values["model_name"] = model_name  # the one spelling that checkpoints and tables have
     if values.get("corrected"):
@@ -86,6 +87,12 @@ def build_parser(
         section = sections.setdefault(title, parser.add_argument_group(title))
         for one in fields(group):
             add_flag(section, one, (defaults or {}).get(one.name, default_of(one)))
+            if one.name == "precision":
+                section.add_argument(
+                    "--mixed_precision",
+                    choices=list(MIXED_PRECISION),
+                    help="another name of --precision; no: fp32",
+                )
     return parser
 
 
@@ -123,6 +130,22 @@ def take_config(
     for action in required:
         action.required = action.dest not in found
     return found
+
+
+def take_mixed_precision(
+    parser: argparse.ArgumentParser, values: dict[str, Any], given: frozenset
+) -> frozenset:
+    """Read `--mixed_precision` as --precision, in the values and in the flags given, which are returned."""
+    if "mixed_precision" not in given:
+        values.pop("mixed_precision", None)
+        return given
+    mixed = values.pop("mixed_precision")
+    if "precision" in given and values["precision"] != MIXED_PRECISION[mixed]:
+        parser.error(
+            f"--precision {values['precision']} and --mixed_precision {mixed} are one setting: give one of them"
+        )
+    values["precision"] = MIXED_PRECISION[mixed]
+    return given - {"mixed_precision"} | {"precision"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

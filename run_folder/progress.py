@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from files.atomic import remove
 from files.tensors import DamagedFile
 from model.weights_file import WeightsSource
 from run_folder.checkpoints import load_checkpoint, save_checkpoint
@@ -72,4 +73,4 @@ class EpochFile:
 
     def remove(self) -> None:
         """Delete the file, because the epoch's checkpoint is written."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)

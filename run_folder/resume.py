@@ -29,6 +29,7 @@ from run_folder.identity import (
     warn_of_unchecked,
 )
 from run_folder.kinds import EPOCH_FILE, FEEDBACK, RunKind, finished_loops, loop_file
+from run_folder.processes import current
 from run_folder.session import Session
 from run_folder.settings import Settings
 from run_folder.state import Record, TrainState, record_of
@@ -87,7 +88,8 @@ def begin_run(
         unchecked += [f"{words} ({path.name})" for words in compare_identity(path, begun, wanted)]
         wanted = wanted._replace(run=wanted.run or identity_in(begun).run)
     warn_of_unchecked(unchecked, settings.run.save_path, session.logger)
-    identity = wanted._replace(run=wanted.run or new_run_id())
+    new = current().tell(new_run_id())
+    identity = wanted._replace(run=wanted.run or new)
     return record_of(settings, clip)._replace(identity=identity, text_of=text_of)
 
 

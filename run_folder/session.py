@@ -1,5 +1,6 @@
 """A command's life around its work: seed, lock, log and device of a run folder, and the networks it starts from."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import Logger
@@ -19,10 +20,20 @@ from model.matrix_products import matrix_products
 from model.recompute import recompute_activations
 from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
-from run_folder.settings import DataSettings, RunSettings, Settings, corrections_in
+from run_folder.processes import Processes, joined, locked, run_logger
+from run_folder.settings import (
+    MIXED_PRECISION,
+    DataSettings,
+    RunSettings,
+    Settings,
+    TrainingSettings,
+    corrections_in,
+)
 from run_folder.signals import Stopped, StopSignals, stop_signals
 from run_folder.trackers import SILENT, Tracker, tracker_of
-from utils import choose_device, close_logger, get_logger, lock_run, seed_generators, setup_seed
+from utils import allow_tf32, choose_device, close_logger, seed_generators, setup_seed
+
+PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the vision blocks, by precision
 
 
 class Session(NamedTuple):
@@ -47,24 +58,23 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
         (device, logger)
     """
     setup_seed(run.seed, run.fast)  # before CUDA starts
-    lock = lock_run(run.save_path)
-    logger = get_logger(run.save_path, log_name)
-    swept = sweep_run(run.save_path)
-    if swept:
-        logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
-    try:
-        device = choose_device(run.device)
-        with matrix_products(run.matmul, device, logger):
-            yield device, logger
-    except Stopped as stop:
-        logger.warning(str(stop))
-        raise
-    except BaseException as error:
-        logger.error(f"stopped by {type(error).__name__}: {error}", extra=FILE_ALONE)
-        raise
-    finally:
-        close_logger(logger)
-        lock.release()
+    with locked(run.save_path):
+        logger = run_logger(run.save_path, log_name)
+        swept = sweep_run(run.save_path)
+        if swept:
+            logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
+        try:
+            device = choose_device(run.device)
+            with matrix_products(run.matmul, device, logger):
+                yield device, logger
+        except Stopped as stop:
+            logger.warning(str(stop))
+            raise
+        except BaseException as error:
+            logger.error(f"stopped by {type(error).__name__}: {error}", extra=FILE_ALONE)
+            raise
+        finally:
+            close_logger(logger)
 
 
 def sweep_run(folder: Path | str) -> list[str]:
@@ -84,14 +94,21 @@ def places_of_run(folder: Path | str) -> list[Path]:
 def training_session(settings: Settings) -> Iterator[Session]:
     """The session of a training command: `open_run`, the settings in the log, the user's datasets declared.
 
-    From its begin to its end the process listens to SIGTERM, SIGINT and SIGUSR1.
+    From its begin to its end the process listens to SIGTERM, SIGINT and SIGUSR1. Several processes work on it together
+    where they were started so.
     """
-    with open_run(settings.run, "train.log") as (device, logger), stop_signals() as signals:
+    setup_seed(settings.run.seed, settings.run.fast)  # before CUDA starts
+    with (
+        joined(settings.run.device) as processes,
+        open_run(settings.run, "train.log") as (device, logger),
+        stop_signals() as signals,
+    ):
         record = settings.record()
         logger.info("flags: " + ", ".join(f"{key}={value}" for key, value in sorted(record.items())))
         corrections = corrections_in(record)
         kind = f"corrected: {corrections}" if corrections else "none corrected, as in AA-CLIP"
         logger.info(f"known deviations of AA-CLIP (docs/method.md): {kind}; device {device}")
+        choose_arithmetic(settings.training, processes, logger)
         declare_datasets(settings.data)
         can_leave_out = settings.training.on_nan == "skip"
         left_out = LeftOut(MOST_LEFT_OUT, logger.warning) if can_leave_out else None
@@ -100,6 +117,24 @@ def training_session(settings: Settings) -> Iterator[Session]:
             yield Session(settings, device, logger, signals, left_out, tracker)
         finally:
             tracker.close()
+
+
+def choose_arithmetic(training: TrainingSettings, processes: Processes, logger: Logger) -> None:
+    """Turn TF32 on where training asks for it, and log what its numbers depend on.
+
+    Raises:
+        ValueError: accelerate was told another precision than the command.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked != "no" and MIXED_PRECISION.get(asked) != training.precision:
+        raise ValueError(
+            f"accelerate was told --mixed_precision {asked}, the command has --precision {training.precision}: give "
+            "--mixed_precision to the training command, whose checkpoints keep it, or 'no' to accelerate"
+        )
+    allow_tf32(training.tf32)
+    logger.info(
+        f"precision {training.precision}, TF32 {'on' if training.tf32 else 'off'}, processes {processes.count}"
+    )
 
 
 def declare_datasets(data: DataSettings) -> None:
@@ -111,9 +146,8 @@ def declare_datasets(data: DataSettings) -> None:
 
 
 def create_backbone(settings: Settings, device: torch.device, logger: Logger) -> CLIP:
-    """The frozen CLIP the settings name, with its weights; its vision blocks in bfloat16 if training asks for it."""
+    """The frozen CLIP the settings name, with its weights; its vision blocks in the precision training asks for."""
     model, training = settings.model, settings.training
-    in_bfloat16 = training is not None and training.precision == "bf16"
     clip = create_model(
         model.model_name,
         model.img_size,
@@ -122,7 +156,7 @@ def create_backbone(settings: Settings, device: torch.device, logger: Logger) ->
         require_pretrained=True,
         quick_gelu=settings.network.quick_gelu,
         clip_weights=model.clip_weights,
-        vision_autocast=torch.bfloat16 if in_bfloat16 else None,
+        vision_autocast=None if training is None else PRODUCTS[training.precision],
     )
     if training is not None:
         recompute_activations(clip, training.activation_checkpointing)

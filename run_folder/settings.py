@@ -34,6 +34,9 @@ DEVIATIONS = {  # flag: (what AA-CLIP does, corrected)
     "text_cls_weight": (0.0, 1.0),
 }
 
+# --mixed_precision, accelerate's name for --precision: its values in those of the flag that is kept.
+MIXED_PRECISION = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+
 
 def worker_count(text: str) -> int:
     """The number of data loader processes that --workers names.
@@ -145,9 +148,14 @@ class TrainingSettings:
     image_lr: float = option(5e-4, "learning rate of stage 2")
     precision: str = option(
         "fp32",
-        "products in the vision blocks and their adapters in training",
+        "products in the vision blocks and their adapters in training; fp16 scales the loss",
         added_later=True,
-        choices=["fp32", "bf16"],
+        choices=["fp32", "bf16", "fp16"],
+    )
+    tf32: bool = option(
+        False,
+        "let CUDA round the factors of float32 products to TF32 in training; off on every device by default",
+        added_later=True,
     )
     activation_checkpointing: str = option(
         "none",

@@ -66,7 +66,7 @@ class TrainState:
     """One stage in training.
 
     `name` is "text" or "image"; `modules` {checkpoint key: module} are what it trains; `epoch` counts the epochs done;
-    `history` has one entry per epoch, see training.engine.train_one_epoch.
+    `history` has one entry per epoch, see training.engine.train_one_epoch; `scaler` is of `--precision fp16` alone.
     """
 
     name: str
@@ -75,6 +75,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scaler: torch.amp.GradScaler | None = None
 
     def content(self, record: Record | None = None) -> dict[str, Any]:
         """What a checkpoint of the stage holds; with a record also what the run is."""
@@ -86,6 +87,8 @@ class TrainState:
         }
         if self.scheduler is not None:
             content["scheduler"] = self.scheduler.state_dict()
+        if self.scaler is not None:
+            content["scaler"] = self.scaler.state_dict()
         if record is not None:
             content |= record.content()
         return content
@@ -103,6 +106,8 @@ class TrainState:
             restore_rng(content["rng"])
         if self.scheduler is not None and "scheduler" in content:
             self.scheduler.load_state_dict(content["scheduler"])
+        if self.scaler is not None and "scaler" in content:
+            self.scaler.load_state_dict(content["scaler"])
         self.history[:] = content.get("history", [])
         self.epoch = content["epoch"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from files.names import safe_name
 from run_folder.checkpoints import restore_rng, rng_state
+from run_folder.processes import current
 from run_folder.settings import Settings
 from run_folder.tracker_backends import BACKENDS, Backend, TrackedRun
 
@@ -120,13 +121,13 @@ SILENT = Tracker()
 
 
 def tracker_of(settings: Settings, logger: Logger) -> Tracker:
-    """The tracker that a command's flags name.
+    """The tracker that a command's flags name; of several processes the main one has it.
 
     Raises:
         ModuleNotFoundError: its package is not installed.
     """
     name = None if settings.tracker is None else settings.tracker.tracker
-    return SILENT if name is None else Tracker(name, settings, logger)
+    return SILENT if name is None or not current().main else Tracker(name, settings, logger)
 
 
 def step_of(checkpoint: str) -> int:

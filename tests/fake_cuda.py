@@ -14,19 +14,29 @@ INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 
 
 class NoWaits(TorchFunctionMode):
-    """Refuses what waits for a CUDA device although fake tensors let it pass: copies that are not asynchronous.
+    """Refuses what waits for a device although tensors without values let it pass: copies that are not asynchronous.
 
-    What needs a value (`item`, a boolean mask) fake tensors refuse themselves, as they do with two devices in one sum.
+    What needs a value (`item`, a boolean mask) such tensors refuse themselves, as they do with two devices in one sum.
+
+    Args:
+        kind: of the device, "cuda" for fake tensors; "meta" also has a backward pass where there is no GPU.
     """
+
+    def __init__(self, kind="cuda"):
+        super().__init__()
+        self.kind = kind
+
+    def there(self, value):
+        return isinstance(value, Tensor) and value.device.type == self.kind
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         name = getattr(function, "__name__", str(function))
         given = args[1] if function is Tensor.new_tensor else args[0] if args else None
-        if function in FROM_NUMBERS and on_cuda(result) and not on_cuda(given):
+        if function in FROM_NUMBERS and self.there(result) and not self.there(given):
             raise AssertionError(f"{name}: numbers of Python copied to the device")
-        if function in INDEXING and on_cuda(args[0]) and any(map(waits_as_index, parts(args[1]))):
+        if function in INDEXING and self.there(args[0]) and any(map(waits_as_index, parts(args[1]))):
             raise AssertionError(f"{name}: an index {args[1]} that has to be copied to the device")
         if (
             isinstance(result, Tensor)
@@ -34,15 +44,11 @@ class NoWaits(TorchFunctionMode):
             and isinstance(args[0], Tensor)
             and name in ("to", "cuda", "cpu")
         ):
-            if on_cuda(args[0]) and not on_cuda(result):
+            if self.there(args[0]) and not self.there(result):
                 raise AssertionError(f"{name}: a result read from the device")
-            if on_cuda(result) and not on_cuda(args[0]) and not kwargs.get("non_blocking"):
+            if self.there(result) and not self.there(args[0]) and not kwargs.get("non_blocking"):
                 raise AssertionError(f"{name}: a copy to the device that is waited for")
         return result
-
-
-def on_cuda(value):
-    return isinstance(value, Tensor) and value.device.type == "cuda"
 
 
 def parts(index):

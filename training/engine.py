@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from logging import Logger
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from run_folder.processes import current
 from run_folder.state import TrainState
 from training.epoch import EpochKeeper, EpochSums, batches_from
 from training.epoch import mean_total_norm as mean_total_norm
@@ -42,6 +43,20 @@ class StagePlan:
     watch: Watch | None = None
 
 
+class Step(NamedTuple):
+    """What a step was, all of it on the device.
+
+    `terms`: {term: detached scalar of the loss}. `norms`: {key: scalar gradient norm of a watched module}. `taken`:
+    whether the optimiser stepped, a boolean scalar. `overflowed`: whether a gradient scaler alone kept it
+    from that; None without one.
+    """
+
+    terms: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    taken: Tensor
+    overflowed: Tensor | None
+
+
 def train_stage(
     state: TrainState,
     step_loss: StepLoss,
@@ -71,7 +86,7 @@ def train_stage(
             "shortened; evaluate a numbered checkpoint, or start a new run with another --save_path"
         )
     while state.epoch < plan.epochs:
-        if plan.should_stop is not None and plan.should_stop(state.history):
+        if current().tell(plan.should_stop is not None and plan.should_stop(state.history)):
             logger.info(
                 f"stage {name}: the loss has reached a plateau, stopped before epoch {state.epoch + 1}/{plan.epochs}"
             )
@@ -102,15 +117,18 @@ def train_one_epoch(
     Returns:
         the epoch's entry of the history: {"epoch" (from 0), "loss", "terms" {term: mean}, "lr" (after the epoch),
         "seconds", "gradients" {key: mean norm}, and with watched modules "gradient_norm" (mean over all of them)}, and
-        "steps_left_out" where `--on_nan skip` left some out of the means, "watch" with `--watch`: of Watch.entry.
+        "steps_left_out" where `--on_nan skip` left some out of the means, "steps_overflowed" where `--precision fp16`
+        did not take some because their loss was scaled too much, "watch" with `--watch`: of Watch.entry.
     """
     sums, can_leave_out = EpochSums(plan.log_gradient_norms_of, plan.watch), plan.left_out is not None
     random_states = keeper.begin(sums, device) if keeper is not None else None
     if can_leave_out:
         plan.left_out.more = max(0, plan.left_out.more - sums.left_out)
     steps = FiniteSteps(state, steps_per_look(plan, device), plan.left_out)
+    batches = batches_from(loader, sums.steps, random_states)
+    current().share_generators()
     progress = tqdm(
-        batches_from(loader, sums.steps, random_states),
+        batches,
         desc=f"{state.name} epoch {state.epoch}",
         total=len(loader) if hasattr(loader, "__len__") else None,
         initial=sums.steps,
@@ -118,8 +136,8 @@ def train_one_epoch(
         disable=not on_terminal(),
     )
     for batch in progress:
-        terms, norms, taken = train_step(steps, step_loss, to_device(batch, device), plan)
-        sums.add(terms, norms, taken if can_leave_out else None)
+        terms, norms, taken, overflowed = train_step(steps, step_loss, to_device(batch, device), plan)
+        sums.add(terms, norms, taken if can_leave_out else None, overflowed)
         if not progress.disable and sums.steps % plan.log_every == 0:
             progress.set_postfix(loss=float(torch.stack(sums.losses[-plan.log_every :]).mean()))
         if keeper is not None:
@@ -132,31 +150,34 @@ def train_one_epoch(
     return sums.entry(state)
 
 
-def train_step(
-    steps: FiniteSteps, step_loss: StepLoss, batch: dict, plan: StagePlan
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def train_step(steps: FiniteSteps, step_loss: StepLoss, batch: dict, plan: StagePlan) -> Step:
     """One optimiser step on a batch that is on the device; only a look that is due waits for a CUDA device.
 
-    Returns:
-        ({term: detached scalar of the loss}, {key: scalar gradient norm of a watched module}, whether the step was
-        taken, a boolean scalar), all on the device.
+    With a gradient scaler (`state.scaler`) the gradient is that of the scaled loss, divided by the scale at once.
 
     Raises:
         FloatingPointError: a loss or its gradient is not finite; nothing was stepped on it.
     """
     state, terms = steps.state, step_loss(batch)
     state.optimizer.zero_grad(set_to_none=True)
-    sum(terms.values()).backward()
+    loss, scaler, scale = sum(terms.values()), state.scaler, None
+    if scaler is not None:
+        loss, scale = scaler.scale(loss), scaler.scale(torch.ones_like(loss))
+    loss.backward()
+    if scaler is not None:
+        scaler.unscale_(state.optimizer)
     norms = {key: gradient_norm(module) for key, module in plan.log_gradient_norms_of.items()}
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, plan.clip_norm, norm)
     terms = {term: value.detach() for term, value in terms.items()}
-    taken = steps.take(terms, norm, batch)
+    taken, overflowed = steps.take(terms, norm, batch, scale)
+    if scaler is not None:
+        scaler.update()
     if state.scheduler is not None:
         state.scheduler.step()
-    return terms, norms, taken
+    return Step(terms, norms, taken, overflowed)
 
 
 def steps_per_look(plan: StagePlan, device: torch.device | str) -> int:
@@ -176,6 +197,9 @@ def log_epoch(entry: dict[str, Any], state: TrainState, plan: StagePlan, logger:
         logger.info(f"Average Grad Norm: {entry['gradient_norm']:.6f}")
     if "watch" in entry:
         logger.info(f"{head}: {watch_line(entry['watch'])}")
+    if "steps_overflowed" in entry:
+        scale = state.scaler.get_scale()
+        logger.info(f"{head}: {entry['steps_overflowed']} steps not taken, the loss scale is now {scale:g}")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

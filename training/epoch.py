@@ -1,13 +1,15 @@
 """What an epoch sums up step by step, and how that is kept where a later call of the same command goes on from it."""
 
+import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from run_folder.checkpoints import restore_rng
+from run_folder.processes import current
 from run_folder.progress import EpochFile
 from run_folder.signals import Stopped, StopSignals
 from run_folder.state import TrainState
@@ -19,6 +21,7 @@ class EpochSums:
     """Losses, terms and gradient norms of an epoch's steps, on the device until the epoch ends.
 
     `taken`: of each step whether it was, up to the last that `--on_nan skip` might have left out; the others were.
+    `overflowed`: of each step whether a gradient scaler kept it from being taken: its loss counts, its norms do not.
     """
 
     def __init__(self, watched: Iterable[str] = (), watch: Watch | None = None):
@@ -28,6 +31,7 @@ class EpochSums:
         self.terms: dict[str, Tensor] = {}
         self.norms: dict[str, list[Tensor]] = {key: [] for key in watched}
         self.taken: list[Tensor] = []
+        self.overflowed: list[Tensor] = []
         self._seconds, self._begin = 0.0, time.perf_counter()
 
     @property
@@ -50,9 +54,20 @@ class EpochSums:
         others = self.losses[0].new_ones(self.steps - len(self.taken), dtype=torch.bool)
         return torch.cat([torch.stack(self.taken), others]) if self.taken else others
 
-    def add(self, terms: dict[str, Tensor], norms: dict[str, Tensor], taken: Tensor | None = None) -> None:
-        """Add a step: {term: scalar}, {key: norm}, and whether it was taken (None: it was, or the stage ends)."""
+    def add(
+        self,
+        terms: dict[str, Tensor],
+        norms: dict[str, Tensor],
+        taken: Tensor | None = None,
+        overflowed: Tensor | None = None,
+    ) -> None:
+        """Add a step: {term: scalar}, {key: norm}, whether it was taken (None: it was, or the stage ends), and with a
+        gradient scaler whether that alone kept it from being so."""
         loss = sum(terms.values())
+        if overflowed is not None:
+            self.overflowed.append(overflowed)
+            taken = None if taken is None else taken | overflowed
+            norms = {key: torch.where(overflowed, 0.0, norm) for key, norm in norms.items()}
         if taken is not None:
             if len(self.taken) < self.steps:
                 self.taken = list(self._taken())
@@ -74,6 +89,7 @@ class EpochSums:
             "terms": self.terms,
             "norms": {key: torch.stack(values) for key, values in self.norms.items()},
             "taken": self._taken() if self.taken else None,
+            **({"overflowed": torch.stack(self.overflowed)} if self.overflowed else {}),
             "seconds": self.seconds,
             "watch": self.watch.content() if self.watch is not None else None,
         }
@@ -84,40 +100,53 @@ class EpochSums:
         self.terms = {term: value.to(device) for term, value in content["terms"].items()}
         self.norms = {key: list(values.to(device)) for key, values in content["norms"].items()}
         self.taken = [] if content["taken"] is None else list(content["taken"].to(device))
+        self.overflowed = list(content["overflowed"].to(device)) if "overflowed" in content else []
         self._seconds, self._begin = content["seconds"], time.perf_counter()
         if self.watch is not None and content.get("watch"):  # None of a process without, or an older version
             self.watch.restore(content["watch"], device)
 
     def entry(self, state: TrainState) -> dict[str, Any]:
         """The epoch's entry of the history, see training.engine.train_one_epoch; this waits for the device."""
-        losses, norms, count = torch.stack(self.losses), self.norms, self.steps
+        losses, count = torch.stack(self.losses), self.steps
+        norms = {key: torch.stack(values) for key, values in self.norms.items()}
         left_out = self.left_out
         if left_out == count:
             raise FloatingPointError(
                 f"stage {state.name!r}, epoch {state.epoch}: no step had a finite loss and gradient, all were left "
                 "out; lower the stage's learning rate, or look at the files named in the log"
             )
+        counted = self._taken()
         if left_out:
-            taken, count = self._taken(), count - left_out
-            losses = losses[taken]
-            norms = {key: list(torch.stack(values)[taken]) for key, values in norms.items()}
+            count, losses = count - left_out, losses[counted]
+        if self.overflowed:
+            counted = counted & ~torch.stack(self.overflowed)
+        if left_out or self.overflowed:
+            norms = {key: values[counted] for key, values in norms.items()}
         entry = {
             "epoch": state.epoch,
             "loss": float(losses.mean()),
             "terms": {term: float(total) / count for term, total in self.terms.items()},
             "lr": state.optimizer.param_groups[0]["lr"],
             "seconds": round(self.seconds, 2),
-            "gradients": {key: float(torch.stack(values).mean()) for key, values in norms.items()},
+            "gradients": {key: mean_or_0(values) for key, values in norms.items()},
         }
         entry |= {"gradient_norm": mean_total_norm(norms)} if norms else {}
         entry |= {"watch": self.watch.entry()} if self.watch is not None else {}
+        overflowed = int(torch.stack(self.overflowed).sum()) if self.overflowed else 0
+        entry |= {"steps_overflowed": overflowed} if overflowed else {}
         return entry | ({"steps_left_out": left_out} if left_out else {})
 
 
-def mean_total_norm(norms: dict[str, list[Tensor]]) -> float:
+def mean_total_norm(norms: dict[str, Sequence[Tensor] | Tensor]) -> float:
     """Mean over the steps of the gradient's norm over all modules, from {key: norm of every step}."""
-    by_module = torch.stack([torch.stack(values) for values in norms.values()])  # [modules, steps]
-    return float(by_module.norm(dim=0).mean())
+    rows = [values if isinstance(values, Tensor) else torch.stack(values) for values in norms.values()]
+    by_module = torch.stack(rows)  # [modules, steps]
+    return mean_or_0(by_module.norm(dim=0))
+
+
+def mean_or_0(values: Tensor) -> float:
+    """Mean of values [n]; 0 without any: no step had a gradient that could be used."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 class EpochKeeper:
@@ -154,9 +183,9 @@ class EpochKeeper:
             Stopped: a signal asked to stop; everything up to this step is saved.
             FloatingPointError: a step since the last look was not finite; nothing is saved.
         """
-        asked = self.signals is not None and self.signals.asked is not None
         by_steps = self.every_steps and sums.steps % self.every_steps == 0
-        by_time = self.every_seconds and time.monotonic() - self.saved_at >= self.every_seconds
+        late = self.every_seconds and time.monotonic() - self.saved_at >= self.every_seconds
+        asked, by_time = self._agreed(late)
         if not (asked or by_steps or by_time):
             return
         steps.look()
@@ -166,7 +195,16 @@ class EpochKeeper:
             kept = (
                 f"{self.file.path.name} holds stage {state.name}, epoch {state.epoch} up to step {sums.steps}"
             )
-            raise Stopped(self.signals.asked, kept)
+            raise Stopped(asked, kept)
+
+    def _agreed(self, late: bool = False) -> tuple[signal.Signals | None, bool]:
+        """(the signal that asked one of the processes to stop, or None; whether the main one's clock says to save)."""
+        processes = current()
+        asked = self.signals.asked if self.signals is not None else None
+        if processes.count > 1:
+            number, late = processes.agree(asked or 0, int(late and processes.main))
+            asked = signal.Signals(number) if number else None
+        return asked, bool(late)
 
     def after_epoch(self, state: TrainState) -> None:
         """The epoch's checkpoint is written.
@@ -175,9 +213,10 @@ class EpochKeeper:
             Stopped: a signal asked to stop meanwhile.
         """
         self.file.remove()
-        if self.signals is not None and self.signals.asked is not None:
+        asked, _ = self._agreed()
+        if asked:
             kept = f"{self.file.stage_file.name} holds stage {state.name} up to epoch {state.epoch}"
-            raise Stopped(self.signals.asked, kept)
+            raise Stopped(asked, kept)
 
 
 def batches_from(

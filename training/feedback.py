@@ -31,6 +31,7 @@ from run_folder.caches import feature_cache, say_how_it_served
 from run_folder.checkpoints import rng_state, save_checkpoint
 from run_folder.kinds import FEEDBACK, FINAL_MODEL, loop_file
 from run_folder.manifest import write_start
+from run_folder.processes import current
 from run_folder.resume import begin_run, finished_loops_of
 from run_folder.session import Session, create_adapted_model, create_backbone, surgery_of
 from run_folder.state import Record, TrainState, save_contexts
@@ -119,6 +120,7 @@ def train(session: Session, test_sets_of: Callable, evaluate_loop: Callable) -> 
         run = run._replace(evaluate=partial(evaluate_loop, session, run.model, test_sets=test_sets))
 
     loops, final = finished_loops_of(session, run.model, EXTENDABLE, run.record)
+    current().check_same("finished loops", len(loops))
     for loop in loops if session.left_out else ():
         session.left_out.before(loop["text"] + loop["image"])
     if loops:

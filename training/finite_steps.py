@@ -10,9 +10,12 @@ from run_folder.state import TrainState
 
 
 class Taken(NamedTuple):
-    """What is kept of a step until it is looked at: all on the device but the names."""
+    """What is kept of a step until it is looked at: all on the device but the names.
 
-    finite: Tensor
+    `sound`: loss and gradient are finite, or the gradient alone is not and the loss was scaled too much for it.
+    """
+
+    sound: Tensor
     terms: dict[str, Tensor]
     norm: Tensor
     files: list[str]
@@ -26,6 +29,9 @@ class FiniteSteps:
     steps behind the first that may not be left out, and the look then ends the stage. With `every` 1 each step is
     looked at before it is taken.
 
+    With a gradient scaler (`state.scaler`) a gradient that is not finite where the loss is says that the scale was too
+    large. Such a step is not taken either, but is nothing to stop at, until the scale is down at 1.
+
     Raises:
         ValueError: `every` is below 1.
     """
@@ -35,37 +41,43 @@ class FiniteSteps:
             raise ValueError(f"--log_every {every}: expected 1 step or more")
         self.state, self.every, self.left_out = state, every, left_out or LeftOut()
         self.taken: list[Taken] = []
-        self.broken: Tensor | None = None  # number of steps since the last look that are not finite
+        self.broken: Tensor | None = None  # number of steps since the last look that are not sound
 
-    def take(self, terms: dict[str, Tensor], norm: Tensor, batch: dict) -> Tensor:
+    def take(
+        self, terms: dict[str, Tensor], norm: Tensor, batch: dict, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Step the optimiser, unless this step is not finite or one since the last look ends the stage.
 
         Args:
             terms: {term: detached scalar} of the loss.
             norm: of the gradient over all trained parameters.
             batch: what they are of; its "file_name" is said if it is left out or ends the stage.
+            scale: the loss had in the backward pass; None without a scaler.
 
         Returns:
-            whether it was stepped, a boolean scalar on the device.
+            (whether it was stepped, whether the scaler alone kept it from that), boolean scalars on the device.
 
         Raises:
             FloatingPointError: as `look`.
         """
-        finite = sum(terms.values()).isfinite() & norm.isfinite()
-        self.taken.append(Taken(finite, terms, norm, batch.get("file_name", ["(the batch names no files)"])))
+        loss_finite = sum(terms.values()).isfinite()
+        finite = loss_finite & norm.isfinite()
+        overflowed = None if scale is None else loss_finite & ~norm.isfinite() & (scale > 1)
+        sound = finite if overflowed is None else finite | overflowed
+        self.taken.append(Taken(sound, terms, norm, batch.get("file_name", ["(the batch names no files)"])))
         if self.every == 1:
-            if all(self.look()):
+            if all(self.look()) and (overflowed is None or finite):
                 self.state.optimizer.step()
-            return finite
-        self.broken = ~finite + (0 if self.broken is None else self.broken)
-        sound = finite & (self.broken <= self.left_out.more)
-        step_where(self.state.optimizer, sound)
+            return finite, overflowed
+        self.broken = ~sound + (0 if self.broken is None else self.broken)
+        steps = finite & (self.broken <= self.left_out.more)
+        step_where(self.state.optimizer, steps)
         if len(self.taken) == self.every:
             self.look()
-        return sound
+        return steps, overflowed
 
     def look(self) -> list[bool]:
-        """Read which of the steps since the last look were finite: the one place that waits for the device.
+        """Read which of the steps since the last look were sound: the one place that waits for the device.
 
         Returns:
             of each of these steps whether it was.
@@ -75,9 +87,9 @@ class FiniteSteps:
         """
         if not self.taken:
             return []
-        finite = torch.stack([step.finite for step in self.taken]).tolist()
-        for step, is_finite in zip(self.taken, finite, strict=True):
-            if is_finite:
+        sound = torch.stack([step.sound for step in self.taken]).tolist()
+        for step, is_sound in zip(self.taken, sound, strict=True):
+            if is_sound:
                 continue
             if self.left_out.more == 0:
                 raise FloatingPointError(f"{self._message(step)}. {self._remedy()}")
@@ -86,7 +98,7 @@ class FiniteSteps:
                 f"{self._message(step)}: the step is left out, {self.left_out.more} more may be"
             )
         self.taken, self.broken = [], None
-        return finite
+        return sound
 
     def _remedy(self):
         """What may help; the weights are looked at first, because no file is to blame for theirs."""

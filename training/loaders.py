@@ -1,18 +1,25 @@
 """Batches for training."""
 
+from functools import partial
 from logging import Logger
 
 from torch.utils.data import DataLoader
 
 from dataset import BaseDataset, EpochSampler, get_dataset
 from run_folder.caches import read_through_caches
+from run_folder.processes import current
 from run_folder.settings import Settings
 from run_folder.signals import ignore_stop_signals
+from training.acceleration import ShareLoader
 from utils import choose_device
 
 
-def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, DataLoader]:
+def training_loaders(
+    settings: Settings, logger: Logger
+) -> tuple[DataLoader, DataLoader] | tuple[ShareLoader, ShareLoader]:
     """(text loader, image loader) over the training set; order and augmentation depend on (seed, epoch) only.
+
+    Of several processes each reads its share of every batch.
 
     Worker processes live as long as their loader; batches for a GPU lie in pinned memory: copies do not wait.
     """
@@ -35,8 +42,10 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
     sets[0].augmentation = text._replace(fixed=training.text_augmentation == "fixed")
     sizes = training.text_batch_size, training.image_batch_size
     workers, pinned = settings.run.workers, choose_device(settings.run.device).type == "cuda"
+    processes = current()
+    make = DataLoader if processes.count == 1 else partial(ShareLoader, processes=processes)
     return tuple(
-        DataLoader(
+        make(
             images,
             size,
             sampler=EpochSampler(len(images), seed),
@@ -49,8 +58,8 @@ def training_loaders(settings: Settings, logger: Logger) -> tuple[DataLoader, Da
     )
 
 
-def unaugmented(loader: DataLoader) -> DataLoader:
-    """Batches of a training loader's images as they are, in order."""
+def unaugmented(loader: DataLoader | ShareLoader) -> DataLoader:
+    """Batches of a training loader's images as they are, in order; of several processes each has them whole."""
     images = loader.dataset
     return DataLoader(
         BaseDataset(images.samples, images.img_size, reading=images.reading).read_through(

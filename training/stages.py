@@ -16,11 +16,13 @@ from forward_utils import SIMILARITY_SCALE, calculate_seg_loss, patch_logits, pr
 from model.adapter import AdaptedCLIP
 from model.compiled import region
 from run_folder.kinds import RunKind
+from run_folder.processes import current
 from run_folder.progress import EpochFile
 from run_folder.resume import resume_stage
 from run_folder.session import Session, compiles
 from run_folder.settings import TrainingCorrections
 from run_folder.state import Record, TrainState
+from training.acceleration import StageLoss, distributed, gradient_scaler, own_draws, whole_batch
 from training.base_weights import Origins, summarise
 from training.engine import StagePlan, StepLoss, train_stage
 from training.epoch import EpochKeeper
@@ -45,7 +47,8 @@ def text_stage_loss(
 
     Args:
         batch: {"image" [B, 3, H, W], "mask" [B, 1, H, W], "label" [B], "class_name" [B]} on the device, and
-            "mask_known" [B], 0 for images that segmentation leaves out; without it all masks are known.
+            "mask_known" [B], 0 for images that segmentation leaves out; without it all masks are known. With "share" it
+            is one process's part of a batch, and the loss is of the whole one.
         patches_of: batch -> ({level: patches [B, L, E]}, cls [B, E]).
         anchors_of: (batch, patches) -> anchors [B, E, 2].
         loss_levels: the levels that are segmented.
@@ -56,7 +59,7 @@ def text_stage_loss(
     Returns:
         {term: scalar}; the loss is their sum.
     """
-    patches, cls = patches_of(batch)
+    batch, patches, cls = whole_batch(batch, *patches_of(batch))
     anchors = anchors_of(batch, patches)
     logits = [patch_logits(patches[level], anchors) for level in loss_levels]
     terms = {
@@ -91,7 +94,9 @@ def image_stage_loss(
     Returns:
         {term: scalar}; the loss is their sum.
     """
-    patch_logits_of_levels, head = compare(batch, anchors_of(batch))
+    with own_draws(batch):
+        compared = compare(batch, anchors_of(batch))
+    batch, patch_logits_of_levels, head = whole_batch(batch, *compared)
     return {
         "classification": F.cross_entropy(head_temperature * head, batch["label"]),
         "segmentation": (segment or segmentation)(
@@ -199,7 +204,12 @@ def continue_stage(
     """
     if session.settings.training.watch:  # from the weights the stage begins with, also where it is resumed
         plan = replace(plan, watch=Watch(stage.modules))
+    processes, precision = current(), session.settings.training.precision
+    state.scaler = gradient_scaler(precision, session.device)
+    processes.wait()  # for the files of the stage before
     keeper = resume_in_epoch(session, stage, state, record, plan.epochs)
+    begun = keeper.begun["so_far"]["steps"] if keeper.begun is not None else 0
+    processes.check_same(f"epochs and steps of stage {stage.name}", (state.epoch, begun))
     summarise(origins or {}, stage.modules, stage.file, state.epoch, session.logger)
     if session.left_out is not None:
         session.left_out.before(state.history)
@@ -210,7 +220,7 @@ def continue_stage(
     with finishing, only_training(stage.model, stage.modules):
         return train_stage(
             state,
-            step_loss,
+            distributed(StageLoss(step_loss, stage.modules), session.device),
             loader,
             plan,
             session.device,

@@ -95,6 +95,7 @@ TRAIN = (
         "extra_meta": None,
         "extra_ratio": None,
         "precision": "fp32",
+        "tf32": False,
         "activation_checkpointing": "none",
         "compile": False,
         "fused_adam": False,
@@ -321,6 +322,19 @@ def test_every_flag_can_be_given_in_the_form_it_always_had(script, defaults, par
     assert picked(settings, wanted) == wanted and settings.explicit == wanted.keys()
 
 
+@pytest.mark.parametrize(("mixed", "precision"), [("no", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_mixed_precision_is_another_name_of_precision_and_is_kept_once(mixed, precision, capsys):
+    settings = parse_train("--mixed_precision", mixed)
+    assert settings.training.precision == precision and settings.explicit == {"precision"}
+    assert "mixed_precision" not in settings.record()
+    both = parse_train("--precision", precision, "--mixed_precision", mixed)
+    assert (both.record(), both.explicit) == (settings.record(), settings.explicit)
+    other = "fp32" if precision == "bf16" else "bf16"
+    with pytest.raises(SystemExit):
+        parse_train("--precision", other, "--mixed_precision", mixed)
+    assert f"--precision {other} and --mixed_precision {mixed} are one setting" in capsys.readouterr().err
+
+
 def test_a_command_line_of_aa_clip_is_understood():
     settings = parse_train(
         *"--model_name ViT-L-14-336 --img_size 240 --surgery_until_layer 10 --relu --dataset MVTec "
@@ -537,6 +551,7 @@ NEVER_MOVES_A_NUMBER = {
 ADDED_LATER = {
     "mask_reading": None,
     "precision": "fp32",
+    "tf32": False,
     "activation_checkpointing": "none",
     "compile": False,
     "fused_adam": False,

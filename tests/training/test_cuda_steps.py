@@ -23,7 +23,7 @@ from forward_utils_cross_attention import (
 )
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
-from model.clip import CLIP, surgery_copy
+from model.clip import CLIP, full_precision, surgery_copy
 from model.mixing import BothSides, mixed_anchors
 from model.recompute import recompute_activations
 from run_folder.flags import settings_of
@@ -32,15 +32,19 @@ from run_folder.session import Session
 from run_folder.settings import BASELINE_GROUPS, CROSS_ATTENTION_GROUPS
 from run_folder.state import TrainState
 from training import feedback
+from training.engine import StagePlan, train_step
 from training.epoch import EpochSums
 from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 from training.finite_steps import FiniteSteps
-from training.optimisation import adam, parameters_of
+from training.optimisation import adam, only_training, parameters_of
 from training.watch import Watch
 
 SIZE, DATASET = 48, "BTAD"  # 6 x 6 patches: enough for the blur of medical maps
 ARCHITECTURE = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": SIZE}}
 NAMES = ["01", "02", "01", "03"]
+
+
+PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pytest.fixture(params=["fp32", "bf16"])
@@ -51,12 +55,12 @@ def world(request, monkeypatch):
 
     def build(kind=AdaptedCLIP, **settings):
         with built_on_cuda():
-            autocast = torch.bfloat16 if request.param == "bf16" else None
+            autocast = None if request.param == "fp32" else PRODUCTS[request.param]
             clip = CLIP(open_clip.CLIP(**ARCHITECTURE), autocast=autocast).requires_grad_(False).eval()
             model = kind(clip, text_adapt_until=2, image_adapt_until=2, **settings).train()
         return model, surgery_copy(clip, 3)
 
-    build.products = {"fp32": torch.float32, "bf16": torch.bfloat16}[request.param]
+    build.products = PRODUCTS[request.param]
     with fake_cuda(monkeypatch):
         yield build
 
@@ -95,6 +99,51 @@ def test_the_vision_blocks_multiply_in_the_type_that_is_asked_for(world, batch):
     layer.register_forward_hook(lambda module, arguments, product: seen.append(product.dtype))
     model(batch()["image"])
     assert seen == [world.products]
+
+
+@pytest.mark.parametrize("world", ["fp16"], indirect=True)
+def test_in_float16_the_blocks_alone_are_so_and_the_stages_do_not_wait_for_the_device(world, batch):
+    test_the_vision_blocks_multiply_in_the_type_that_is_asked_for(world, batch)
+    test_cross_attentions_stages_do_not_wait_for_the_device(world, batch, "class", "none", {})
+    model = world(AdaptedCLIPWithCrossAttention)[0]
+    with full_precision(model.clipmodel):
+        seg, det = model(batch()["image"])
+    assert {one.dtype for one in (*seg, det)} == {torch.float32}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_a_whole_step_with_backward_pass_and_optimiser_reads_nothing_of_its_device(name, scaled, monkeypatch):
+    """On the meta device: a fake CUDA tensor has no backward pass without a GPU."""
+    for class_name in CLASS_NAMES[DATASET]:
+        class_tokens(DATASET, class_name)
+    with torch.device("meta"):
+        clip = CLIP(open_clip.CLIP(**ARCHITECTURE)).requires_grad_(False).eval()
+        kind = {"text_adapt_until": 2, "image_adapt_until": 2, "self_reference": 0.3}
+        model = AdaptedCLIPWithCrossAttention(clip, **kind).train()
+        image, mask, label = torch.randn(4, 3, SIZE, SIZE), torch.zeros(4, 1, SIZE, SIZE), torch.zeros(4)
+    batch = {"image": image, "mask": mask, "mask_known": label, "label": label.long(), "class_name": NAMES}
+    settings = of_flags(CROSS_ATTENTION_GROUPS)
+    if name == "text":
+        loss = train_cross_attention.text_loss(model, surgery_copy(clip, 3), settings)
+        modules = model.text_modules
+    else:
+        contexts, anchors_of = text_context_dictionary(model, DATASET), fixed_anchors(model, DATASET)
+        loss = train_cross_attention.image_loss(model, contexts, anchors_of, settings)
+        modules = model.image_modules
+    # as on CUDA: its optimisers move all tensors at once
+    optimizer = torch.optim.Adam(parameters_of(modules), lr=1e-3, foreach=True)
+    state = TrainState(name, modules, optimizer, scaler=torch.amp.GradScaler("meta") if scaled else None)
+    plan = StagePlan(1, clip_norm=1.0, log_gradient_norms_of=modules, left_out=LeftOut(3, print))
+    steps, sums = FiniteSteps(state, 50, plan.left_out), EpochSums(modules)
+    with only_training(model, modules), NoWaits("meta"):
+        for _ in range(2):
+            terms, norms, taken, overflowed = train_step(steps, loss, batch, plan)
+            sums.add(terms, norms, taken, overflowed)
+    assert all(one.grad is not None and one.grad.device.type == "meta" for one in parameters_of(modules))
+    assert taken.shape == () and (overflowed is not None) == scaled and sums.steps == 2
+    with pytest.raises(RuntimeError, match="meta"):  # such a tensor would have been seen
+        steps.look()
 
 
 @pytest.mark.parametrize("levels", ["last", "all"])
@@ -192,7 +241,7 @@ def test_the_optimisers_step_and_its_guard_do_not_wait_for_the_device(world, fus
             terms = {"line": torch.zeros((), device="cuda")}
             norm = torch.nn.utils.get_total_norm([one.grad for one in trained])
             torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
-            taken = steps.take(terms, norm, {})
+            taken, _ = steps.take(terms, norm, {})
             sums.add(terms, {}, taken if more else None)
     assert sums.losses[-1].device.type == "cuda"
     moved = [value for value in state.optimizer.state[trained[0]].values() if value.dim()]
