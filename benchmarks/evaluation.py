@@ -33,7 +33,18 @@ from benchmarks.metrics import images as maps_and_masks
 from benchmarks.operations import write_profile
 from benchmarks.report import command_line, finish, machine, said, table
 from benchmarks.training_step import in_precision, shown_row
-from benchmarks.workload import AA_CLIP, CLASSES, DATASET, PROJECT, TEST_WAYS, TINY, Workload, default_size
+from benchmarks.workload import (
+    AA_CLIP,
+    CLASSES,
+    DATASET,
+    PROJECT,
+    SHOWN,
+    TEST_WAYS,
+    TINY,
+    Workload,
+    available,
+    default_size,
+)
 from files.command import run_main
 from forward_utils import encode_anchors
 from metrics import class_metrics, reference_ranking_metrics, table_row
@@ -47,7 +58,8 @@ METRIC_IMAGES = 8
 def measured(args: argparse.Namespace, images: int, device: torch.device) -> dict[str, Any]:
     """One batch size: {"batch size", "product GFLOP/s", "scores apart", "ways": [rows]}."""
     workload = Workload(args.model_name, args.img_size, images, device)
-    ways = [(way, one) for one in args.precisions for way in TEST_WAYS]
+    here = [way for way in TEST_WAYS if available(way, device)]
+    ways = [(way, one) for one in args.precisions for way in here]
     if "fp32" not in args.precisions:
         ways.insert(0, (AA_CLIP, "fp32"))
     steps = {(way, one): in_precision(workload.score(way), one) for way, one in ways}
@@ -59,7 +71,7 @@ def measured(args: argparse.Namespace, images: int, device: torch.device) -> dic
 
     seconds = in_turn(steps, args.repeats, device, products)
     meta, reference = Workload(args.model_name, args.img_size, images, "meta"), seconds[AA_CLIP, "fp32"]
-    flops = {way: meta.score_flops(way) for way in TEST_WAYS}
+    flops = {way: meta.score_flops(way) for way in here}
     rows = [
         {"way": way, "precision": one}
         | shown_row(seconds[way, one], reference, flops[way], speeds[one], images)
@@ -151,7 +163,7 @@ def markdown(result: dict[str, Any]) -> list[str]:
             seconds = row["seconds"]
             rows.append(
                 (
-                    *(count, row["way"], row["precision"]),
+                    *(count, SHOWN.get(row["way"], row["way"]), row["precision"]),
                     seconds if seconds == OUT_OF_MEMORY else round(seconds / count, 4),
                     *(row["images per second"], row["times faster"], round(row["TFLOP"] / count, 4)),
                     None if share is None else f"{100 * share:.0f} % of {speed}",

@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_map_only
 
 from benchmarks.fake import fake_cuda
 from benchmarks.report import command_line, finish, machine, said, table
-from benchmarks.training_step import SHOWN
 from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
     DATASET,
+    MATMUL,
     PROJECT,
     RATES,
+    SHOWN,
     STEP_WAYS,
     TINY,
     Workload,
@@ -39,7 +40,8 @@ from run_folder.flags import HelpFormatter
 from training.optimisation import only_training, parameters_of
 
 MODULE = "benchmarks.memory"
-WAYS = STEP_WAYS | {"test": (AA_CLIP, PROJECT)}
+WAYS = {stage: [way for way in ways if way != MATMUL] for stage, ways in STEP_WAYS.items()}
+WAYS["test"] = [AA_CLIP, PROJECT]
 
 
 class LiveTensors(TorchDispatchMode):

@@ -39,11 +39,14 @@ from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
     DATASET,
+    MATMUL,
     PROJECT,
     RATES,
+    SHOWN,
     STEP_WAYS,
     TINY,
     Workload,
+    available,
     default_size,
     steps_without_backward,
 )
@@ -52,16 +55,25 @@ from forward_utils import prompts_of
 from run_folder.flags import HelpFormatter
 from utils import choose_device
 
-SHOWN = {"mlp": "with `--activation_checkpointing mlp`", "full": "with `--activation_checkpointing full`"}
-WAYS = (AA_CLIP, PROJECT, "mlp", "full")
+WAYS = {"plain": PROJECT, MATMUL: MATMUL, "mlp": "mlp", "full": "full"}  # values of --ways
 MODULE = "benchmarks.training_step"
 
 
-def ways_of(stage: str, precisions: Sequence[str], chosen: Sequence[str] = WAYS) -> list[tuple[str, str]]:
+def ways_of(
+    stage: str, precisions: Sequence[str], chosen: Sequence[str] = tuple(WAYS.values())
+) -> list[tuple[str, str]]:
     """[(way, precision)] of a stage: AA-CLIP's, in float32 and in TF32 alone, in front."""
     of_stage = [way for way in STEP_WAYS[stage] if way in chosen]
     theirs = [(AA_CLIP, one) for one in dict.fromkeys(("fp32", *precisions)) if one != "bf16"]
-    return [*theirs, *((way, one) for one in precisions for way in of_stage if way != AA_CLIP)]
+    return [
+        *theirs,
+        *(
+            (way, one)
+            for one in precisions
+            for way in of_stage
+            if way != AA_CLIP and (way, one) != (MATMUL, "bf16")
+        ),
+    ]
 
 
 def in_precision(once, precision: str):
@@ -82,7 +94,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
         for kind in ("fp32", "bf16")
         if kind == "fp32" or kind in args.precisions
     }
-    ways = ways_of(stage, args.precisions, args.ways)
+    ways = ways_of(stage, args.precisions, [WAYS[one] for one in args.ways if available(WAYS[one], device)])
     steps = {
         (way, one): in_precision(workloads["bf16" if one == "bf16" else "fp32"].step(stage, way), one)
         for way, one in ways
@@ -219,7 +231,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--stages", nargs="+", default=list(RATES), choices=list(RATES), help="which to measure"
     )
     parser.add_argument(
-        "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="beside AA-CLIP's operations"
+        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="beside AA-CLIP's operations"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")

@@ -23,6 +23,7 @@ from forward_utils_cross_attention import text_context_of_class
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.matrix_products import CLOSE, compare_products, onednn_products, why_not
 from model.recompute import RECOMPUTED, recompute_activations
 from run_folder.state import TrainState
 from training.engine import StagePlan, StepLoss, steps_per_look, train_step
@@ -37,8 +38,17 @@ TEXT_LR, IMAGE_LR = 1e-5, 5e-4
 RATES = {"stage 1": TEXT_LR, "stage 2": IMAGE_LR}
 AA_CLIP, PROJECT = "AA-CLIP's operations", "this project"
 RAW, CROSSED, REFERRING = "raw CLIP", "cross-attention", "self-reference"
-STEP_WAYS = {"stage 1": (AA_CLIP, PROJECT), "stage 2": (AA_CLIP, PROJECT, "mlp", "full")}
-TEST_WAYS = (AA_CLIP, PROJECT, RAW, CROSSED, REFERRING)
+MATMUL = "matmul"
+STEP_WAYS = {
+    "stage 1": (AA_CLIP, PROJECT, MATMUL),
+    "stage 2": (AA_CLIP, PROJECT, MATMUL, "mlp", "full"),
+}
+TEST_WAYS = (AA_CLIP, PROJECT, MATMUL, RAW, CROSSED, REFERRING)
+SHOWN = {  # what a table calls a way that is a flag
+    MATMUL: "with `--matmul auto`",
+    "mlp": "with `--activation_checkpointing mlp`",
+    "full": "with `--activation_checkpointing full`",
+}
 NEVER = 10**6  # steps between two looks at the losses
 Step = Callable[[], object]
 
@@ -136,7 +146,8 @@ class Workload:
         if way == AA_CLIP:
             loss, trained = part.loss, parameters_of(part.modules)
             return costly_step(lambda batch: loss(batch)["loss"], trained, self.batch, RATES[stage])
-        return step(*part, self.batch, RATES[stage])
+        once = step(*part, self.batch, RATES[stage])
+        return by_onednn(once) if way == MATMUL else once
 
     def losses(self, stage: str) -> tuple[float, float]:
         """The loss of the first step by AA-CLIP's operations and by the project's."""
@@ -163,7 +174,7 @@ class Workload:
         self.make_anchors()
         if way == RAW:
             network = RawCLIP(self.clip)
-        elif way in (AA_CLIP, PROJECT):
+        elif way in (AA_CLIP, PROJECT, MATMUL):
             network = self.adapted(costly_clip(self.clip) if way == AA_CLIP else self.clip)
         else:
             reference = {"self_reference": 0.3} if way == REFERRING else {}
@@ -176,11 +187,27 @@ class Workload:
     def score(self, way: str) -> Step:
         """A function that scores the batch's images once."""
         scorer, images = self.scorer(way), self.batch["image"]
-        return lambda: scorer.score(images, CLASSES[0])
+        once = partial(scorer.score, images, CLASSES[0])
+        return by_onednn(once) if way == MATMUL else once
 
     def score_flops(self, way: str) -> int:
         """FLOPs of `score`; on the meta device."""
         return flops_of(self.score(way))
+
+
+def available(way: str, device: torch.device) -> bool:
+    """Whether a way is one on this device: `--matmul auto` changes nothing on a GPU, or where oneDNN's products err."""
+    return way != MATMUL or (why_not(device) is None and compare_products().apart < CLOSE)
+
+
+def by_onednn(once: Step) -> Step:
+    """`once` with matrix products of oneDNN, as `--matmul auto` has them where they are the faster ones."""
+
+    def run():
+        with onednn_products():
+            return once()
+
+    return run
 
 
 def surgery_start(name: str) -> int:

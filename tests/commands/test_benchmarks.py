@@ -205,7 +205,7 @@ def test_what_a_gpu_has_too_little_memory_for_is_said_and_the_others_go_on():
 
 
 def test_aa_clip_is_measured_in_float32_whatever_the_projects_precisions_are():
-    ways = training_step.ways_of("stage 1", ["bf16", "tf32"])
+    ways = training_step.ways_of("stage 1", ["bf16", "tf32"], [PROJECT])
     assert ways == [(AA_CLIP, "fp32"), (AA_CLIP, "tf32"), (PROJECT, "bf16"), (PROJECT, "tf32")]
     with pytest.raises(ValueError, match="--precisions tf32 on cpu: NVIDIA GPUs alone have it"):
         training_step.main(["--precisions", "tf32", "--device", "cpu"])
