@@ -31,7 +31,7 @@ from benchmarks.measure import (
 )
 from benchmarks.metrics import images as maps_and_masks
 from benchmarks.operations import write_profile
-from benchmarks.report import command_line, finish, machine, said, table
+from benchmarks.report import command_line, finish, machine, said, table, turns
 from benchmarks.training_step import in_precision, shown_row
 from benchmarks.workload import (
     AA_CLIP,
@@ -69,7 +69,7 @@ def measured(args: argparse.Namespace, images: int, device: torch.device) -> dic
         for one in speeds:
             speeds[one] = max(speeds[one], product_speed(device, one))
 
-    seconds = in_turn(steps, args.repeats, device, products)
+    seconds = in_turn(steps, args.repeats, device, products, not args.cold)
     meta, reference = Workload(args.model_name, args.img_size, images, "meta"), seconds[AA_CLIP, "fp32"]
     flops = {way: meta.score_flops(way) for way in here}
     rows = [
@@ -149,8 +149,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
     lines = [
         "# Evaluation",
         "",
-        f"{said(result)} {result['model_name']} at {result['img_size']} px, random weights, median of "
-        f"{result['repeats']}, in turn; × faster than AA-CLIP's operations in float32. Memory is the peak of a process "
+        f"{said(result)} {result['model_name']} at {result['img_size']} px, random weights, "
+        f"{turns(result)}; × faster than AA-CLIP's operations in float32. Memory is the peak of a process "
         "of its own.",
         "",
     ]
@@ -212,6 +212,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metric_images", type=int, default=METRIC_IMAGES, help="images whose metrics are timed"
     )
+    parser.add_argument("--cold", action="store_true", help="no turn to warm up: for steps of minutes")
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     parser.add_argument(
         "--memory", action="store_true", help="peak of every scorer, in processes of their own"
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_precision(precision, device)
     result = {
         "command": command_line(MODULE, argv),
-        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats")},
+        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")},
         **machine(device),
         "batches": [measured(args, images, device) for images in args.batch_sizes],
         "anchors": anchors_of_a_class(args, device),

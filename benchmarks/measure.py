@@ -66,19 +66,24 @@ def product_speed(device: torch.device, precision: str = "fp32") -> float:
 
 
 def in_turn(
-    ways: dict[Any, Once], repeats: int, device: torch.device, between: Once | None = None
+    ways: dict[Any, Once],
+    repeats: int,
+    device: torch.device,
+    between: Once | None = None,
+    warm_up: bool = True,
 ) -> dict[Any, float | str]:
-    """Median seconds of every way, one call of each after the other; the first turn warms up and does not count.
+    """Median seconds of every way, one call of each after the other.
 
     Args:
         ways: what a GPU has too little memory for is taken out, so that the others have its share.
         between: called after every turn.
+        warm_up: one turn more, the first, which does not count.
 
     Returns:
         {way: seconds, or "out of memory"}
     """
     times: dict[Any, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm_up):
         for way in list(ways):
             try:
                 times[way].append(seconds_of(ways[way], device))
@@ -87,7 +92,9 @@ def in_turn(
                 torch.cuda.empty_cache()
         if between is not None:
             between()
-    return {way: statistics.median(own[1:]) if way in ways else OUT_OF_MEMORY for way, own in times.items()}
+    return {
+        way: statistics.median(own[warm_up:]) if way in ways else OUT_OF_MEMORY for way, own in times.items()
+    }
 
 
 def peak_so_far() -> float:

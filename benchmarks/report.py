@@ -57,6 +57,11 @@ def said(result: dict[str, Any]) -> str:
     )
 
 
+def turns(result: dict[str, Any]) -> str:
+    """How often the ways of a result took their turns."""
+    return f"median of {result['repeats']}, in turn" + (", none to warm up" if result["cold"] else "")
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines of a Markdown table; None is "not measured"."""
     lines = ["| " + " | ".join(header) + " |", "|" + "--|" * len(header)]

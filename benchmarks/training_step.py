@@ -33,7 +33,7 @@ from benchmarks.measure import (
     told_by,
 )
 from benchmarks.operations import write_profile
-from benchmarks.report import command_line, finish, machine, said, table
+from benchmarks.report import command_line, finish, machine, said, table, turns
 from benchmarks.waits import WaitCounter, waits_of
 from benchmarks.workload import (
     AA_CLIP,
@@ -105,7 +105,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
         for one in speeds:
             speeds[one] = max(speeds[one], product_speed(device, one))
 
-    seconds = in_turn(steps, args.repeats, device, products)
+    seconds = in_turn(steps, args.repeats, device, products, not args.cold)
     theirs, ours = workloads["fp32"].losses(stage)
     meta = Workload(*shape, "meta")
     flops = {way: meta.step_flops(stage, way) for way in dict(ways)}
@@ -186,8 +186,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
     lines = [
         "# Training step",
         "",
-        f"{said(result)} {result['model_name']} at {result['img_size']} px, random weights, median of "
-        f"{result['repeats']}, in turn; × faster than AA-CLIP's operations in float32. {result['waits']} Memory is the "
+        f"{said(result)} {result['model_name']} at {result['img_size']} px, random weights, "
+        f"{turns(result)}; × faster than AA-CLIP's operations in float32. {result['waits']} Memory is the "
         f"peak of {'the GPU in ' if result['device'] != 'CPU' else ''}a process of its own.",
         "",
     ]
@@ -234,6 +234,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="beside AA-CLIP's operations"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
+    parser.add_argument("--cold", action="store_true", help="no turn to warm up: for steps of minutes")
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     parser.add_argument("--memory", action="store_true", help="peak of every way, in processes of their own")
     parser.add_argument("--profile", action="store_true", help="the largest operations of a step, too")
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = device.type == "cuda"
     result = {
         "command": command_line(MODULE, argv),
-        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats")},
+        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")},
         **machine(device),
         "waits": "Waits for the GPU are CUDA's own count of a whole step."
         if on_gpu
