@@ -106,7 +106,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
             speeds[one] = max(speeds[one], product_speed(device, one))
 
     seconds = in_turn(steps, args.repeats, device, products, not args.cold)
-    theirs, ours = workloads["fp32"].losses(stage)
+    theirs, ours = (None, None) if args.cold else workloads["fp32"].losses(stage)
     meta = Workload(*shape, "meta")
     flops = {way: meta.step_flops(stage, way) for way in dict(ways)}
     rows, reference = [], seconds[AA_CLIP, "fp32"]
@@ -122,7 +122,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
         "batch size": images,
         "product GFLOP/s": {one: round(speed / 1e9, 1) for one, speed in speeds.items()},
         "losses": [theirs, ours],
-        "losses apart": abs(theirs - ours) / abs(theirs),
+        "losses apart": None if args.cold else abs(theirs - ours) / abs(theirs),
         "ways": rows,
     }
 
@@ -211,6 +211,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
                 )
             )
     lines += table((*header, "share of the fastest product, GFLOP/s", "waits", "peak MB"), rows)
+    if result["cold"]:
+        return lines
     apart = ", ".join(
         f"{found['losses apart']:.1e} in {found['stage']} at batch {found['batch size']}"
         for found in result["stages"]
@@ -234,7 +236,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="beside AA-CLIP's operations"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
-    parser.add_argument("--cold", action="store_true", help="no turn to warm up: for steps of minutes")
+    parser.add_argument(
+        "--cold", action="store_true", help="no turn to warm up, no losses: for steps of minutes"
+    )
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     parser.add_argument("--memory", action="store_true", help="peak of every way, in processes of their own")
     parser.add_argument("--profile", action="store_true", help="the largest operations of a step, too")
