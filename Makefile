@@ -9,7 +9,7 @@ LOCK = $(TOOLS)/uv pip compile --universal --upgrade --generate-hashes --no-anno
   --custom-compile-command "make lock"
 AUDIT = $(TOOLS)/pip-audit --strict --require-hashes --disable-pip  # strict: a package nobody knows is an error
 
-.PHONY: demo quick datasets test test-slow test-bits test-reliability parity lint lock audit clean
+.PHONY: demo quick datasets test test-slow test-bits test-reliability bench-quick bench-gpu parity lint lock audit clean
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,13 @@ test-bits: $(VENV)/dev.installed  ## the claims of bit equality once more, on to
 
 test-reliability: $(VENV)/dev.installed  ## faults injected into everything that is read and written; counts under results/reliability/
 	$(BIN)/python tests/reliability.py
+
+bench-quick: $(VENV)/dev.installed  ## every benchmark as --quick: to see that it runs, and the tiny CLIP's ratios
+	for name in training_step evaluation metrics scaling memory loading; do \
+	  $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+bench-gpu: $(VENV)/demo.installed  ## what a GPU is wanted for, into results/performance/gpu; needs CUDA and an hour or two
+	$(BIN)/python -m benchmarks.gpu --out results/performance/gpu
 
 parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 GB in the temporary folder, 6 GB of memory)
 	$(BIN)/python tests/parity/parity.py check --golden $(GOLDEN)

@@ -9,18 +9,27 @@ Prints one JSON object. With --sync_debug each step is made once more, and one t
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measure import in_turn  # noqa: E402
+from benchmarks.workload import (  # noqa: E402
+    DATASET,
+    IMAGE_LR,
+    TEXT_LR,
+    TINY,
+    Step,
+    default_size,
+    random_batch,
+    step,
+    surgery_start,
+)
 from files.command import run_main  # noqa: E402
 from forward_utils import anchors_of_batch, fixed_anchors, frozen_image_features  # noqa: E402
 from forward_utils_cross_attention import (  # noqa: E402
@@ -33,29 +42,8 @@ from model.adapter import AdaptedCLIP  # noqa: E402
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention  # noqa: E402
 from model.clip import CLIP, create_model, surgery_copy  # noqa: E402
 from run_folder.flags import HelpFormatter  # noqa: E402
-from run_folder.state import TrainState  # noqa: E402
-from training.engine import StagePlan, StepLoss, steps_per_look, train_step  # noqa: E402
-from training.finite_steps import FiniteSteps  # noqa: E402
-from training.optimisation import adam, only_training  # noqa: E402
 from training.stages import image_stage_loss, text_stage_loss  # noqa: E402
 from utils import choose_device, setup_seed  # noqa: E402
-
-DATASET, CLASSES = "MVTec", ("bottle", "screw")
-TINY = "ViT-Tiny-8-demo"
-TEXT_LR, IMAGE_LR = 1e-5, 5e-4
-Step = Callable[[], None]
-
-
-def step(model: nn.Module, modules: dict[str, nn.Module], loss_of: StepLoss, batch: dict, lr: float) -> Step:
-    """A function that makes one training step of some modules, as the engine makes it."""
-    plan = StagePlan(epochs=1, log_every=10**6)  # a look at the losses waits
-    steps = FiniteSteps(TrainState("timed", modules, adam(modules, lr)), steps_per_look(plan, model.device))
-
-    def once():
-        with only_training(model, modules):
-            train_step(steps, loss_of, batch, plan)
-
-    return once
 
 
 def steps_without_a_wait(steps: Sequence[Step], device: torch.device) -> int:
@@ -84,15 +72,7 @@ def check_sync_debug(device: torch.device) -> None:
 
 def alternate(steps: Sequence[Step], repeats: int, device: torch.device) -> list[float]:
     """Median seconds of every function, run in turn."""
-    times = [[] for _ in steps]
-    for _ in range(repeats + 1):
-        for seconds, once in zip(times, steps, strict=True):
-            begin = time.perf_counter()
-            once()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begin)
-    return [statistics.median(seconds[1:]) for seconds in times]  # the first one warms up
+    return list(in_turn(dict(enumerate(steps)), repeats, device).values())
 
 
 def text_steps(
@@ -145,16 +125,6 @@ def image_steps(
     )
 
 
-def random_batch(images: int, size: int, device: torch.device) -> dict:
-    """A training batch of noise, every second image defective."""
-    return {
-        "image": torch.randn(images, 3, size, size, device=device),
-        "mask": (torch.rand(images, 1, size, size, device=device) > 0.9).float(),
-        "label": torch.arange(images, device=device) % 2,
-        "class_name": [CLASSES[i % 2] for i in range(images)],
-    }
-
-
 def shown_times(seconds: Sequence[float]) -> dict[str, float]:
     """What the JSON says of one stage's medians: the baseline's, cross-attention's, self-reference's if timed."""
     baseline, with_attention, *with_reference = seconds
@@ -182,9 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(args.device)
     if args.sync_debug:
         check_sync_debug(device)
-    size = args.img_size or (128 if args.model_name == TINY else 518)
+    size = args.img_size or default_size(args.model_name)
     clip = create_model(args.model_name, size, None if args.random_weights else "openai", device=device)
-    surgery = surgery_copy(clip, 10 if args.model_name == TINY else 20)
+    surgery = surgery_copy(clip, surgery_start(args.model_name))
     plain, crossed = AdaptedCLIP(clip).to(device), AdaptedCLIPWithCrossAttention(clip, relu=False).to(device)
     referring = AdaptedCLIPWithCrossAttention(clip, relu=False, self_reference=0.3).to(device)
     batch = random_batch(args.batch_size, size, device)

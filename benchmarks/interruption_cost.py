@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cross_attention_cost import DATASET, IMAGE_LR, TINY, Step, alternate, random_batch  # noqa: E402
+from benchmarks.cross_attention_cost import alternate  # noqa: E402
+from benchmarks.workload import DATASET, IMAGE_LR, TINY, Step, default_size, random_batch  # noqa: E402
 from files.command import run_main
 from forward_utils import fixed_anchors  # noqa: E402
 from model.adapter import AdaptedCLIP  # noqa: E402
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     setup_seed(0)
     device, repeats = choose_device(args.device), 5 if args.quick else args.repeats
-    size = args.img_size or (128 if args.model_name == TINY else 518)
+    size = args.img_size or default_size(args.model_name)
     clip = create_model(args.model_name, size, None if args.random_weights else "openai", device=device)
     model, batch = AdaptedCLIP(clip).to(device), random_batch(args.batch_size, size, device)
     batch["file_name"] = ["a.png"] * args.batch_size

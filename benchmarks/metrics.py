@@ -11,22 +11,17 @@ Writes metrics.json and metrics.md into --out, if given, and prints the table.
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 import sklearn
 
+from benchmarks.measure import peak_so_far, told_by
+from benchmarks.report import command_line, finish, machine, said
 from evaluation.accumulate import WARM_UP, ClassAccumulator
-from files.atomic import write_text
 from files.command import run_main
 from metrics import (
     ScoreBins,
@@ -36,6 +31,7 @@ from metrics import (
     region_shares,
 )
 
+MODULE = "benchmarks.metrics"
 GRID = 37  # patches on a side at 518 px
 BATCH = 8
 SHARE_ABNORMAL = 2  # every second image
@@ -125,10 +121,7 @@ def evaluated(count: int, side: int, way: str) -> None:
 
 def peak_of(count: int, side: int, way: str) -> dict[str, float]:
     """{"start", "peak"}: MB of a fresh process before its first image, and at most."""
-    command = [sys.executable, "-m", "benchmarks.metrics", "--child", way, str(count), str(side)]
-    root = Path(__file__).resolve().parent.parent
-    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    return json.loads(told.splitlines()[-1])
+    return told_by(MODULE, "--child", way, str(count), str(side))
 
 
 def child(way: str, count: int, side: int) -> None:
@@ -136,21 +129,6 @@ def child(way: str, count: int, side: int) -> None:
     start = peak_so_far()
     evaluated(count, side, way)
     print(json.dumps({"start": start, "peak": peak_so_far()}))
-
-
-def peak_so_far() -> float:
-    """The largest resident size of this process until now, in MB.
-
-    Raises:
-        OSError: the system is not Linux, which alone counts it from the program's own start.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError as error:
-        raise OSError(
-            "peak memory is read from /proc/self/status, which Linux alone has: measure there"
-        ) from error
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
 
 def grown(few: int, many: int, side: int, way: str) -> dict:
@@ -167,14 +145,13 @@ def grown(few: int, many: int, side: int, way: str) -> dict:
     }
 
 
-def markdown(result: dict) -> str:
-    """The table people read."""
+def markdown(result: dict) -> list[str]:
+    """The tables people read."""
     speed = result["speed"]
     lines = [
         "# Pixel metrics",
         "",
-        f"Written by `{result['command']}`: numpy {result['numpy']}, scikit-learn {result['scikit-learn']}, OpenCV "
-        f"{result['opencv']}, one thread, {result['machine']}; the machine did other work, so the ratios count.",
+        said(result),
         "",
         f"{speed['images']} images of {speed['side']}², median of {speed['repeats']}:",
         "",
@@ -202,7 +179,7 @@ def markdown(result: dict) -> str:
             f"{row['growth percent']} % | {row['bytes per image'] / 1000:.1f} kB, "
             f"{row['bytes per pixel']} bytes a pixel |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -227,24 +204,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         memory_side = 128
     else:
         memory_side = args.side
-    typed = sys.argv[1:] if argv is None else argv
     result = {
-        "command": " ".join(["python -m benchmarks.metrics", *typed]),
+        "command": command_line(MODULE, argv),
+        **machine(),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
-        "opencv": cv2.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "OpenCV": cv2.__version__,
         "speed": timed(args.images, args.side, args.repeats),
         "memory": {
             "exact": grown(args.few // 10, args.few // 5, memory_side, "exact"),
             "binned": grown(args.few, args.many, memory_side, "binned"),
         },
     }
-    text = markdown(result)
-    if args.out:
-        write_text(Path(args.out) / "metrics.json", json.dumps(result, indent=1) + "\n")
-        write_text(Path(args.out) / "metrics.md", text)
-    print(text)
+    finish("metrics", result, markdown(result), args.out)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,32 @@ import json
 import pytest
 import torch
 
-from benchmarks import cross_attention_cost, interruption_cost, loader, training_step
+from benchmarks import (
+    cross_attention_cost,
+    evaluation,
+    gpu,
+    interruption_cost,
+    loader,
+    loading,
+    scaling,
+    training_step,
+)
 from benchmarks import metrics as metrics_benchmark
+from benchmarks.fake import fake_cuda
+from benchmarks.flops import flops_of_step
+from benchmarks.measure import OUT_OF_MEMORY, in_turn, told_by
+from benchmarks.workload import (
+    AA_CLIP,
+    CLASSES,
+    DATASET,
+    PROJECT,
+    STEP_WAYS,
+    TEST_WAYS,
+    TINY,
+    Workload,
+)
+from files.command import Refusal
+from forward_utils import prompts_of
 
 
 def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
@@ -67,23 +91,137 @@ def test_the_interruption_benchmark_times_guard_and_save(capsys):
 
 
 def test_the_step_benchmark_compares_aa_clips_operations_with_the_same_losses(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_step, "peak_of", lambda args, stage, way: 1.0)
-    training_step.main(["--quick", "--device", "cpu", "--memory", "--out", str(tmp_path)])
-    assert "| stage 2 | with `--activation_checkpointing full` |" in capsys.readouterr().out
-    told = json.loads((tmp_path / "training_step.json").read_text())
-    for stage in ("stage 1", "stage 2"):
-        theirs, ours = (told[stage]["ways"][way] for way in training_step.WAYS[:2])
-        assert told[stage]["losses apart"] < 1e-5
-        assert theirs["TFLOP"] > ours["TFLOP"] > 0 and ours["seconds"] > 0
-    none, _, full = (told["stage 2"]["ways"][way]["TFLOP"] for way in training_step.WAYS[1:])
-    assert full > none  # the forward pass once more
+    monkeypatch.setattr(training_step, "peak_of", lambda *_: 1.0)
+    flags = ["--quick", "--img_size", "64", "--device", "cpu", "--ways", "plain", "full", "--memory"]
+    training_step.main([*flags, "--out", str(tmp_path)])
+    assert "| stage 2 | 2 | with `--activation_checkpointing full` | fp32 |" in capsys.readouterr().out
+    for found in json.loads((tmp_path / "training_step.json").read_text())["stages"]:
+        rows = {row["way"]: row for row in found["ways"]}
+        theirs, ours = rows[AA_CLIP], rows[PROJECT]
+        assert found["losses apart"] < 1e-5
+        assert theirs["TFLOP"] > ours["TFLOP"] > 0 and ours["seconds"] > 0 and ours["peak MB"] == 1
+        assert (theirs["waits"], ours["waits"]) == (4, 0)  # its focal loss makes its targets on the CPU
+    assert rows["full"]["TFLOP"] > rows[PROJECT]["TFLOP"]  # the forward pass once more
+
+
+def test_the_evaluation_benchmark_scores_alike_and_states_the_share_of_the_metrics(tmp_path):
+    evaluation.main(["--quick", "--img_size", "64", "--device", "cpu", "--profile", "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    (found,) = told["batches"]
+    rows = {row["way"]: row for row in found["ways"]}
+    assert tuple(rows) == TEST_WAYS and found["maps apart"] < 1e-5
+    assert (
+        rows["self-reference"]["TFLOP"] > 1.5 * rows[PROJECT]["TFLOP"]
+    )  # a frozen pass beside the adapted one
+    anchors = told["anchors"]
+    assert anchors[AA_CLIP]["TFLOP"] > 3 * anchors[PROJECT]["TFLOP"]  # 77 tokens of every prompt
+    assert 0 < told["metrics"][PROJECT]["share"] < 1
+    (rows,) = json.loads((tmp_path / "evaluation_profile.json").read_text())["calls"].values()
+    assert len(rows) == 15 and rows[0]["ms"] >= rows[1]["ms"] > 0 and sum(row["share"] for row in rows) <= 1
+
+
+def test_the_scaling_benchmark_tells_how_each_line_grows(tmp_path, monkeypatch, capsys):
+    line = [{"value": 2, "seconds": 1.0, "peak MB": 10.0, "start MB": 5.0}]
+    line.append({"value": 4, "seconds": 4.0, "peak MB": 20.0, "start MB": 5.0})
+    monkeypatch.setattr(scaling, "told_by", lambda *_: line)
+    scaling.main(["--quick", "--out", str(tmp_path)])
+    rows = capsys.readouterr().out
+    assert "| stage 2, this project | 2 → 4 px | 1.0 → 4.0 | value^2.0 | 10.0 → 20.0 (5.0) |" in rows
+    with pytest.raises(ValueError, match=r"--images \[4, 2\]: expected rising values"):
+        scaling.main(["--images", "4", "2"])
+
+
+@pytest.mark.parametrize(
+    ("axis", "what"),
+    [("images", scaling.BINNED), ("classes", scaling.TOGETHER), ("resolution", f"test, {PROJECT}")],
+)
+def test_a_line_of_the_scaling_benchmark_measures_each_value(axis, what, capsys):
+    sizes = ["--images", "4", "9", "--classes", "1", "2", "--resolutions", "64", "72", "--side", "64"]
+    scaling.main(["--child", axis, what, *sizes])
+    points = json.loads(capsys.readouterr().out)
+    assert len(points) == 2 and all(point["seconds"] > 0 for point in points)
+    assert points[0]["start MB"] <= points[0]["peak MB"] <= points[1]["peak MB"]
+
+
+def test_the_loading_benchmark_tells_peak_and_seconds_of_a_start(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "float16.safetensors"
+    loading.write_weights(path, TINY)
+    loading.main(["--quick", "--child", str(path)])
+    peak, processor, clock, size = json.loads(capsys.readouterr().out)
+    assert peak > 0 and processor > 0 and clock > 0 and size == pytest.approx(47, abs=1)
+    monkeypatch.setattr(loading, "told_by", lambda *_: [1.5, 2.0, 3.0, 47.0])
+    loading.main(["--quick"])
+    assert "| `.safetensors` in float32 | 47.1 | 1.5 × the network | 2.0 | 3.0 |" in capsys.readouterr().out
+
+
+def test_without_a_gpu_its_benchmarks_are_refused_and_can_be_shown(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Refusal, match="measures on a CUDA device, and torch sees none"):
+        gpu.main([])
+    gpu.main(["--dry_run"])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 4 and all("--device cuda" in line and "ViT-L-14-336" in line for line in shown)
+
+
+def test_every_command_for_a_gpu_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ran = {}
+
+    def run(name, flags, out):
+        ran[name] = flags
+        return int(name == "evaluation")
+
+    monkeypatch.setattr(gpu, "run", run)
+    with pytest.raises(Refusal, match=f"^evaluation failed; {tmp_path} has what they printed"):
+        gpu.main(["--out", str(tmp_path)])
+    steps = training_step.parsed(ran["training_step"])
+    assert (steps.batch_sizes, steps.precisions) == ([2, 16, 64], ["fp32", "tf32", "bf16"])
+    assert evaluation.parsed(ran["evaluation"]).precisions == ["fp32", "tf32"]
+    for benchmark in (cross_attention_cost, interruption_cost):
+        name = benchmark.__name__.split(".")[-1]
+        with pytest.raises(ValueError, match="--device cuda: torch cannot use it"):
+            benchmark.main(ran[name])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_projects_steps_are_built_and_run_forward_on_a_fake_gpu(precision):
+    for name in CLASSES:
+        prompts_of(DATASET, name)
+    with fake_cuda():
+        workload = Workload(TINY, 64, 2, "cuda", precision)
+        for stage in STEP_WAYS:
+            loss = sum(workload.part(stage, PROJECT).loss(workload.batch).values())
+            assert loss.device.type == "cuda" and loss.dtype == torch.float32
+
+
+def test_what_a_gpu_has_too_little_memory_for_is_said_and_the_others_go_on():
+    def too_much():
+        raise torch.OutOfMemoryError
+
+    ways = {"large": too_much, "small": lambda: None}
+    found = in_turn(ways, 2, torch.device("cpu"))
+    assert found["large"] == OUT_OF_MEMORY and found["small"] >= 0 and list(ways) == ["small"]
+    row = training_step.shown_row(OUT_OF_MEMORY, 1.0, 10**12, 1e9, 2)
+    assert row["TFLOP"] == 1 and row["times faster"] is None
+
+
+def test_aa_clip_is_measured_in_float32_whatever_the_projects_precisions_are():
+    ways = training_step.ways_of("stage 1", ["bf16", "tf32"], [PROJECT])
+    assert ways == [(AA_CLIP, "fp32"), (AA_CLIP, "tf32"), (PROJECT, "bf16"), (PROJECT, "tf32")]
+    with pytest.raises(ValueError, match="--precisions tf32 on cpu: NVIDIA GPUs alone have it"):
+        training_step.main(["--precisions", "tf32", "--device", "cpu"])
 
 
 def test_a_matrix_product_counts_two_flops_a_multiplication():
     left = torch.ones(2, 3, device="meta", requires_grad=True)
     right = torch.ones(3, 4, device="meta")
-    counted = training_step.counted(lambda: (left @ right.detach()).sum(), [left, right])
+    counted = flops_of_step(lambda: (left @ right.detach()).sum(), [left, right])
     assert counted == 2 * (2 * 2 * 3 * 4)  # forward, and the gradient to the left one alone
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(OSError, match=r"json.tool no_such_file ended with .*no_such_file"):
+        told_by("json.tool", "no_such_file")
 
 
 def test_the_loader_benchmark_times_every_step_and_says_what_was_measured_and_what_computed(
