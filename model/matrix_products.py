@@ -151,4 +151,13 @@ def is_for_onednn(a: Tensor, b: Tensor) -> bool:
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """[m, k] @ [k, n] (+ bias [n]) -> [m, n] by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(dense(a), dense(b).t(), bias, "none", [], "")
+
+
+def dense(matrix: Tensor) -> Tensor:
+    """A matrix that lies in one piece, as it is or transposed; a copy of one that is part of a larger one.
+
+    oneDNN multiplies parts, such as a head's share of all queries, by its reference loops: some 800 times slower.
+    """
+    is_whole = matrix.is_contiguous() or matrix.t().is_contiguous()
+    return matrix if is_whole else matrix.contiguous()

@@ -148,3 +148,26 @@ def test_another_word_is_refused():
     with pytest.raises(ValueError, match="--matmul fast: expected one of default, auto"):
         with matrix_products("fast", "cpu", logging.getLogger("AA-CLIP")):
             pass
+
+
+def test_parts_of_larger_matrices_are_copied_before_onednn_which_would_loop_over_them():
+    heads = torch.arange(24.0).reshape(3, 2, 4).transpose(0, 1)  # as a packed projection lays heads out
+    part = heads[1]
+    assert (
+        not part.is_contiguous()
+        and products.dense(part).is_contiguous()
+        and torch.equal(products.dense(part), part)
+    )
+    whole = torch.arange(12.0).reshape(3, 4)
+    assert products.dense(whole) is whole
+    turned = whole.t()
+    assert products.dense(turned) is turned
+
+
+@needs_onednn
+def test_a_product_never_gets_parts(monkeypatch):
+    seen, dense = [], products.dense
+    monkeypatch.setattr(products, "dense", lambda one: seen.append(one.shape) or dense(one))
+    heads = torch.randn(3, 2, 4).transpose(0, 1)
+    torch.testing.assert_close(products.product(heads[0], heads[1].t()), heads[0] @ heads[1].t())
+    assert seen == [(3, 4), (4, 3)]
