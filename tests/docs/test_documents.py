@@ -16,9 +16,7 @@ PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 NOTEBOOK = DOCS / "quick_start.ipynb"
 
 
-@cache
-def parser_of(command):
-    return flag_reference.parser_of(command)
+parser_of = cache(flag_reference.parser_of)
 
 
 def unknown_flags(words):
@@ -102,6 +100,12 @@ def test_the_site_lists_every_page_once():
 
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_readme_links_every_page_and_stays_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for page in DOCS.rglob("*.md") if (name := str(page.relative_to(ROOT))) not in text]
+    assert len(text.splitlines()) <= 160
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
