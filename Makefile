@@ -9,7 +9,7 @@ LOCK = $(TOOLS)/uv pip compile --universal --upgrade --generate-hashes --no-anno
   --custom-compile-command "make lock"
 AUDIT = $(TOOLS)/pip-audit --strict --require-hashes --disable-pip  # strict: a package nobody knows is an error
 
-.PHONY: demo quick datasets test test-slow test-bits test-reliability bench-quick bench-gpu parity lint lock audit clean
+.PHONY: demo quick datasets test test-slow test-bits test-reliability bench-quick bench-gpu parity lint lock audit clean docs docs-test
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,17 @@ bench-quick: $(VENV)/dev.installed  ## every benchmark as --quick: to see that i
 
 bench-gpu: $(VENV)/demo.installed  ## what a GPU is wanted for, into results/performance/gpu; needs CUDA and an hour or two
 	$(BIN)/python -m benchmarks.gpu --out results/performance/gpu
+
+$(VENV)/docs.installed: $(VENV)/demo.installed requirements-docs.txt
+	$(BIN)/python -m pip install -r requirements-docs.txt
+	touch $@
+
+docs: $(VENV)/docs.installed  ## the site of docs/ under runs/site/; a broken link or a page nobody lists is an error
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -c "import nbformat; nbformat.validate(nbformat.read('docs/quick_start.ipynb', as_version=4))"
+
+docs-test: $(VENV)/dev.installed  ## do the tutorials and the notebook as a reader does, on the tiny CLIP
+	$(BIN)/python -m pytest -m slow tests/docs
 
 parity: $(VENV)/demo.installed  ## compare with values recorded from AA-CLIP (1 GB in the temporary folder, 6 GB of memory)
 	$(BIN)/python tests/parity/parity.py check --golden $(GOLDEN)

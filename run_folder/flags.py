@@ -116,6 +116,8 @@ def take_config(
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON of flags and values; the same flag typed wins"
     )
+    if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        return {}  # the help that comes says what is required
     required = [action for action in parser._actions if action.required]
     for action in required:  # the file may have it
         action.required = False

@@ -16,19 +16,12 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from files.command import Refusal
+from synthesis.choices import LICENCE, TINY_MODELS
 from synthesis.codec import DctCodec
 from synthesis.model_folder import check_model_folder
 from synthesis.text import Prompts, tiny_text_pipeline
 
-LICENCE = (
-    "The weights of FLUX.1 [dev] and FLUX.1 Fill [dev] are gated and under a non-commercial licence: accept it on the "
-    "model's page at huggingface.co, log in with `hf auth login`, and use them and what they generate accordingly."
-)
 TINY_SEED = 20
-TINY_MODELS = {  # name: (layers of each kind, heads of 16 channels)
-    "tiny": (1, 2),
-    "small": (2, 8),
-}
 LORA_TARGETS = (  # a regular expression on module names: the image's path through the transformer
     r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.to_[qkv]|attn\.to_out\.0|ff\.net\.2)"
     r"|single_transformer_blocks\.\d+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[qkv])"

@@ -13,7 +13,7 @@ stopped.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
@@ -21,18 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from tqdm import tqdm
-
-try:
-    from synthesis.generate import Drafter, FillSampler, Item, TextureSampler, make, plan, resized
-    from synthesis.latents import FILL_MASKS, check_side
-    from synthesis.sampling import load_filler
-    from synthesis.weights import find_checkpoint, read_config
-except ModuleNotFoundError as error:
-    if error.name not in ("diffusers", "peft", "transformers", "tokenizers", "accelerate"):
-        raise
-    raise SystemExit(
-        f"semantic fill needs {error.name}: pip install -r requirements-synthesis.txt"
-    ) from error
 
 from dataset.image_files import Reading, read_image, read_image_of
 from dataset.jsonl import read_rows, write_rows
@@ -43,9 +31,12 @@ from model.settings import option
 from run_folder.flags import parse
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings, Settings
+from synthesis.choices import FILL_MASKS, check_side
 from synthesis.compositing import Gate
+from synthesis.generate import Drafter, Item, TextureSampler, make, plan, resized
 from synthesis.make_triptychs import training_samples
 from synthesis.masks import Area
+from synthesis.packages import optional_packages
 from utils import choose_device, close_logger, get_logger, lock_run, on_terminal, setup_seed
 
 ROWS, STAMP, LOG = "full-shot.jsonl", "generated.json", "generate.log"
@@ -182,8 +173,7 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     items = plan(normal, own.count, own.sham_ratio, own.seed)
     draft_of = Drafter(anomalous, own.masks, area, own.seed, reading)
     if own.method == "fill":
-        filler = load_filler(own.model, own.checkpoint, choose_device(own.device))
-        sampler = FillSampler(filler, *as_trained(own, logger), own.prompt, own.steps)
+        sampler = fill_sampler(own, logger)
     else:
         sampler = TextureSampler(normal, reading)
     rows = rows_so_far(out)
@@ -227,9 +217,20 @@ def generate(settings: Settings, out: Path, logger: Logger) -> None:
     )
 
 
-def as_trained(own: GenerationSettings, logger: Logger) -> list:
-    """(panel side, fill mask) of the checkpoint, unless typed otherwise."""
+def fill_sampler(own: GenerationSettings, logger: Logger) -> Callable:
+    """Samples by the checkpoint's semantic fill; only here is it imported, textures need none of it."""
+    with optional_packages():
+        from synthesis.fill_sampler import FillSampler
+        from synthesis.sampling import load_filler
+        from synthesis.weights import find_checkpoint, read_config
+
+    filler = load_filler(own.model, own.checkpoint, choose_device(own.device))
     config = read_config(find_checkpoint(own.checkpoint))
+    return FillSampler(filler, *as_trained(own, config, logger), own.prompt, own.steps)
+
+
+def as_trained(own: GenerationSettings, config: dict, logger: Logger) -> list:
+    """(panel side, fill mask) of the checkpoint's config, unless typed otherwise."""
     chosen = []
     for flag in ("size", "fill_mask"):
         typed, trained = getattr(own, flag), config[flag]

@@ -7,11 +7,10 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from synthesis.attention import places
+from synthesis.choices import FILL_MASKS, TOKEN_PIXELS, check_side
 from synthesis.codec import DctCodec
 
-TOKEN_PIXELS = 16  # 8 by the codec, 2 by packing
 CONDITION_IMAGE = 64  # the condition's channels of the masked diptych; those of the mask follow
-FILL_MASKS = ("semantic", "panel")
 
 
 class Encoded(NamedTuple):
@@ -23,14 +22,6 @@ class Encoded(NamedTuple):
     token_places: torch.Tensor  # [N, 2]
     semantic_places: torch.Tensor | None  # [M, 2]
     ids: torch.Tensor  # [N, 3] position ids of the diptych's tokens
-
-
-def check_side(side: int, flag: str = "--size") -> None:
-    """Raises ValueError unless a panel of `side` pixels is a whole number of tokens."""
-    if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
-        raise ValueError(
-            f"{flag} {side}: a panel's side must be a multiple of {TOKEN_PIXELS} pixels, e.g. 64 or 512"
-        )
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from synthesis.backbone import LORA_TARGETS, TINY_MODELS, licence_on_failure, prompt_length, tiny_config
+from synthesis.backbone import LORA_TARGETS, licence_on_failure, prompt_length, tiny_config
+from synthesis.choices import DTYPES, TINY_MODELS, TOKEN_PIXELS
 from synthesis.codec import DctCodec
-from synthesis.latents import TOKEN_PIXELS
 from synthesis.model_folder import check_model_folder
-from synthesis.system import DTYPES, semantic_module
+from synthesis.system import semantic_module
 
 GIB = 2**30
 # Bytes that one trained float32 value needs: itself, its gradient, the optimizer's moments, and while it steps the

@@ -36,9 +36,10 @@ from files.pictures import write_png
 from model.settings import option
 from run_folder.flags import parse
 from synthesis.attention_pictures import CELL, attention_picture
+from synthesis.choices import FILL_MASKS, check_side
 from synthesis.data import to_pixels
 from synthesis.generate import back_to_size, resized
-from synthesis.latents import FILL_MASKS, check_side, fill_mask_of
+from synthesis.latents import fill_mask_of
 from synthesis.masks import keyed_rng
 from synthesis.sample_inputs import Picture, find_pictures, panels_of, read_picture, sheet_path
 from synthesis.sampling import Filler

@@ -9,11 +9,10 @@ from diffusers import FluxFillPipeline
 from torch import Tensor
 
 from synthesis.attention import SemanticLayers
+from synthesis.choices import TOKEN_PIXELS, check_side
 from synthesis.euler import euler_step, sampling_times
 from synthesis.latents import (
-    TOKEN_PIXELS,
     Encoded,
-    check_side,
     diptych_mask,
     diptych_of,
     image_ids,

@@ -9,10 +9,16 @@ from typing import Any
 from model.settings import option
 from run_folder.flags import build_parser, take_config
 from synthesis.attention import LAYOUTS, POSITIONS
-from synthesis.backbone import LICENCE, TINY_MODELS
-from synthesis.latents import FILL_MASKS, check_side
-from synthesis.system import DTYPES, SEMANTIC_MODES
-from synthesis.training import LR_SCHEDULES, OPTIMIZERS
+from synthesis.choices import (
+    DTYPES,
+    FILL_MASKS,
+    LICENCE,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    SEMANTIC_MODES,
+    TINY_MODELS,
+    check_side,
+)
 
 PROMPT = "left: a scene; right: the same scene, changed where it is marked"
 

@@ -7,11 +7,9 @@ import torch
 
 from synthesis.attention import SemanticLayers
 from synthesis.backbone import Backbone, add_lora, load_backbone, load_prompts
+from synthesis.choices import DTYPES, SEMANTIC_MODES
 from synthesis.fusion import SemanticFusion, SemanticModule
 from synthesis.text import Prompt, Prompts
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SEMANTIC_MODES = ("none", "fusion", "cross_attention")
 
 
 class FillSystem(NamedTuple):

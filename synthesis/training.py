@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dataset.randomness import keyed_generator
 from run_folder.signals import ignore_stop_signals
+from synthesis.choices import LR_SCHEDULES, OPTIMIZERS
 from synthesis.debug import loss_with_shapes
 from synthesis.guard import StepGuard
 from synthesis.saver import RunSaver
@@ -19,11 +20,6 @@ from synthesis.training_step import Schedule, training_loss
 from utils import on_terminal
 
 DEBUG_STEPS = 2  # whose shapes --debug logs
-OPTIMIZERS = {"adamw": 1e-4, "prodigy": 1.0}  # name: learning rate
-LR_SCHEDULES = (
-    "constant",
-    "cosine",
-)  # cosine rises over the first 20th of the steps and falls to 0 at the last
 
 
 def make_optimizer(

@@ -15,7 +15,7 @@ from dataset import constants, get_dataset
 from synthesis import generate_anomalies, make_triptychs, train_semantic_fill
 from synthesis.codec import DctCodec
 from synthesis.compositing import change_inside
-from synthesis.generate import codec_round_trip
+from synthesis.fill_sampler import codec_round_trip
 
 
 class Red:
@@ -34,7 +34,7 @@ class Red:
 @pytest.fixture
 def red(monkeypatch):
     filler = Red()
-    monkeypatch.setattr(generate_anomalies, "load_filler", lambda model, checkpoint, device: filler)
+    monkeypatch.setattr("synthesis.sampling.load_filler", lambda model, checkpoint, device: filler)
     return filler
 
 

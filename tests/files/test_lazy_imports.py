@@ -16,6 +16,9 @@ COMMANDS = (
     "compare",
     "predict",
     "calibrate",
+    "make_triptychs",
+    "generate_anomalies",
+    "train_semantic_fill",
 )
 HEAVY = (
     "open_clip",
@@ -23,6 +26,7 @@ HEAVY = (
     "sklearn",
     "transformers",
     "diffusers",
+    "peft",
     "matplotlib",
     "accelerate",
     "scipy.stats",

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", reason="semantic fill needs requirements-synthe
 
 from synthesis.codec import DctCodec
 from synthesis.compositing import Gate, change_inside, paste, refusal
-from synthesis.generate import codec_round_trip
+from synthesis.fill_sampler import codec_round_trip
 from synthesis.masks import Area, keyed_rng, moved_mask, object_region, perlin_mask, perlin_noise
 from synthesis.perlin_defects import texture_defect
 

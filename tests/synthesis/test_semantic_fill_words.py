@@ -158,7 +158,7 @@ def test_the_memory_is_estimated_before_anything_is_loaded(data, tmp_path, model
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_semantic_fill, "assemble", stop)
+    monkeypatch.setattr("synthesis.fill_run.assemble", stop)
     with pytest.raises(KeyboardInterrupt):
         train_semantic_fill.main(flags(data, tmp_path, 1, "--model", model_folder))
     assert re.search(
