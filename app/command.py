@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from logging import Logger
 from pathlib import Path
 
 from app.scoring import Side
@@ -87,7 +88,7 @@ def require_gradio() -> None:
         )
 
 
-def load_sides(settings: Settings, logger) -> list[Side]:
+def load_sides(settings: Settings, logger: Logger) -> list[Side]:
     """What the page shows, one or two; unadapted CLIP beside a run is that run's backbone."""
     own, sides = settings.own, []
     for run in filter(None, (own.run, own.run_b)):

@@ -1,5 +1,6 @@
 """The page itself, in gradio: what is on it and what a click does. All arithmetic is in `app.scoring`."""
 
+import html
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,8 +29,13 @@ TITLE = "Anomaly scores"
 KEPT_SECONDS = 3600  # uploaded and drawn pictures are deleted after that
 LARGEST_UPLOAD = "200mb"
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
-SCORE_COLUMNS = ["picture", "score", "decision"]
-WORD_COLUMNS = ["without", "score", "the word adds"]
+SCORE_COLUMNS = ("picture", "score", "decision")
+WORD_COLUMNS = ("without", "score", "the word adds")
+CSS = """
+.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.numbers th, .numbers td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #d8dade; }
+.numbers td { overflow-wrap: anywhere; }
+"""
 State = list[tuple[list[Shown], Threshold]]  # of every side
 
 
@@ -60,30 +66,36 @@ def score(
     number = typed_number(typed)
     pictures, refused = read_pictures(files)
     state = [(score_pictures(side, pictures, subject), threshold_of(side, subject, number)) for side in sides]
-    message = "".join(f"\n* {reason}, left out" for reason in refused)
+    message = "".join(f"<p>{html.escape(reason)}, left out</p>" for reason in refused)
     outputs = [state, message]
     for side, (found, threshold), gallery in zip(sides, state, galleries(state, opacity, cut), strict=True):
-        rows = [[one.name, round(one.score, 5), decision(one.score, threshold.value)] for one in found]
-        outputs += [summary(side, found, threshold), gallery, rows]
+        rows = [[one.name, f"{one.score:.5f}", decision(one.score, threshold.value)] for one in found]
+        outputs += [summary(side, found, threshold), gallery, table(SCORE_COLUMNS, rows)]
     return outputs
 
 
 def summary(side: Side, found: Sequence[Shown], threshold: Threshold) -> str:
-    """A side's heading in Markdown: its name, the decision, the threshold and the scale."""
+    """A side's heading in HTML: its name, the decision, the threshold and the scale."""
     if threshold.value is None:
-        said = f"ranked, not decided (threshold: {in_code(threshold.origin)})"
+        said = f"ranked, not decided; no threshold: {threshold.origin}"
     else:
         count = sum(decision(one.score, threshold.value) == "anomalous" for one in found)
-        said = f"**{count} of {len(found)} anomalous** (threshold {threshold.value:.5g}, {threshold.origin})"
+        said = f"{count} of {len(found)} anomalous (threshold {threshold.value:.5g}, {threshold.origin})"
     low, high = common_scale(found)
-    return (
-        f"### {in_code(side.name)}\n\n{said}. Blue {low:.4g}, red {high:.4g}, the same in all pictures here."
-    )
+    scale = f"Blue is {low:.4g}, red {high:.4g} in all pictures below."
+    return f"{heading_of(side)}<p>{html.escape(said)}. {scale}</p>"
 
 
-def in_code(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "`" + text.replace("`", "'") + "`"
+def heading_of(side: Side) -> str:
+    """A side's name as a heading."""
+    return f"<h3>{html.escape(side.name)}</h3>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in HTML, every cell escaped."""
+    lines = [("th", head), *(("td", row) for row in rows)]
+    cells = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line) for tag, line in lines]
+    return '<table class="numbers">' + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
 
 
 def galleries(state: State | None, opacity: float, cut: float) -> list[list[tuple[Any, str]]]:
@@ -112,14 +124,17 @@ def redraw(count: int, state: State | None, opacity: float, cut: float) -> Any:
 
 
 def words(sides: Sequence[Side], files: list[str] | None, text: str, domain: str) -> Any:
-    """Click on "Which words matter": of every side the rows of its table, for the first picture."""
+    """Click on "Which words matter": of every side its table, for the first picture."""
     subject = subject_in_words(text, domain)
     pictures, _ = read_pictures(files)
     tables = [
-        [
-            [one.word, round(one.score, 5), f"{one.adds:+.5f}"]
-            for one in word_effects(side, pictures[0][1], subject)
-        ]
+        table(
+            WORD_COLUMNS,
+            [
+                [one.word, f"{one.score:.5f}", f"{one.adds:+.5f}"]
+                for one in word_effects(side, pictures[0][1], subject)
+            ],
+        )
         for side in sides
     ]
     return tables if len(sides) > 1 else tables[0]
@@ -155,15 +170,15 @@ def build(sides: Sequence[Side], text: str = "", threshold: float | None = None)
         with gradio.Row():
             run = gradio.Button("Score", variant="primary", elem_id="score")
             explain = gradio.Button("Which words matter (first picture)", elem_id="words")
-        message = gradio.Markdown()
+        message = gradio.HTML()
         columns, tables, shown = [], [], []
         with gradio.Row():
             for side in sides:
                 with gradio.Column(min_width=320):
-                    heading = gradio.Markdown(f"### {in_code(side.name)}")
+                    heading = gradio.HTML(heading_of(side))
                     gallery = gradio.Gallery(label="Heatmaps", columns=2, object_fit="contain")
-                    scores = gradio.Dataframe(headers=SCORE_COLUMNS, label="Scores", interactive=False)
-                    tables.append(gradio.Dataframe(headers=WORD_COLUMNS, label="Words", interactive=False))
+                    scores = gradio.HTML()
+                    tables.append(gradio.HTML())
                     columns += [heading, gallery, scores]
                     shown.append(gallery)
         click = shown_to_visitors(partial(score, sides))
@@ -191,5 +206,6 @@ def launch(page: Any, host: str, port: int, wait: bool = True) -> None:
         max_file_size=LARGEST_UPLOAD,
         footer_links=[],
         theme=theme,
+        css=CSS,
         ssr_mode=False,
     )

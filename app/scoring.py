@@ -128,7 +128,7 @@ def threshold_of(side: Side, subject: Subject, typed: float | None) -> Threshold
     if typed is not None:
         return Threshold(float(typed), "typed")
     if side.thresholds is None or not side.thresholds.is_file():
-        return Threshold(None, "none is stored: run calibrate.py on normal pictures, or type one")
+        return Threshold(None, "none is stored, run calibrate.py on normal pictures or type one")
     try:
         return Threshold(
             threshold_for(side.thresholds, what_is_scored(side.scorer, subject, None)), "calibrated"

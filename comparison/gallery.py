@@ -111,11 +111,13 @@ def pictures_of(classes: dict[str, ClassScores]) -> list[PictureScore]:
 
 
 def score_words(scores: ClassScores, number: int) -> str:
-    """An image's score, and where it stands among its class's normal images (ties count half)."""
-    own, normal = scores.fused[number], scores.fused[scores.labels == 0]
-    if not len(normal):
+    """An image's score, and where it stands among its class's other normal images (ties count half)."""
+    own, normal = scores.fused[number], scores.labels == 0
+    normal[number] = False
+    others = scores.fused[normal]
+    if not len(others):
         return f"score {own:.4f}"
-    lower = (np.mean(normal < own) + np.mean(normal <= own)) / 2
+    lower = (np.mean(others < own) + np.mean(others <= own)) / 2
     return f"score {own:.4f}, above {100 * lower:.0f} % of normal"
 
 

@@ -1,6 +1,7 @@
 """What a comparison's page opens with: one headline, and a matrix of arms and references by data sets and metrics."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ def headline(results: dict[str, dict]) -> str:
     count = f"{len(verdicts)} declared comparison{'' if len(verdicts) == 1 else 's'}"
     equal = sum(word == "equivalent" for *_, word in verdicts)
     beside = f"; {equal} lie within the margin" if equal else ""
+    few = sum(word == "undecidable" for *_, word in verdicts)
+    beside += f"; {few} could not be decided with so few classes" if few else ""
     if not decided:
         return f"No difference was shown in {count}{beside}"
     spelled = [
@@ -127,9 +130,9 @@ def read_references(
     return found
 
 
-def contents_of(file) -> tuple[dict[str, tuple[list[str], list[str]]], dict]:
+def contents_of(file: Path) -> tuple[dict[str, tuple[list[str], list[str]]], dict]:
     """({class: (files, digests)}, what it says of itself) of a scores file, as `comparable.reasons` takes them."""
-    classes = read_image_scores(file)
-    return {name: (one.files.tolist(), one.digests.tolist()) for name, one in classes.items()}, read_about(
-        file
-    )
+    classes = {
+        name: (one.files.tolist(), one.digests.tolist()) for name, one in read_image_scores(file).items()
+    }
+    return classes, read_about(file)

@@ -53,7 +53,7 @@ def roc(scores: ArmScores) -> str | None:
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=0.8)
     for place, (name, curve) in enumerate(curves.items()):
         if curve is not None:
-            axes.plot(GRID, curve, color=colour_of(place), linewidth=1.6, label=plain(name))
+            axes.plot([0, *GRID], [0, *curve], color=colour_of(place), linewidth=1.6, label=plain(name))
     axes.set_xlabel("false positive rate (normal pictures called anomalous)")
     axes.set_ylabel("true positive rate")
     axes.set_title("image ROC, mean over classes and runs", fontsize="medium")

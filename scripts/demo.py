@@ -8,6 +8,7 @@ heatmaps. Rendering and training that are done are not repeated, evaluation is; 
 """
 
 import argparse
+import csv
 import json
 import time
 from collections.abc import Sequence
@@ -15,16 +16,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw
 
+from evaluation.photographs.drawing import font_of
 from files.atomic import write_text
 from files.command import run_main
-from files.pictures import safe_name, sheet, write_png
+from files.names import picture_names, safe_name
+from files.pictures import sheet, write_png
+from forward_utils import class_names
 from run_folder.flags import HelpFormatter
 from scripts.commands import Command, SideBySide
 
 MODEL = "ViT-Tiny-8-demo"
 TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+LINE = 18  # pixels of a line of text on the contact sheet
+FIRST_LOOK = (
+    "first_heatmaps"  # folder of raw CLIP's heatmaps of some pictures, made before anything is trained
+)
 PICTURED = 2  # defective images per class on the contact sheet
 OFF = ["--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0"]  # what is left is the baseline
 SAME_STEPS = "continued baseline"  # what the others are compared with
@@ -89,9 +98,11 @@ def table(runs: dict[str, Path]) -> str:
 
 
 def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
-    """Original, truth and each run's heatmap for some defective images of every class."""
+    """Original, truth and each run's heatmap for some defective images of every class, under titles, each row above its
+    class and file, each heatmap with its picture's score."""
     first, *others = runs.values()
     folder = Path("visualization") / safe_name(dataset_name)
+    scores = [own_scores(run, dataset_name) for run in runs.values()]
     rows = []
     for class_folder in sorted((first / folder).iterdir()):
         defective = [path.name for path in sorted(class_folder.glob("*.png")) if "__good__" not in path.name]
@@ -101,11 +112,35 @@ def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
                 for run in (first, *others)
             ]
             side = strips[0].shape[1] // 3
-            rows.append([strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])])
+            cells = [strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])]
+            row = sheet([cells])
+            below = [name.removesuffix(".png"), "", *(shown.get(name, "") for shown in scores)]
+            rows.append(np.concatenate([row, caption_line(below, side, row.shape[1])]))
+    titles = ["original", "truth", *runs]
+    head = caption_line(titles, rows[0].shape[1] // len(titles), rows[0].shape[1])
     half = (len(rows) + 1) // 2
-    return sheet(
-        [[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)]
-    )
+    pairs = [[head, head], *zip(rows[:half], rows[half:] + rows[-1:], strict=False)]
+    return sheet([[cell for cell in pair] for pair in pairs])
+
+
+def own_scores(run: Path, dataset_name: str) -> dict[str, str]:
+    """{name of a picture's PNG: its own score in words} of a run's evaluation of a data set; {} where there is none."""
+    table = run / "scores.csv"
+    if not table.is_file():
+        return {}
+    with table.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["dataset"] == dataset_name]
+    names = picture_names(row["file"] for row in rows)
+    return {name: f"{float(row['own_score']):.4f}" for name, row in zip(names, rows, strict=True)}
+
+
+def caption_line(texts: Sequence[str], column: int, width: int) -> np.ndarray:
+    """A white line [LINE, width, 3] with a text at the begin of every column."""
+    line = Image.new("RGB", (width, LINE), "white")
+    draw = ImageDraw.Draw(line)
+    for place, text in enumerate(texts):
+        draw.text((place * column + 2, 2), text, "black", font_of(LINE - 6))
+    return np.asarray(line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,12 +162,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         rendering = ["--out", str(data), "--seed", str(args.data_seed)]
         for name in (TRAIN_SET, *TEST_SETS):
             jobs.start(name, [("demo_world/render_sets.py", ["--name", name, *rendering])])
+    page = first_look(data, out)
+    print(f"{time.perf_counter() - begin:.0f} s: first heatmaps, of CLIP without training, are in {page}")
     train_and_evaluate(runs, data, args.seed, EPOCHS[pace])
     print("[4/4] compare")
     report = compare_runs(runs, data, out, args.seed, args.quick)
-    print(
-        f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}"
-    )
+    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Open {out / 'report.html'}")
+
+
+def first_look(data: Path, out: Path) -> Path:
+    """Score and draw the test pictures of one class with unadapted CLIP; the page of their heatmaps."""
+    name = TEST_SETS[0]
+    class_name = class_names(name)[0]
+    pictures = Path(data) / name / class_name / "test"
+    flags = ["--raw_clip", "--model_name", MODEL, "--class_name", class_name, "--dataset", name]
+    flags += ["--input", str(pictures), "--out", str(out / FIRST_LOOK)]
+    with SideBySide() as jobs:
+        jobs.start("first look", [("predict.py", flags)])
+    return out / FIRST_LOOK / "index.html"
 
 
 def epoch_flags(epochs: tuple[int, int] | None) -> list[str]:
@@ -179,6 +226,7 @@ def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int, quick:
     arms = [f"{title}={runs[title]}" for title in CONTINUED if title != SAME_STEPS]
     compared = ["--baseline", f"{SAME_STEPS}={runs[SAME_STEPS]}", "--runs", *arms, "--datasets", *TEST_SETS]
     compared += ["--hypotheses", *DECLARED]
+    compared += ["--references", *(f"{title}={runs[title]}" for title in UNTRAINED)]
     with SideBySide() as jobs:
         jobs.start("compare", [("compare.py", [*compared, "--data_root", str(data), "--out", str(out)])])
     report = table(runs)

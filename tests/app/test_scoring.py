@@ -132,3 +132,11 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     with pytest.raises(ModuleNotFoundError, match="pip install -r requirements-app.txt"):
         command.serve(parse("", command.GROUPS, ["--raw_clip"]))
+
+
+def test_names_that_visitors_chose_are_escaped(side):
+    assert "&lt;b&gt;x.png" in page.table(("picture",), [("<b>x.png",)])
+    named = Side("<i>run", side.scorer, None)
+    told = page.summary(named, [GREY], Threshold(None, "no threshold for '<u>nut'"))
+    assert "&lt;i&gt;run" in told and "&lt;u&gt;nut" in told and "<i>" not in told and "<u>" not in told
+    assert "1 of 1 anomalous (threshold 0.5, typed)" in page.summary(named, [GREY], Threshold(0.5, "typed"))
