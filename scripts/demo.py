@@ -8,33 +8,25 @@ heatmaps. Rendering and training that are done are not repeated, evaluation is; 
 """
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-from PIL import Image, ImageDraw
-
-from evaluation.photographs.drawing import font_of
 from files.atomic import write_text
 from files.command import run_main
-from files.names import picture_names, safe_name
-from files.pictures import sheet, write_png
+from files.pictures import write_png
 from forward_utils import class_names
 from run_folder.flags import HelpFormatter
 from scripts.commands import Command, SideBySide
+from scripts.contact_sheet import contact_sheet
 
 MODEL = "ViT-Tiny-8-demo"
 TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
-LINE = 18  # pixels of a line of text on the contact sheet
 FIRST_LOOK = (
     "first_heatmaps"  # folder of raw CLIP's heatmaps of some pictures, made before anything is trained
 )
-PICTURED = 2  # defective images per class on the contact sheet
 OFF = ["--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0"]  # what is left is the baseline
 SAME_STEPS = "continued baseline"  # what the others are compared with
 CONTINUED = {  # run: (script, flags); short, because each starts from the baseline's adapters
@@ -95,52 +87,6 @@ def table(runs: dict[str, Path]) -> str:
             cells = " | ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
             lines.append(f"| {name} | {title} | {cells} |")
     return "\n".join(lines) + "\n"
-
-
-def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
-    """Original, truth and each run's heatmap for some defective images of every class, under titles, each row above its
-    class and file, each heatmap with its picture's score."""
-    first, *others = runs.values()
-    folder = Path("visualization") / safe_name(dataset_name)
-    scores = [own_scores(run, dataset_name) for run in runs.values()]
-    rows = []
-    for class_folder in sorted((first / folder).iterdir()):
-        defective = [path.name for path in sorted(class_folder.glob("*.png")) if "__good__" not in path.name]
-        for name in defective[:: max(1, len(defective) // PICTURED)][:PICTURED]:
-            strips = [
-                cv2.imread(str(run / folder / class_folder.name / name))[..., ::-1]
-                for run in (first, *others)
-            ]
-            side = strips[0].shape[1] // 3
-            cells = [strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])]
-            row = sheet([cells])
-            below = [name.removesuffix(".png"), "", *(shown.get(name, "") for shown in scores)]
-            rows.append(np.concatenate([row, caption_line(below, side, row.shape[1])]))
-    titles = ["original", "truth", *runs]
-    head = caption_line(titles, rows[0].shape[1] // len(titles), rows[0].shape[1])
-    half = (len(rows) + 1) // 2
-    pairs = [[head, head], *zip(rows[:half], rows[half:] + rows[-1:], strict=False)]
-    return sheet([[cell for cell in pair] for pair in pairs])
-
-
-def own_scores(run: Path, dataset_name: str) -> dict[str, str]:
-    """{name of a picture's PNG: its own score in words} of a run's evaluation of a data set; {} where there is none."""
-    table = run / "scores.csv"
-    if not table.is_file():
-        return {}
-    with table.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["dataset"] == dataset_name]
-    names = picture_names(row["file"] for row in rows)
-    return {name: f"{float(row['own_score']):.4f}" for name, row in zip(names, rows, strict=True)}
-
-
-def caption_line(texts: Sequence[str], column: int, width: int) -> np.ndarray:
-    """A white line [LINE, width, 3] with a text at the begin of every column."""
-    line = Image.new("RGB", (width, LINE), "white")
-    draw = ImageDraw.Draw(line)
-    for place, text in enumerate(texts):
-        draw.text((place * column + 2, 2), text, "black", font_of(LINE - 6))
-    return np.asarray(line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from cross_attention_world import MODEL, write_world
 from demo_world.render_sets import Counts, render_demo
 from files.pictures import GAP, write_png
 from run_folder.flags import parse
-from scripts import commands, demo
+from scripts import commands, contact_sheet, demo
 from studies import arm_runs, study
 from training.feedback_recipes import GROUPS, fill_in, plan
 
@@ -51,17 +51,27 @@ def test_the_contact_sheet_puts_every_runs_heatmap_beside_original_and_truth(tmp
     runs = {"one": write_run(tmp_path / "one", (200, 0, 0)), "two": write_run(tmp_path / "two", (0, 0, 200))}
     header = "dataset,checkpoint,file,own_score\n"
     (tmp_path / "one" / "scores.csv").write_text(f"{header}DemoB,x,DemoB/gear/test/chip/000.png,0.25\n")
-    assert demo.own_scores(tmp_path / "one", "DemoB") == {"DemoB__gear__test__chip__000.png": "0.2500"}
+    assert contact_sheet.own_scores(tmp_path / "one", "DemoB") == {
+        "DemoB__gear__test__chip__000.png": "0.2500"
+    }
     assert (
-        demo.own_scores(tmp_path / "one", "DemoA") == {} and demo.own_scores(tmp_path / "two", "DemoB") == {}
+        contact_sheet.own_scores(tmp_path / "one", "DemoA") == {}
+        and contact_sheet.own_scores(tmp_path / "two", "DemoB") == {}
     )
-    sheet = demo.contact_sheet(runs, "DemoB")
-    middle = demo.LINE + GAP + 5  # below the titles
+    sheet = contact_sheet.contact_sheet(runs, "DemoB")
+    middle = contact_sheet.LINE + GAP + 5  # below the titles
     assert (sheet[middle, 30] == (200, 0, 0)).all()
     assert ((sheet[middle] == (0, 0, 200)).all(axis=-1)).sum() >= 12
-    assert (sheet[: demo.LINE] < 128).any()  # the titles
-    below = sheet[demo.LINE + GAP + 12 + GAP :][: demo.LINE, : sheet.shape[1] // 2]
-    assert (below[:, 24:36] < 128).any() and (below[:, :12] < 128).any()  # the score, the file
+    assert (sheet[: contact_sheet.LINE] < 128).any()  # the titles
+    below = sheet[contact_sheet.LINE + GAP + 12 + GAP :][: contact_sheet.LINE, : sheet.shape[1] // 2]
+    assert (below < 128).any()
+    wide = np.zeros((4, 400, 3), np.uint8)
+    line = contact_sheet.caption_line(["gear/test/chip/" + 9 * "0", None, "0.25"], wide)
+    assert line.shape == (contact_sheet.LINE, 400, 3)
+    assert (line[:, :100] < 128).any() and not (line[:, 262:266] < 128).any()  # cut before the next column
+    assert (line[:, 267:] < 128).any() and contact_sheet.told_of("DemoB__a__b.png", "DemoB") == "a/b"
+    assert contact_sheet.fitting("abc", contact_sheet.font_of(12), 1000) == "abc"
+    assert contact_sheet.fitting("a" * 99, contact_sheet.font_of(12), 60).endswith("a…")
 
 
 def test_a_demo_folder_of_other_seeds_is_refused(tmp_path):
