@@ -240,7 +240,7 @@ def test_raw_clip_has_no_seed_and_goes_with_every_run(
     assert found["MVTec"]["abouts"]["raw"][0]["checkpoint"] == "raw_clip"
     assert list(found["MVTec"]["arms"]) == ["raw"]  # a reference is not tested
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    rows = re.findall(r'<tr class="(\w+)"><td>(\w+)', page)
+    rows = re.findall(r'<tr class="(reference|baseline|arm)"><td>(\w+)', page)
     assert rows == [("reference", "floor"), ("baseline", "base"), ("arm", "raw")]
     shown = {name: re.findall(rf"<td>{name}.*?</tr>", page)[0] for name in ("floor", "raw")}
     values = [re.findall(r"\d+\.\d\d(?=<br>)", line) for line in shown.values()]
