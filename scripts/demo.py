@@ -3,8 +3,9 @@
     python -m scripts.demo --out runs/demo
     python -m scripts.demo --quick --out runs/quick
 
-Leaves report.md, compare.py's report.html, a contact sheet per test set, and the runs with their logs, metrics and
-heatmaps. Rendering and training that are done are not repeated, evaluation is; delete the folder to start again.
+Shows heatmaps of CLIP without training first (first_heatmaps/). Leaves compare.py's report.html, the page to open,
+report.md, a contact sheet per test set, and the runs with their logs, metrics and heatmaps. Rendering and training that
+are done are not repeated, evaluation is; delete the folder to start again.
 """
 
 import argparse
