@@ -22,6 +22,7 @@ from comparison.crossed_effects import ENOUGH_SEEDS
 from comparison.evaluations import evaluate_missing
 from comparison.gallery import gallery
 from comparison.hypotheses import read_hypotheses
+from comparison.overview import headline, read_references
 from comparison.paired import compare_arms
 from comparison.replicates import METRICS
 from comparison.report import render
@@ -46,6 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--baseline", nargs="+", required=True, metavar="ARM", help="what the arms are compared with"
     )
     parser.add_argument("--runs", nargs="+", required=True, metavar="ARM", help="one arm per value")
+    parser.add_argument(
+        "--references",
+        nargs="+",
+        default=[],
+        metavar="ARM",
+        help="shown beside the arms in the report's first table and not tested, such as raw CLIP",
+    )
     parser.add_argument("--datasets", nargs="+", required=True, help="test sets")
     parser.add_argument("--out", default="comparison_out", help="folder of the report and the tables")
     parser.add_argument(
@@ -78,21 +86,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_arms(args: argparse.Namespace) -> tuple[Arm, list[Arm]]:
-    """(baseline, arms); several values of --baseline are its runs.
+def read_arms(args: argparse.Namespace) -> tuple[Arm, list[Arm], list[Arm]]:
+    """(baseline, arms, references); several values of --baseline are its runs.
 
     Raises:
         ValueError: two arms share a name.
     """
     baseline = read_arm(",".join(args.baseline))
     arms = [read_arm(text) for text in args.runs]
-    names = [arm.name for arm in [baseline, *arms]]
+    references = [read_arm(text) for text in args.references]
+    names = [arm.name for arm in [baseline, *arms, *references]]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
             f"two arms are called {', '.join(twice)}: give them names, for instance --runs new=PATH"
         )
-    return baseline, arms
+    return baseline, arms, references
 
 
 def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[str]:
@@ -134,8 +143,8 @@ def notes_on(results: dict[str, dict], baseline: Arm, arms: list[Arm]) -> list[s
 
 def galleries_of(
     results: dict[str, dict], baseline: Arm, arms: list[Arm], data_root: str | None, notes: list[str]
-) -> dict[str, list[dict]]:
-    """{dataset: rows of the image grid}; a dataset whose images are not there gets a note instead."""
+) -> dict[str, dict[str, list[dict]]]:
+    """{dataset: image grids}; a dataset whose images are not there gets a note instead."""
     rows = {}
     for dataset, result in results.items():
         try:
@@ -185,9 +194,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     hypotheses = read_hypotheses(args.hypotheses, args.verdict_metrics)
     margin = None if args.margin is None else args.margin / 100
     declare_datasets(DataSettings(dataset_config=args.dataset_config, real_names=args.real_names))
-    baseline, arms = read_arms(args)
+    baseline, arms, references = read_arms(args)
     flags = [text for flag in DATA_FLAGS if (value := getattr(args, flag)) for text in (f"--{flag}", value)]
-    every = [run for arm in [baseline, *arms] for run in arm.runs]
+    every = [run for arm in [baseline, *arms, *references] for run in arm.runs]
     evaluate_missing(every, args.datasets, [*flags, *test_flags], print)
 
     results = compare_arms(
@@ -211,15 +220,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         "versions": versions(),
         "notes": notes_on(results, baseline, arms),
     }
+    shown = read_references(baseline, references, args.datasets)
     galleries = galleries_of(results, baseline, arms, args.data_root, report_info["notes"])
     out = Path(args.out)
     write_text(out / "comparison.json", as_json(results, baseline, arms, report_info) + "\n")
     write_text(out / "comparison.csv", csv_text(results))
     write_text(out / "comparison.md", markdown(results))
     write_text(out / "comparison.tex", latex(results, report_info["verdict_metrics"]))
-    write_text(out / "report.html", render(results, baseline, arms, report_info, galleries))
+    write_text(out / "report.html", render(results, baseline, arms, report_info, galleries, shown))
     print(console(results))
-    print(f"\nReport and tables are in {out}")
+    print(f"\n{headline(results)}.\nReport and tables are in {out}: open {out / 'report.html'}")
     return results
 
 

@@ -31,12 +31,12 @@ COLOURS = (
 )
 
 
-def new_figure(height: float, columns: int = 1) -> "tuple[Figure, Axes | np.ndarray]":
-    """(figure, axes, or [columns] of them) of a height in inches, without a window system."""
+def new_figure(height: float, columns: int = 1, rows: int = 1) -> "tuple[Figure, Axes | np.ndarray]":
+    """(figure, axes, or [columns] or [rows] of them) of a height in inches, without a window system."""
     from matplotlib.figure import Figure  # here, because importing it takes a second
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns)
 
 
 def plain(text: object) -> str:

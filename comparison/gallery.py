@@ -1,6 +1,8 @@
-"""The image grid: the test images on which the arms' heatmaps disagree most with the baseline's."""
+"""The image grids: test images on which heatmaps disagree most, and defects that all arms together miss worst."""
 
 import base64
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +11,9 @@ import numpy as np
 
 from comparison.arms import Arm, pair
 from dataset.anomaly_dataset import BaseSingleClassDataset
-from evaluation.scores import RAREST, digest, read_scores, scores_file
+from evaluation.errors import mistakes_in
+from evaluation.picture_scores import PictureScore
+from evaluation.scores import RAREST, ClassScores, digest, read_scores, scores_file
 from files.pictures import outline, overlay, to_picture
 
 SIDE = 160  # pixels of the embedded pictures
@@ -23,19 +27,25 @@ class Tile(NamedTuple):
     source: str  # data URI
 
 
+class Chosen(NamedTuple):
+    """An image of a grid: its class, its number among the class's stored scores, and why it was chosen."""
+
+    class_name: str
+    number: int
+    why: str
+
+
 def gallery(
     baseline: Arm, arms: Sequence[Arm], dataset: str, test_sets: dict[str, BaseSingleClassDataset]
-) -> list[dict]:
-    """Rows of the grid, the largest disagreement first.
-
-    Heatmaps show scores.rarity_maps, one scale for all. An image's disagreement is the mean absolute difference of an
-    arm's map to the baseline's, in powers of ten, the largest over the arms; first paired seed of every arm.
+) -> dict[str, list[dict]]:
+    """Both grids of a data set, of the first paired seed of every arm. Heatmaps show scores.rarity_maps, one scale for
+    all.
 
     Args:
         test_sets: {class: dataset} from dataset.get_dataset.
 
     Returns:
-        [{"class", "file", "label", "disagreement", "tiles": [Tile]}]
+        {"disagreements", "misses": [{"class", "file", "label", "why", "tiles": [Tile]}]}
 
     Raises:
         ValueError: an image is not the evaluated one.
@@ -46,37 +56,85 @@ def gallery(
     stored = {
         name: read_scores(scores_file(run.folder, dataset, run.checkpoint))[0] for name, run in runs.items()
     }
+    grids = {"disagreements": disagreements(stored), "misses": worst_misses(stored)}
+    return {
+        title: [draw_row(one, stored, test_sets[one.class_name]) for one in chosen]
+        for title, chosen in grids.items()
+    }
+
+
+def rarity_of(scores: ClassScores, number: int | slice = slice(None)) -> np.ndarray:
+    """Stored maps in powers of ten of rarity."""
+    return scores.thumbnails[number] * np.float32(RAREST / 255)
+
+
+def disagreements(stored: dict[str, dict[str, ClassScores]]) -> list[Chosen]:
+    """The images whose maps are furthest from the baseline's, the first of `stored`: mean absolute difference in powers
+    of ten, the largest over the arms."""
+    first, *others = stored.values()
     ranked = []
-    for class_name, scores in stored[baseline.name].items():
-        maps = {
-            name: classes[class_name].thumbnails * np.float32(RAREST / 255)
-            for name, classes in stored.items()
-        }
-        apart = np.max([np.abs(maps[arm.name] - maps[baseline.name]).mean((1, 2)) for arm in arms], axis=0)
+    for class_name, scores in first.items():
+        own = rarity_of(scores)
+        apart = np.max(
+            [np.abs(rarity_of(classes[class_name]) - own).mean((1, 2)) for classes in others], axis=0
+        )
         for i in np.argsort(-apart, kind="stable")[:SHOWN_PER_CLASS]:
-            image = str(scores.files[i]), str(scores.digests[i])
-            ranked.append((float(apart[i]), class_name, *image, {name: maps[name][i] for name in maps}))
+            chosen = Chosen(class_name, int(i), f"{apart[i]:.2f} powers of ten apart")
+            ranked.append((float(apart[i]), class_name, str(scores.files[i]), chosen))
     ranked.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
-    return [draw_row(*entry, test_sets[entry[1]]) for entry in ranked[:SHOWN]]
+    return [entry[3] for entry in ranked[:SHOWN]]
+
+
+def worst_misses(stored: dict[str, dict[str, ClassScores]]) -> list[Chosen]:
+    """The defective images that score lowest among their class's normal ones, by the mean over baseline and arms."""
+    shares: dict[tuple[str, int], float] = {}
+    for classes in stored.values():
+        for one in mistakes_in(pictures_of(classes), label=1):
+            key = one.picture.class_name, one.number
+            shares[key] = shares.get(key, 0.0) + one.share / len(stored)
+    chosen, taken = [], Counter()
+    for (class_name, number), share in sorted(shares.items(), key=lambda entry: (-entry[1], *entry[0])):
+        taken[class_name] += 1
+        if taken[class_name] <= SHOWN_PER_CLASS:
+            why = f"{100 * share:.0f} % of its class's normal images score higher, mean over the runs shown"
+            chosen.append(Chosen(class_name, number, why))
+    return chosen[:SHOWN]
+
+
+def pictures_of(classes: dict[str, ClassScores]) -> list[PictureScore]:
+    """The images of some classes as a list of scores; what is not stored of an image is NaN."""
+    return [
+        PictureScore(str(file), name, int(label), float(fused), float(own), math.nan)
+        for name, one in classes.items()
+        for file, label, fused, own in zip(one.files, one.labels, one.fused, one.own, strict=True)
+    ]
+
+
+def score_words(scores: ClassScores, number: int) -> str:
+    """An image's score, and where it stands among its class's other normal images (ties count half)."""
+    own, normal = scores.fused[number], scores.labels == 0
+    normal[number] = False
+    others = scores.fused[normal]
+    if not len(others):
+        return f"score {own:.4f}"
+    lower = (np.mean(others < own) + np.mean(others <= own)) / 2
+    return f"score {own:.4f}, above {100 * lower:.0f} % of normal"
 
 
 def draw_row(
-    disagreement: float,
-    class_name: str,
-    file: str,
-    evaluated: str,
-    maps: dict[str, np.ndarray],
-    dataset: BaseSingleClassDataset,
+    chosen: Chosen, stored: dict[str, dict[str, ClassScores]], dataset: BaseSingleClassDataset
 ) -> dict:
-    """One image: original, truth, every run's heatmap.
+    """One image: original, truth, every run's heatmap with its score.
 
     Args:
-        evaluated: digest of the image the runs were evaluated on.
-        maps: {run's name: map [h, w]} in powers of ten of rarity.
+        stored: {run's name: {class: ClassScores}}.
 
     Raises:
         ValueError: the dataset has no such image.
     """
+    class_name, number, why = chosen
+    first = next(iter(stored.values()))[class_name]
+    file, evaluated = str(first.files[number]), str(first.digests[number])
     index = next(
         (
             i
@@ -94,16 +152,12 @@ def draw_row(
     mask = cv2.resize(item["mask"][0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     truth = "truth" if item["mask_known"] else "truth: defective, place unknown"
     tiles = [Tile("original", png_uri(picture)), Tile(truth, png_uri(outline(picture, mask)))]
-    for name, one in maps.items():
-        large = cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-        tiles.append(Tile(name, png_uri(overlay(picture, large, 0.0, RAREST))))
-    return {
-        "class": class_name,
-        "file": file,
-        "label": int(item["label"]),
-        "disagreement": disagreement,
-        "tiles": tiles,
-    }
+    for name, classes in stored.items():
+        scores = classes[class_name]
+        large = cv2.resize(rarity_of(scores, number), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+        caption = f"{name}: {score_words(scores, number)}"
+        tiles.append(Tile(caption, png_uri(overlay(picture, large, 0.0, RAREST))))
+    return {"class": class_name, "file": file, "label": int(item["label"]), "why": why, "tiles": tiles}
 
 
 def png_uri(picture: np.ndarray) -> str:

@@ -9,6 +9,8 @@ from jinja2 import Environment, FileSystemLoader
 from comparison.arms import Arm
 from comparison.comparable import differing_settings
 from comparison.figures import class_bars, forest, learning_curves
+from comparison.overview import headline, matrix
+from comparison.score_figures import histograms, image_scores_of, roc
 from comparison.tables import HEADER, TITLES, cells, interval, percent, seeds_text, verdict_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +28,8 @@ def render(
     baseline: Arm,
     arms: Sequence[Arm],
     report_info: dict,
-    galleries: dict[str, list[dict]],
+    galleries: dict[str, dict[str, list[dict]]],
+    references: dict[str, dict[str, list[dict]]] | None = None,
 ) -> str:
     """The page as text.
 
@@ -35,7 +38,8 @@ def render(
         baseline, arms: comparison.arms.Arm.
         report_info: {"command": [argv], "verdict_metrics", "hypotheses", "margin",
             "notes": [sentences], "replicates", "versions"}.
-        galleries: {dataset: rows from gallery.gallery}.
+        galleries: {dataset: grids from gallery.gallery}.
+        references: of overview.read_references; None for none.
     """
     evaluation_infos = {}
     for result in results.values():
@@ -47,11 +51,13 @@ def render(
         .render(
             header=HEADER,
             titles=TITLES,
+            headline=headline(results),
+            matrix=matrix(results, baseline, references or {}, report_info["verdict_metrics"]),
             command=shlex.join(report_info["command"]),
             report_info=report_info,
             verdicts=verdict_lines(results),
             sections=[
-                section(dataset, result, baseline, report_info["verdict_metrics"], galleries.get(dataset, []))
+                section(dataset, result, [baseline, *arms], report_info["verdict_metrics"], galleries)
                 for dataset, result in results.items()
             ],
             curves=learning_curves([baseline, *arms]),
@@ -63,9 +69,13 @@ def render(
 
 
 def section(
-    dataset: str, result: dict, baseline: Arm, verdict_metrics: Sequence[str], rows: list[dict]
+    dataset: str,
+    result: dict,
+    arms: Sequence[Arm],
+    verdict_metrics: Sequence[str],
+    galleries: dict[str, dict[str, list[dict]]],
 ) -> dict:
-    """What the page says about one dataset."""
+    """What the page says about one dataset; the baseline is the first arm."""
     tables = []
     for arm, compared in result["arms"].items():
         lines = [(metric, cells(metric, row)) for metric, row in compared["metrics"].items()]
@@ -83,16 +93,21 @@ def section(
     ]
     figures = [(f"{TITLES[metric]} on {dataset}, difference", forest(result, metric)) for metric in defined]
     figures += [
-        (f"{TITLES[metric]} on {dataset}, by class", class_bars(result, metric, baseline.name))
+        (f"{TITLES[metric]} on {dataset}, by class", class_bars(result, metric, arms[0].name))
         for metric in defined
     ]
+    scores = image_scores_of(arms, dataset)
     return {
         "dataset": dataset,
         "img_size": result["img_size"],
         "rows_sha256": result["rows_sha256"],
         "tables": tables,
         "figures": figures,
-        "gallery": rows,
+        "score_figures": [
+            (f"Image ROC curves on {dataset}", roc(scores)),
+            (f"Image scores of normal and abnormal pictures of {dataset}", histograms(scores)),
+        ],
+        "gallery": galleries.get(dataset, {}),
         "histogram_error": result["histogram_error"],
     }
 

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset import DOMAINS
+from dataset.anomaly_dataset import image_tensor
+from dataset.image_files import read_image
+from evaluation.photographs.subject import Subject, subject_of_class, subject_of_text
 from evaluation.picture_folders import picture_folder
-from evaluation.scorer import AnomalyScorer
+from evaluation.scorer import AnomalyScorer, scorer_of
+from files.cells import plain
+from files.given import require_regular
 from files.names import safe_name
 from files.pictures import overlay, sheet, to_picture, write_png
-from forward_utils import class_tokens
+from forward_utils import class_tokens, prompts_of
 from forward_utils_cross_attention import TextContext
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.tokenizer import word_tokenizer
@@ -101,52 +107,103 @@ def draw_attention(
     The patch of the second picture is the one with the highest anomaly score; a yellow square marks it.
 
     Raises:
-        ValueError: an image is not in the dataset, or cross-attention is off.
+        ValueError: an image is neither in the dataset nor a file, nobody says what a file shows, or cross-attention is
+            off.
     """
-    contexts, model, dataset = scorer.contexts, run.model, settings.data.dataset
-    if not contexts:
+    dataset, own = settings.data.dataset, settings.own
+    if not scorer.contexts:
         raise ValueError(
             "--attention_of: nothing to draw, cross-attention is off; leave --no_cross_attention away, or choose a "
             "loop that was trained with it"
         )
-    first_patches = run.first_patches(contexts)
     folder = picture_folder(settings.run.save_path, "attention", dataset)
-    for name in settings.own.attention_of:
-        class_name, item = find_image(test_sets, name)
-        image, picture = item["image"].to(model.device), to_picture(item["image"])
-        tokens = class_tokens(dataset, class_name)[0].to(model.device)
-        patches = first_patches({"image": image[None], "class_name": [class_name]})[0]
-        looks = text_to_image(model, patches, tokens, settings.own.attention_word).cpu().numpy()
-        large = cv2.resize(looks, picture.shape[:2], interpolation=cv2.INTER_NEAREST)
-        seen = overlay(picture, large, float(looks.min()), float(looks.max()))
+    for name in own.attention_of:
+        found = find_image(test_sets, name)
+        if found is not None:
+            pictures = attention_pictures(run, scorer, dataset, *found, own.attention_word)
+        else:
+            image = photograph(name, scorer.img_size, test_sets)
+            subject = subject_shown(name, own.attention_shows, dataset, test_sets)
+            known = subject.dataset or subject.registered()
+            its_scorer = scorer if known == dataset else scorer_of(run, known)
+            pictures = attention_pictures(
+                run, its_scorer, known, subject.class_name, image, own.attention_word
+            )
         base = safe_name(Path(name).with_suffix(""))
-        write_png(folder / f"{base}_text_to_image.png", sheet([[picture, seen]]))
-
-        side, size = looks.shape[0], picture.shape[0]
-        scores = scorer.score(image[None], class_name)[0][0].cpu().numpy()
-        cells = cv2.resize(scores, (side, side), interpolation=cv2.INTER_AREA)
-        row, column = np.unravel_index(int(cells.argmax()), cells.shape)
-        cell = size // side
-        corner = (int(column) * cell, int(row) * cell)
-        marked = cv2.rectangle(picture.copy(), corner, (corner[0] + cell, corner[1] + cell), (255, 255, 0), 1)
-        shares = image_to_text(model, image, int(row) * side + int(column), tokens, contexts[class_name])
-        words = word_list(shares, size)
-        marked = np.pad(marked, ((0, words.shape[0] - size), (0, 0), (0, 0)), constant_values=255)
-        write_png(folder / f"{base}_image_to_text.png", sheet([[marked, words]]))
-        logger.info(f"attention of {name}: {folder / base}_*.png")
+        for direction, picture in pictures.items():
+            write_png(folder / f"{base}_{direction}.png", picture)
+        logger.info(f"attention of {plain(name)}: {folder / base}_*.png")
 
 
-def find_image(test_sets: dict[str, Dataset], name: str) -> tuple[str, dict]:
-    """(class name, item) of a test image by its metadata path.
+def attention_pictures(
+    run: LoadedRun, scorer: AnomalyScorer, dataset: str, class_name: str, image: Tensor, word: str
+) -> dict[str, np.ndarray]:
+    """{"text_to_image", "image_to_text": RGB picture} of one image.
 
-    Raises:
-        ValueError: no such image.
+    Args:
+        scorer: of the data set that has the class.
+        image: [3, S, S].
     """
+    model, contexts = run.model, scorer.contexts
+    image, picture = image.to(model.device), to_picture(image)
+    tokens = class_tokens(dataset, class_name)[0].to(model.device)
+    patches = run.first_patches(contexts)({"image": image[None], "class_name": [class_name]})[0]
+    looks = text_to_image(model, patches, tokens, word).cpu().numpy()
+    large = cv2.resize(looks, picture.shape[:2], interpolation=cv2.INTER_NEAREST)
+    seen = overlay(picture, large, float(looks.min()), float(looks.max()))
+
+    side, size = looks.shape[0], picture.shape[0]
+    scores = scorer.score(image[None], class_name)[0][0].cpu().numpy()
+    cells = cv2.resize(scores, (side, side), interpolation=cv2.INTER_AREA)
+    row, column = np.unravel_index(int(cells.argmax()), cells.shape)
+    cell = size // side
+    corner = (int(column) * cell, int(row) * cell)
+    marked = cv2.rectangle(picture.copy(), corner, (corner[0] + cell, corner[1] + cell), (255, 255, 0), 1)
+    shares = image_to_text(model, image, int(row) * side + int(column), tokens, contexts[class_name])
+    words = word_list(shares, size)
+    marked = np.pad(marked, ((0, words.shape[0] - size), (0, 0), (0, 0)), constant_values=255)
+    return {"text_to_image": sheet([[picture, seen]]), "image_to_text": sheet([[marked, words]])}
+
+
+def find_image(test_sets: dict[str, Dataset], name: str) -> tuple[str, Tensor] | None:
+    """(class name, image [3, S, S]) of a test image by its metadata path; None where there is none."""
     for class_name, images in test_sets.items():
         for index, sample in enumerate(images.samples):
             if sample.file_name == name:
-                return class_name, images[index]
-    example = next(iter(test_sets.values())).samples[0].file_name
-    raise ValueError(
-        f"--attention_of {name}: not in the dataset's test images; a path there looks like {example}"
-    )
+                return class_name, images[index]["image"]
+    return None
+
+
+def photograph(name: str, img_size: int, test_sets: dict[str, Dataset]) -> Tensor:
+    """A file that is no row of the data set as the model sees it, [3, S, S].
+
+    Raises:
+        ValueError: there is no such file, or it is no picture that can be read.
+    """
+    if not Path(name).exists():
+        example = next(iter(test_sets.values())).samples[0].file_name
+        raise ValueError(
+            f"--attention_of {plain(name)}: not in the dataset's test images, and no such file; a path there looks "
+            f"like {example}"
+        )
+    require_regular(name, "--attention_of")
+    return image_tensor(read_image(name, "--attention_of"), img_size)
+
+
+def subject_shown(name: str, shows: str | None, dataset: str, test_sets: dict[str, Dataset]) -> Subject:
+    """What a photograph shows: a class of the data set, or own words.
+
+    Raises:
+        ValueError: nobody says it, and the data set has several classes; or the words are empty or too long.
+    """
+    if shows is None and len(test_sets) > 1:
+        raise ValueError(
+            f"--attention_of {plain(name)}: no image of {dataset}; say what it shows with --attention_shows, one of "
+            f"{', '.join(test_sets)} or own words such as 'steel bolt'"
+        )
+    shows = next(iter(test_sets)) if shows is None else shows
+    if shows in test_sets:
+        return subject_of_class(shows, dataset)
+    subject = subject_of_text(shows, DOMAINS[dataset])
+    prompts_of(subject.registered(), subject.class_name)
+    return subject

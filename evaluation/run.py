@@ -95,10 +95,14 @@ class EvaluationSettings:
     errors: int = option(0, "write the so many worst false alarms and misses as one page")
     attention_of: list = option(
         [],
-        "draw both cross-attentions for these images (paths as in the metadata)",
+        "draw both cross-attentions for these images: paths as in the metadata, or any photograph's",
         type=str,
         nargs="+",
         metavar="IMAGE",
+    )
+    attention_shows: str | None = option(
+        None,
+        "what photographs of --attention_of that are no test image show: a class of --dataset or own words",
     )
     attention_word: str = option("damaged", "the prompt word whose attention is drawn")
     text_norm_weight: float = option(

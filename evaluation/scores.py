@@ -62,6 +62,16 @@ class ClassScores(NamedTuple):
         return (self.positive.sum(axis=1) + self.negative.sum(axis=1)) > 0
 
 
+class ImageScores(NamedTuple):
+    """The columns of ClassScores that have one value per image."""
+
+    files: np.ndarray
+    digests: np.ndarray
+    labels: np.ndarray
+    fused: np.ndarray
+    own: np.ndarray
+
+
 def class_scores(found: dict, samples: Sequence[Sample], domain: str, levels: int) -> ClassScores:
     """What is kept of one class.
 
@@ -265,3 +275,13 @@ def read_scores(path: Path | str) -> tuple[dict[str, ClassScores], dict]:
             for i, name in enumerate(about["names"])
         }
     return classes, about
+
+
+def read_image_scores(path: Path | str) -> dict[str, ImageScores]:
+    """{class name: ImageScores} of a scores file, without its histograms and maps."""
+    with np.load(path, allow_pickle=False) as stored:
+        names = json.loads(str(stored["about"]))["names"]
+        return {
+            name: ImageScores(*(stored[f"{i}.{key}"] for key in ImageScores._fields))
+            for i, name in enumerate(names)
+        }

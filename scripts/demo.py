@@ -3,8 +3,9 @@
     python -m scripts.demo --out runs/demo
     python -m scripts.demo --quick --out runs/quick
 
-Leaves report.md, compare.py's report.html, a contact sheet per test set, and the runs with their logs, metrics and
-heatmaps. Rendering and training that are done are not repeated, evaluation is; delete the folder to start again.
+Shows heatmaps of CLIP without training first (first_heatmaps/). Leaves compare.py's report.html, the page to open,
+report.md, a contact sheet per test set, and the runs with their logs, metrics and heatmaps. Rendering and training that
+are done are not repeated, evaluation is; delete the folder to start again.
 """
 
 import argparse
@@ -13,19 +14,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from files.atomic import write_text
 from files.command import run_main
-from files.pictures import safe_name, sheet, write_png
+from files.pictures import write_png
+from forward_utils import class_names
 from run_folder.flags import HelpFormatter
 from scripts.commands import Command, SideBySide
+from scripts.contact_sheet import contact_sheet
 
 MODEL = "ViT-Tiny-8-demo"
 TRAIN_SET, TEST_SETS = "DemoA", ("DemoB", "DemoPhoto", "DemoPhotoMed")
 COLUMNS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
-PICTURED = 2  # defective images per class on the contact sheet
+FIRST_LOOK = (
+    "first_heatmaps"  # folder of raw CLIP's heatmaps of some pictures, made before anything is trained
+)
 OFF = ["--text_cross_attn_weight", "0", "--image_cross_attn_weight", "0"]  # what is left is the baseline
 SAME_STEPS = "continued baseline"  # what the others are compared with
 CONTINUED = {  # run: (script, flags); short, because each starts from the baseline's adapters
@@ -88,26 +90,6 @@ def table(runs: dict[str, Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def contact_sheet(runs: dict[str, Path], dataset_name: str) -> np.ndarray:
-    """Original, truth and each run's heatmap for some defective images of every class."""
-    first, *others = runs.values()
-    folder = Path("visualization") / safe_name(dataset_name)
-    rows = []
-    for class_folder in sorted((first / folder).iterdir()):
-        defective = [path.name for path in sorted(class_folder.glob("*.png")) if "__good__" not in path.name]
-        for name in defective[:: max(1, len(defective) // PICTURED)][:PICTURED]:
-            strips = [
-                cv2.imread(str(run / folder / class_folder.name / name))[..., ::-1]
-                for run in (first, *others)
-            ]
-            side = strips[0].shape[1] // 3
-            rows.append([strips[0][:, : 3 * side], *(strip[:, 2 * side : 3 * side] for strip in strips[1:])])
-    half = (len(rows) + 1) // 2
-    return sheet(
-        [[sheet([row]) for row in pair] for pair in zip(rows[:half], rows[half:] + rows[-1:], strict=False)]
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", default="runs/demo", help="folder of the report, the data and the runs")
@@ -127,12 +109,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         rendering = ["--out", str(data), "--seed", str(args.data_seed)]
         for name in (TRAIN_SET, *TEST_SETS):
             jobs.start(name, [("demo_world/render_sets.py", ["--name", name, *rendering])])
+    page = first_look(data, out)
+    print(f"{time.perf_counter() - begin:.0f} s: first heatmaps, of CLIP without training, are in {page}")
     train_and_evaluate(runs, data, args.seed, EPOCHS[pace])
     print("[4/4] compare")
     report = compare_runs(runs, data, out, args.seed, args.quick)
-    print(
-        f"\n{report}\n{time.perf_counter() - begin:.0f} s. Report, heatmaps and contact sheets are in {out}"
-    )
+    print(f"\n{report}\n{time.perf_counter() - begin:.0f} s. Open {out / 'report.html'}")
+
+
+def first_look(data: Path, out: Path) -> Path:
+    """Score and draw the test pictures of one class with unadapted CLIP; the page of their heatmaps."""
+    name = TEST_SETS[0]
+    class_name = class_names(name)[0]
+    pictures = Path(data) / name / class_name / "test"
+    flags = ["--raw_clip", "--model_name", MODEL, "--class_name", class_name, "--dataset", name]
+    flags += ["--input", str(pictures), "--out", str(out / FIRST_LOOK)]
+    with SideBySide() as jobs:
+        jobs.start("first look", [("predict.py", flags)])
+    return out / FIRST_LOOK / "index.html"
 
 
 def epoch_flags(epochs: tuple[int, int] | None) -> list[str]:
@@ -179,6 +173,7 @@ def compare_runs(runs: dict[str, Path], data: Path, out: Path, seed: int, quick:
     arms = [f"{title}={runs[title]}" for title in CONTINUED if title != SAME_STEPS]
     compared = ["--baseline", f"{SAME_STEPS}={runs[SAME_STEPS]}", "--runs", *arms, "--datasets", *TEST_SETS]
     compared += ["--hypotheses", *DECLARED]
+    compared += ["--references", *(f"{title}={runs[title]}" for title in UNTRAINED)]
     with SideBySide() as jobs:
         jobs.start("compare", [("compare.py", [*compared, "--data_root", str(data), "--out", str(out)])])
     report = table(runs)

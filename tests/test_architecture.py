@@ -43,6 +43,7 @@ MAY_IMPORT["synthesis"] = LOWER
 MAY_IMPORT["studies"] = (*MAY_IMPORT["commands"], "scripts")
 MAY_IMPORT["scripts"] = (*MAY_IMPORT["commands"], "tiny_clip")
 MAY_IMPORT["benchmarks"] = MAY_IMPORT["commands"]
+MAY_IMPORT["app"] = (*LOWER, "evaluation")
 AA_CLIPS_ARGUMENTS = {  # their signatures are a contract
     "train_text_adapter",
     "train_image_adapter",

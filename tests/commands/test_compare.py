@@ -234,9 +234,17 @@ def test_raw_clip_has_no_seed_and_goes_with_every_run(
     )
     test_script.main(own)
     shutil.rmtree(tmp_path / "raw" / "scores")  # as if evaluated before there were scores
-    found = compare.main([*compare_flags([str(tmp_path / "raw")], tmp_path / "out")])
+    flags = compare_flags([str(tmp_path / "raw")], tmp_path / "out", "--references", f"floor={tmp_path}/raw")
+    found = compare.main(flags)
     assert found["MVTec"]["arms"]["raw"]["seeds"] == [1, 2]
     assert found["MVTec"]["abouts"]["raw"][0]["checkpoint"] == "raw_clip"
+    assert list(found["MVTec"]["arms"]) == ["raw"]  # a reference is not tested
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    rows = re.findall(r'<tr class="(reference|baseline|arm)"><td>(\w+)', page)
+    assert rows == [("reference", "floor"), ("baseline", "base"), ("arm", "raw")]
+    shown = {name: re.findall(rf"<td>{name}.*?</tr>", page)[0] for name in ("floor", "raw")}
+    values = [re.findall(r"\d+\.\d\d(?=<br>)", line) for line in shown.values()]
+    assert len(values[0]) == 2 and values[0] == values[1]
 
 
 def test_runs_tested_at_other_sizes_or_on_other_files_are_refused_with_the_reason(
@@ -363,7 +371,16 @@ def test_the_page_is_self_contained_and_everything_the_user_named_is_escaped(com
     )
     assert sum(source.startswith("data:image/png") for source in sources) >= 2 * 5  # a grid for both datasets
     assert not re.search(r'(?:href|action)="|url\(|@import', page)
-    for text in ("Verdicts", "Settings that differ", "Learning curves", "Where the heatmaps disagree most"):
+    assert page.index('class="headline"') < page.index("<strong>Note.</strong>") < page.index("<h2>Verdicts")
+    assert "above 100 % of normal</figcaption>" in page and "Image ROC curves on MVTec" in page
+    assert "img-src data:" in page and "This table scrolls sideways" in page
+    for text in (
+        "Worst misses",
+        "Verdicts",
+        "Settings that differ",
+        "Learning curves",
+        "Where the heatmaps disagree most",
+    ):
         assert f"{text}<" in page
     # Two files of six runs, counting the baseline's twice, and the rows of two datasets.
     assert len(re.findall(r"\b[0-9a-f]{64}\b", page)) == 14

@@ -12,9 +12,9 @@ import pytest
 from cross_attention_world import MODEL, write_world
 
 from demo_world.render_sets import Counts, render_demo
-from files.pictures import write_png
+from files.pictures import GAP, write_png
 from run_folder.flags import parse
-from scripts import commands, demo
+from scripts import commands, contact_sheet, demo
 from studies import arm_runs, study
 from training.feedback_recipes import GROUPS, fill_in, plan
 
@@ -49,9 +49,29 @@ def test_the_demos_table_has_a_row_per_test_set_and_run_and_a_dash_for_undefined
 
 def test_the_contact_sheet_puts_every_runs_heatmap_beside_original_and_truth(tmp_path):
     runs = {"one": write_run(tmp_path / "one", (200, 0, 0)), "two": write_run(tmp_path / "two", (0, 0, 200))}
-    sheet = demo.contact_sheet(runs, "DemoB")
-    assert (sheet[5, 30] == (200, 0, 0)).all()
-    assert ((sheet[5] == (0, 0, 200)).all(axis=-1)).sum() >= 12
+    header = "dataset,checkpoint,file,own_score\n"
+    (tmp_path / "one" / "scores.csv").write_text(f"{header}DemoB,x,DemoB/gear/test/chip/000.png,0.25\n")
+    assert contact_sheet.own_scores(tmp_path / "one", "DemoB") == {
+        "DemoB__gear__test__chip__000.png": "0.2500"
+    }
+    assert (
+        contact_sheet.own_scores(tmp_path / "one", "DemoA") == {}
+        and contact_sheet.own_scores(tmp_path / "two", "DemoB") == {}
+    )
+    sheet = contact_sheet.contact_sheet(runs, "DemoB")
+    middle = contact_sheet.LINE + GAP + 5  # below the titles
+    assert (sheet[middle, 30] == (200, 0, 0)).all()
+    assert ((sheet[middle] == (0, 0, 200)).all(axis=-1)).sum() >= 12
+    assert (sheet[: contact_sheet.LINE] < 128).any()  # the titles
+    below = sheet[contact_sheet.LINE + GAP + 12 + GAP :][: contact_sheet.LINE, : sheet.shape[1] // 2]
+    assert (below < 128).any()
+    wide = np.zeros((4, 400, 3), np.uint8)
+    line = contact_sheet.caption_line(["gear/test/chip/" + 9 * "0", None, "0.25"], wide)
+    assert line.shape == (contact_sheet.LINE, 400, 3)
+    assert (line[:, :100] < 128).any() and not (line[:, 262:266] < 128).any()  # cut before the next column
+    assert (line[:, 267:] < 128).any() and contact_sheet.told_of("DemoB__a__b.png", "DemoB") == "a/b"
+    assert contact_sheet.fitting("abc", contact_sheet.font_of(12), 1000) == "abc"
+    assert contact_sheet.fitting("a" * 99, contact_sheet.font_of(12), 60).endswith("a…")
 
 
 def test_a_demo_folder_of_other_seeds_is_refused(tmp_path):
@@ -189,6 +209,7 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
     heads = ["--cross_attn_heads", "4"]
     added = {
         "test.py": tiny,
+        "predict.py": tiny,
         "train.py": [*tiny, *adapters, *short],
         "train_cross_attention.py": [*tiny, *adapters, *short, *heads],
         "train_cross_attention_feedback.py": [*tiny, *adapters, *short, *heads],
@@ -217,6 +238,7 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
     out = tmp_path / "demo"
     demo.main(["--out", str(out), "--seed", "3", "--quick"])
     assert ran == [
+        ("first look", "predict.py"),
         ("baseline", "train.py"),
         ("local contrast", "test.py"),
         ("raw CLIP", "test.py"),
@@ -250,6 +272,12 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
     assert all(row["verdict"] in ("helps", "hurts", "not shown") for row in declared)
     assert not any("verdict" in row for row in rows["feedback"]["metrics"].values())
     assert "decides two hypotheses" in report
-    assert "This is the quick demo" in report and "[4/4] compare" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "This is the quick demo" in report and "[4/4] compare" in printed
+    page = out / demo.FIRST_LOOK / "index.html"
+    assert page.is_file() and f"first heatmaps, of CLIP without training, are in {page}" in printed
+    assert printed.rstrip().endswith(f"Open {out / 'report.html'}")
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert html.count('<tr class="reference">') == 2
     with pytest.raises(ValueError, match="'seed': 3.* choose another --out"):
         demo.main(["--out", str(out), "--seed", "4"])

@@ -358,8 +358,32 @@ def test_attention_pictures_are_written_for_a_chosen_image(run, evaluate):
     assert written == {f"{base}_text_to_image.png", f"{base}_image_to_text.png"}
     with pytest.raises(ValueError, match="stands in no prompt"):
         evaluate(folder, "--attention_of", name, "--attention_word", "purple")
-    with pytest.raises(ValueError, match="not in the dataset's test images"):
+    with pytest.raises(ValueError, match="not in the dataset's test images, and no such file"):
         evaluate(folder, "--attention_of", "nothing.png")
+
+
+def test_attention_of_any_photograph_is_drawn_for_a_class_or_for_own_words(
+    run, evaluate, data_root, tmp_path, monkeypatch
+):
+    folder, _ = run("run", tested=False)
+    row = "mvtec_ad/bottle/test/broken/000.png"
+    (tmp_path / "mine.png").write_bytes((data_root / row).read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+    def drawn(name, *more):
+        evaluate(folder, "--attention_of", name, *more)
+        base = (folder / "attention" / "MVTec" / name.replace("/", "__")).with_suffix("")
+        return [base.with_name(f"{base.name}_{end}.png").read_bytes() for end in ENDS]
+
+    of_row, of_file = drawn(row), drawn("mine.png", "--attention_shows", "bottle")
+    assert of_file == of_row
+    words_of_file = drawn("mine.png", "--attention_shows", "steel bolt")
+    assert words_of_file[1] != of_file[1]  # a word that stands before the class looks where it looked
+    with pytest.raises(ValueError, match="say what it shows with --attention_shows, one of bottle, screw"):
+        evaluate(folder, "--attention_of", "mine.png")
+
+
+ENDS = ("text_to_image", "image_to_text")
 
 
 def test_the_gradient_script_measures_a_run_on_its_data(run, gradient_flags, capsys, monkeypatch):

@@ -210,6 +210,7 @@ TEST = (
         "no_cross_attention": False,
         "errors": 0,
         "attention_of": [],
+        "attention_shows": None,
         "attention_word": "damaged",
         "tracker": None,
         "tracker_project": "aa-clip",

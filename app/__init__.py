@@ -1,0 +1,1 @@
+"""A small web page for one machine: drop pictures, say what they show, see heatmaps, scores and decisions."""
