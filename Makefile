@@ -9,7 +9,7 @@ LOCK = $(TOOLS)/uv pip compile --universal --upgrade --generate-hashes --no-anno
   --custom-compile-command "make lock"
 AUDIT = $(TOOLS)/pip-audit --strict --require-hashes --disable-pip  # strict: a package nobody knows is an error
 
-.PHONY: demo quick datasets test test-slow test-bits test-reliability bench-quick bench-gpu parity lint lock audit clean docs docs-test
+.PHONY: demo quick datasets dry-run test test-slow test-bits test-reliability bench-quick bench-gpu parity lint lock audit clean docs docs-test
 
 $(VENV)/demo.installed: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ datasets: $(VENV)/demo.installed  ## install and unpack ELPV and Textile, real a
 	$(BIN)/python -m pip install -r requirements-datasets.txt
 	$(BIN)/python -m dataset.prepare --dataset ELPV --data_root data --overwrite
 	$(BIN)/python -m dataset.prepare --dataset Textile --data_root data --overwrite
+
+dry-run: $(VENV)/demo.installed  ## the study on real weights, rehearsed: tiny CLIP, a few pictures, one minute of one core
+	rm -rf runs/dry-run
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.real_study --dry_run --out runs/dry-run --seeds 111
 
 test: $(VENV)/dev.installed  ## install, run the quick tests
 	$(PYTEST)
