@@ -351,9 +351,7 @@ def test_the_wanted_split_of_folders_of_kinds_is_taken_in_whatever_capitals(worl
 
 def test_masks_among_the_pictures_are_refused_and_not_taken_for_pictures(world):
     world.draw("test/good/0.png", "test/bad/1.png", "test/bad/1_mask.png")
-    with pytest.raises(
-        ValueError, match="1 pictures are called as masks of pictures beside .*1_mask.png"
-    ):
+    with pytest.raises(ValueError, match="1 pictures are called as masks of pictures beside .*1_mask.png"):
         world.prepare()
 
 
