@@ -7,7 +7,6 @@ listed pictures are scored a second time, for their maps.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from dataset.image_files import read_image_of
 from evaluation.photographs.drawing import data_uri, small
-from evaluation.picture_folders import SHOWN
+from evaluation.picture_folders import what_is_shown
 from evaluation.picture_scores import PictureScore
 from evaluation.predictions import predict_batches
 from evaluation.scorer import AnomalyScorer
@@ -130,7 +129,7 @@ def clear_stale_page(path: Path, info: dict[str, Any]) -> bool:
     Returns:
         whether it was deleted.
     """
-    if not path.is_file() or re.search(re.escape(evaluation_mark(info)), path.read_text(encoding="utf-8")):
+    if not path.is_file() or evaluation_mark(info) in path.read_text(encoding="utf-8"):
         return False
     path.unlink()
     return True
@@ -138,7 +137,7 @@ def clear_stale_page(path: Path, info: dict[str, Any]) -> bool:
 
 def evaluation_mark(info: dict[str, Any]) -> str:
     """A line of a page's head that differs where the evaluation does."""
-    made_of = json.dumps({key: info[key] for key in SHOWN}, sort_keys=True, default=str)
+    made_of = json.dumps(what_is_shown(info), sort_keys=True, default=str)
     return EVALUATION.format(hashlib.sha256(made_of.encode()).hexdigest())
 
 

@@ -119,7 +119,7 @@ def check_references(settings: Settings) -> None:
             "--normal_references: --local_contrast looks at no patches; leave one of the two away"
         )
     require_folder(own.normal_references)
-    weight_for(settings.run.save_path, own.reference_weight, settings.data.dataset)
+    weight_of_evaluation(settings)
 
 
 def few_shot(
@@ -137,7 +137,7 @@ def few_shot(
     references = references_of_classes(own.normal_references, test_sets)
     for class_name, images in test_sets.items():
         refuse_references_among([sample.image_path for sample in images.samples], references[class_name])
-    weight = weight_for(settings.run.save_path, own.reference_weight, settings.data.dataset)
+    weight = weight_of_evaluation(settings)
     upright = settings.data.mask_reading != UPSTREAM
     pictures = images_of(references, settings.model.img_size, upright)
     record = few_shot_record(references, weight)
@@ -164,14 +164,25 @@ def few_shot_record(references: dict[str, References], weight: float) -> dict[st
     return {"normal_references": count, "sha256": digest, "weight": weight}
 
 
-def weight_for(save_path: Path | str, given: float | None, dataset: str | None = None) -> float:
+def weight_of_evaluation(settings: Settings) -> float:
+    """`weight_for` what test.py's flags name."""
+    own = settings.own
+    trained = not (own.raw_clip or own.rarity_alone)
+    return weight_for(settings.run.save_path, own.reference_weight, settings.data.dataset, trained)
+
+
+def weight_for(
+    save_path: Path | str, given: float | None, dataset: str | None = None, trained: bool = True
+) -> float:
     """The weight of normal references: the flag's, else the one that was found and stored in the run's folder.
 
     Args:
         dataset: what is tested; None where it is none.
+        trained: whether a trained run is, whose scores another weight suits than raw CLIP's.
 
     Raises:
-        ValueError: neither is there, it is out of range, or it was found on the data set that is tested.
+        ValueError: neither is there, it is out of range, or it was found on the data set that is tested or for scores
+            of the other kind.
     """
     if given is not None:
         if not (given >= 0 and math.isfinite(given)):
@@ -188,6 +199,12 @@ def weight_for(save_path: Path | str, given: float | None, dataset: str | None =
         raise ValueError(
             f"{path}: the weight was found on {dataset}, which is tested here; find it on another data set, or give "
             "--reference_weight and say so"
+        )
+    if stored.get("raw_clip", not trained) == trained:
+        found_for = "a trained run" if not trained else "raw CLIP"
+        raise ValueError(
+            f"{path}: the weight was found for {found_for}, which is not what is tested; find it for that "
+            "(python -m evaluation.reference_weight, with another --save_path), or give --reference_weight"
         )
     return float(stored["weight"])
 

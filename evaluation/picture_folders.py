@@ -7,7 +7,8 @@ from typing import Any
 from files.atomic import write_text
 from files.names import safe_name
 
-SHOWN = ("checkpoints", "weights_sha256", "backbone", "rows", "tested_with")  # of an evaluation's provenance
+# Of an evaluation's provenance; the last is of few-shot ones alone.
+SHOWN = ("checkpoints", "weights_sha256", "backbone", "rows", "tested_with", "few_shot")
 FOLDERS = ("visualization", "attention")  # of a run's folder, each with one folder per data set
 
 
@@ -34,7 +35,7 @@ def clear_stale(
     """
     folder = picture_folder(save_path, kind, dataset)
     about = Path(save_path) / "scores" / safe_name(dataset) / f"{kind}.json"
-    what = {"checkpoint": checkpoint} | {key: info[key] for key in SHOWN}
+    what = {"checkpoint": checkpoint} | what_is_shown(info)
     found = _read(about)
     pictures = sorted(folder.rglob("*.png")) if folder.is_dir() else []
     stale = found != what and (draws or found.get("checkpoint") in (None, checkpoint))
@@ -45,6 +46,11 @@ def clear_stale(
     if draws:
         write_text(about, json.dumps(what, indent=1) + "\n")
     return len(pictures) if stale else 0
+
+
+def what_is_shown(info: dict[str, Any]) -> dict[str, Any]:
+    """What of an evaluation's provenance its pictures depend on."""
+    return {key: info[key] for key in SHOWN if key in info}
 
 
 def _read(about):

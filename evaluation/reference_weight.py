@@ -32,9 +32,9 @@ from files.logs import PROGRAM, open_logger
 from metrics import ranking_metrics, unnormalised_image_score
 from model.settings import option
 from run_folder.flags import parse
-from run_folder.kinds import BASELINE
+from run_folder.kinds import BASELINE, find_run
 from run_folder.loaded_run import GROUPS as RUN_GROUPS
-from run_folder.loaded_run import load_run
+from run_folder.loaded_run import describe_run, load_run
 from run_folder.session import create_backbone, declare_datasets
 from run_folder.settings import Settings
 from utils import choose_device, close_logger, on_terminal, setup_seed
@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_seed(settings.run.seed, settings.run.fast)
     logger = open_logger(PROGRAM)
     try:
+        if not own.raw_clip:  # the run's own size and reading of masks count, where no flag says another
+            kind, (file,) = find_run(settings.run.save_path)
+            settings = describe_run(file, kind, settings)
+            data = settings.data
         declare_datasets(data)
         reading = mask_reading_of(data.dataset, data.mask_reading)
         size = settings.model.img_size
@@ -88,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         file = Path(settings.run.save_path) / WEIGHT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"weight": weight, "dataset": data.dataset, "references": own.references, "means": means}
-        content |= {"classes": len(by_class), "img_size": settings.model.img_size}
+        content |= {"classes": len(by_class), "img_size": settings.model.img_size, "raw_clip": own.raw_clip}
         write_text(file, json.dumps(content, indent=1) + "\n")
         shown = ", ".join(f"{one:g}: {100 * value:.1f}" for one, value in means.items())
         logger.info(f"(pixel AP + image AUROC) / 2 by weight: {shown}")
@@ -112,9 +116,10 @@ def of_class(
 ) -> dict[float, float] | None:
     """{weight: (pixel AP + image AUROC) / 2} of a class, of those that are defined; None without enough normal ones."""
     own, order = settings.own, spread_order(images)
+    order = [number for number in order if images.samples[number].label is not None]
     normal = [number for number in order if images.samples[number].label == 0]
     references, rest = normal[: own.references], set(normal[: own.references])
-    scored = [number for number in order if number not in rest and images.samples[number].label >= 0]
+    scored = [number for number in order if number not in rest]
     if len(references) < own.references or not scored:
         return None
     both = WithReferences(scorer, clip, lambda _: (images[number]["image"] for number in references), 1.0)

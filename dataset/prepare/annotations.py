@@ -1,5 +1,6 @@
 """What annotations of all kinds share: what is asked for, outlines of defects, and the rows made of them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,11 @@ def chosen_split(splits: Sequence[str], wanted: str | None) -> str | None:
     if wanted is not None and wanted.lower() not in there:
         raise ValueError(f"--split is {wanted!r}: there are {', '.join(there) or 'no splits'}")
     return wanted.lower() if wanted is not None else TEST if TEST in there else None
+
+
+def names_split(path: str, split: str) -> bool:
+    """Whether a path has the split's name as a word, in whatever capitals."""
+    return re.search(rf"(^|[^a-z]){re.escape(split.lower())}([^a-z]|$)", path.lower()) is not None
 
 
 def points_of(numbers: Sequence[float]) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataset.prepare.annotations import (
     Outlines,
     Own,
     header_or_none,
+    names_split,
     note_unknown_places,
     outlined_row,
     points_of,
@@ -34,9 +35,13 @@ def coco_rows(scan: Scan, pictures: PicturesBelow, file: Path, own: Own) -> list
     Annotations of a category with a normal name (good, ok, …) are none.
 
     Raises:
-        ValueError: the file has another form, or a segmentation that is none.
+        ValueError: the file has another form, is of another split, or a segmentation is none.
         ModuleNotFoundError: compressed run lengths, without pycocotools.
     """
+    if own.split is not None and not names_split(f"{file.parent.name}/{file.name}", own.split):
+        raise ValueError(
+            f"--split is {own.split!r}: {file} holds one split, which its name does not say; leave the flag away"
+        )
     content = read_json(file)
     try:
         names = {one["id"]: str(one["name"]) for one in content.get("categories", [])}

@@ -4,12 +4,11 @@ Looked for are, in this order: annotations (COCO's JSON, YOLO's text files), fol
 with or without a folder `test` around and a folder per class above, and a table of images and masks.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataset.folders import Scan, is_normal
-from dataset.prepare.annotations import Own
+from dataset.prepare.annotations import TEST, Own, names_split
 from dataset.prepare.coco import coco_rows, is_coco
 from dataset.prepare.image_table import is_table, table_rows
 from dataset.prepare.layouts import Tree
@@ -21,8 +20,8 @@ MASK_FOLDERS = ("ground_truth", "groundtruth", "gt", "masks", "mask", "labels", 
 OTHER_SPLITS = ("train", "training", "val", "valid", "validation")
 EXPECTED = (
     "<class>/test/<good or a defect>/, test/<good or a defect>/, <class>/<good or a defect>/ or <good or a defect>/ "
-    "(good, normal, ok, … for pictures without defect), images/ and labels/ of YOLO, a JSON file of COCO, or a CSV "
-    "file with a column image"
+    "(good, normal, ok, … for pictures without defect), images/ and labels/ of YOLO, also in folders of splits, a JSON "
+    "file of COCO, or a CSV file with a column image"
 )
 
 
@@ -33,16 +32,17 @@ def own_rows(scan: Scan, own: Own) -> list[dict]:
         FileNotFoundError: no layout that is known.
         ValueError: several, or one that contradicts itself.
     """
-    annotations = own.annotations or found_annotations(scan)
+    annotations = own.annotations or found_annotations(scan, own.split)
     if annotations is not None:
         return rows_of_annotations(scan, annotations, own)
-    folders, tree = found_tree(scan, own.class_name)
+    folders, tree = found_tree(scan, own.class_name, own.split)
     if folders:
         return scan_tree(scan, folders, tree)
     tables = [path for path in files_in(scan.folder, ".csv", ".tsv") if is_table(path)]
     if len(tables) == 1:
         return rows_of_annotations(scan, tables[0], own)
     what = f"; {len(tables)} tables are there: name one with --annotations" if tables else ""
+    what += f"; --split {own.split} is looked for as a folder of this name" if own.split is not None else ""
     raise FileNotFoundError(f"{str(scan.folder)!r} is in no layout that is known: expected {EXPECTED}{what}")
 
 
@@ -57,45 +57,61 @@ def rows_of_annotations(scan: Scan, annotations: Path, own: Own) -> list[dict]:
     return table_rows(scan, pictures, annotations, own)
 
 
-def found_annotations(scan: Scan) -> Path | None:
-    """COCO's file or YOLO's folder in a data set's folder; of several splits' files the test split's.
+def found_annotations(scan: Scan, split: str | None = None) -> Path | None:
+    """COCO's file or YOLO's folder of labels in a data set's folder, or in its folders of splits; of several splits'
+    the wanted one's, `test` when None.
 
     Raises:
-        ValueError: several files of which none is a test split's.
+        ValueError: several of which none is that split's.
     """
     near = [scan.folder, *scan.folders(scan.folder)]
     coco = [path for folder in near for path in files_in(folder, ".json") if is_coco(path)]
-    of_test = [path for path in coco if re.search(r"(^|[^a-z])test([^a-z]|$)", _below(scan, path))]
-    if len(coco) > 1 and len(of_test) != 1:
-        raise ValueError(
-            f"{len(coco)} files of COCO's form, such as {coco[0]} and {coco[1]}: name one with --annotations"
-        )
     if coco:
-        return coco[0] if len(coco) == 1 else of_test[0]
-    labels = scan.child(scan.folder, "labels")
+        return _of_split(scan, coco, split, "files of COCO's form")
+    labels = [scan.child(folder, "labels") for folder in near]
+    return _of_split(
+        scan, [path for path in labels if _is_yolo(scan, path)], split, "YOLO's folders of labels"
+    )
+
+
+def _of_split(scan: Scan, found: list[Path], split: str | None, kind: str) -> Path | None:
+    """The one that is there, None without any; of several the one whose path names the split."""
+    if len(found) < 2:
+        return next(iter(found), None)
+    own = [path for path in found if names_split(path.relative_to(scan.folder).as_posix(), split or TEST)]
+    if len(own) != 1:
+        raise ValueError(
+            f"{len(found)} {kind}, such as {found[0]} and {found[1]}: name one with --annotations or its --split"
+        )
+    return own[0]
+
+
+def _is_yolo(scan: Scan, labels: Path) -> bool:
     texts = labels.is_dir() and any(files_in(folder, ".txt") for folder in (labels, *scan.below(labels)))
-    return labels if texts and scan.child(scan.folder, "images").is_dir() else None
+    return texts and scan.child(labels.parent, "images").is_dir()
 
 
-def _below(scan: Scan, path: Path) -> str:
-    return path.relative_to(scan.folder).as_posix().lower()
+def found_tree(scan: Scan, class_name: str, split: str | None = None) -> tuple[dict[str, Path], Tree]:
+    """({class: its folder}, layout below it), {} where there are no folders of normal and defective pictures.
 
-
-def found_tree(scan: Scan, class_name: str) -> tuple[dict[str, Path], Tree]:
-    """({class: its folder}, layout below it), {} where there are no folders of normal and defective pictures."""
+    Args:
+        split: folder of pictures to take; None for `test` where there is one, else all.
+    """
     inside, of_test, flat = (
         scan.folders(scan.folder),
-        Tree(masks=MASK_FOLDERS),
+        Tree(split or TEST, MASK_FOLDERS),
         Tree("", MASK_FOLDERS, OTHER_SPLITS),
     )
     tested = {path.name: path for path in inside if scan.child(path, of_test.pictures).is_dir()}
     if tested or scan.child(scan.folder, of_test.pictures).is_dir():
         folders = tested or {class_name: scan.folder}
-        _leave_out(scan, inside if tested else [], tested.values(), "without a folder test")
+        _leave_out(scan, inside if tested else [], tested.values(), f"without a folder {of_test.pictures}")
         for path in folders.values():
             beside = [scan.child(path, name) for name in (of_test.pictures, *MASK_FOLDERS)]
-            _leave_out(scan, scan.folders(path), beside, "beside test")
+            _leave_out(scan, scan.folders(path), beside, f"beside {of_test.pictures}")
         return folders, of_test
+    if split is not None:
+        return {}, of_test
     if any(is_normal(path.name) for path in inside):
         return {class_name: scan.folder}, flat
     found = {path.name: path for path in inside if any(is_normal(one.name) for one in scan.folders(path))}

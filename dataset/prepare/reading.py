@@ -37,7 +37,7 @@ def scan_tree(scan: Scan, folders: dict[str, Path], tree: Tree) -> list[dict]:
     """Rows of {class: its folder} in a Tree. Raises as `scan_layout`."""
     rows, without_normal = [], []
     for class_name, own in folders.items():
-        base = own / tree.pictures
+        base = scan.child(own, tree.pictures)
         for path in scan.pictures(base):
             scan.leave_out(f"beside the folders of {tree.pictures or own.name}", path)
         others = [path for path in (scan.child(own, name) for name in tree.beside) if path.is_dir()]
@@ -181,6 +181,7 @@ def _anomalous_rows(
 ) -> list[dict]:
     pictures = scan.pictures(images)
     stems = [image.stem for image in pictures]
+    _refuse_masks_among(pictures, suffix)
     by_stem = masks_of(scan, masks, stems, suffix, groups or ()) if masks else {}
     rows, without_mask = [], []
     for image in pictures:
@@ -192,6 +193,16 @@ def _anomalous_rows(
     if without_mask:
         raise ValueError(_missing_masks(without_mask, masks, suffix))
     return rows
+
+
+def _refuse_masks_among(pictures: list[Path], suffix: str) -> None:
+    stems = {path.stem for path in pictures}
+    beside = [str(path) for path in pictures if path.stem.removesuffix(suffix) in stems - {path.stem}]
+    if beside:
+        raise ValueError(
+            f"{len(beside)} pictures are called as masks of pictures beside them, such as {beside[0]}: move masks into "
+            "a folder of their own (ground_truth/<defect>), or rename the pictures"
+        )
 
 
 def _missing_masks(images: list[str], folder: Path, suffix: str) -> str:

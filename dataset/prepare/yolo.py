@@ -22,7 +22,7 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
     """Rows of YOLO's folders images/ and labels/, with or without a split below: a line `category x1 y1 x2 y2 …` in
     shares of the picture is a defect's outline, `category x y width height` a box; no line or no file is normal.
 
-    Names of categories stand in data.yaml beside them; one with a normal name is no defect.
+    Names of categories stand in data.yaml beside them or in the data set's folder; one with a normal name is no defect.
 
     Raises:
         FileNotFoundError: no folder images beside the labels.
@@ -34,9 +34,11 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
             f"{str(labels)!r} has no folder images beside it: expected YOLO's images and labels"
         )
     begin = images.relative_to(scan.folder).as_posix() + "/"
-    normal = normal_categories(labels.parent)
+    normal = normal_categories(labels.parent, scan.folder)
     inside = [path.removeprefix(begin) for path in pictures.paths if path.startswith(begin)]
-    split = chosen_split([path.split("/")[0] for path in inside if "/" in path], own.split)
+    splits = [path.split("/")[0] for path in inside if "/" in path]
+    is_wanted = own.split is not None and labels.parent.name.lower() == own.split.lower()
+    split = None if is_wanted else chosen_split(splits, own.split)
     rows, without_file = [], 0
     for name in inside:
         if split is not None and name.split("/")[0].lower() != split:
@@ -56,9 +58,10 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
     return rows
 
 
-def normal_categories(folder: Path) -> set[str]:
-    """The numbers of categories with a normal name, by data.yaml."""
-    file = next((path for path in (folder / "data.yaml", folder / "dataset.yaml") if path.is_file()), None)
+def normal_categories(*folders: Path) -> set[str]:
+    """The numbers of categories with a normal name, by the first data.yaml of some folders."""
+    files = [folder / name for folder in folders for name in ("data.yaml", "dataset.yaml")]
+    file = next((path for path in files if path.is_file()), None)
     names = read_mapping(file, "YOLO's keys to values").get("names", {}) if file else {}
     numbered = names.items() if isinstance(names, dict) else enumerate(names)
     return {str(number) for number, name in numbered if is_normal(str(name))}

@@ -249,6 +249,10 @@ def test_of_several_coco_files_the_test_splits_is_taken(world):
     (world.folder / "test/_annotations.coco.json").rename(world.folder / "valid.json")
     with pytest.raises(ValueError, match="2 files of COCO's form, such as .*: name one with --annotations"):
         world.prepare("--overwrite")
+    assert world.rows("--overwrite", "--split", "train") == [("train/0.png", 0, "Own", None)]
+    (world.folder / "train/_annotations.coco.json").unlink()
+    with pytest.raises(ValueError, match="--split is 'train': .*valid.json holds one split"):
+        world.prepare("--overwrite", "--split", "train")
 
 
 @pytest.mark.parametrize(
@@ -320,6 +324,35 @@ def test_yolo_outlines_become_masks_and_boxes_leave_the_place_open(world, capsys
     world.write("labels/test/2.txt", "0 5 5 1 1\n")
     with pytest.raises(ValueError, match=r"2.txt:1: '0 5 5 1 1': expected shares of the picture"):
         world.prepare("--overwrite")
+
+
+def test_yolos_folders_in_folders_of_splits_are_read_and_not_taken_for_kinds_of_defects(world):
+    for split in ("train", "valid", "test"):
+        world.draw(f"{split}/images/0.png", f"{split}/images/1.png")
+        world.write(f"{split}/labels/0.txt", "1 0.1 0.1 0.9 0.1 0.9 0.9\n")  # of the category ok
+        world.write(f"{split}/labels/1.txt", "0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    world.write("data.yaml", "names: [scratch, ok]\n")
+
+    def rows_of(split):
+        mask = f"masks/{split}/images/1.png.png"
+        return [(f"{split}/images/0.png", 0, "Own", None), (f"{split}/images/1.png", 1, "Own", mask)]
+
+    assert world.rows() == rows_of("test")
+    assert world.rows("--overwrite", "--split", "Valid") == rows_of("valid")
+
+
+def test_the_wanted_split_of_folders_of_kinds_is_taken_in_whatever_capitals(world):
+    world.draw("Train/OK/0.png", "Test/OK/1.png", "Test/NG/2.png")
+    assert [row[0] for row in world.rows()] == ["Test/NG/2.png", "Test/OK/1.png"]
+    assert [row[0] for row in world.rows("--overwrite", "--split", "train")] == ["Train/OK/0.png"]
+    with pytest.raises(FileNotFoundError, match="--split val is looked for as a folder of this name"):
+        world.prepare("--overwrite", "--split", "val")
+
+
+def test_masks_among_the_pictures_are_refused_and_not_taken_for_pictures(world):
+    world.draw("test/good/0.png", "test/bad/1.png", "test/bad/1_mask.png")
+    with pytest.raises(ValueError, match="1 pictures are called as masks of pictures beside .*1_mask.png"):
+        world.prepare()
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_said(world, capsys):

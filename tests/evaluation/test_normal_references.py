@@ -13,11 +13,13 @@ import calibrate
 import predict
 import test as test_script
 from comparison.comparable import reasons
+from dataset import get_dataset
 from evaluation import reference_weight
-from evaluation.few_shot import WEIGHT_FILE, images_of, references_in, references_of_classes
+from evaluation.few_shot import WEIGHT_FILE, images_of, references_in, references_of_classes, weight_for
 from evaluation.normal_references import WithReferences, distance_to
 from evaluation.reference_weight import choose, value_of
 from evaluation.scorer import raw_clip_scorer
+from run_folder.flags import parse
 
 SIZE, CLASSES = 32, ("bottle", "screw")
 
@@ -83,9 +85,27 @@ def test_a_trained_run_is_tested_with_the_weight_that_lies_in_its_folder(
 
     train.main(train_flags)
     (tmp_path / "run" / WEIGHT_FILE).write_text(json.dumps({"weight": 0.25, "dataset": "VisA"}))
-    test_script.main([*flags, *words(normal_references=references)])
+    test_script.main([*flags, *words(normal_references=references, visualize=True, errors=1)])
     entries = json.loads((tmp_path / "run" / "metrics.json").read_text())["MVTec"]
     assert entries["image_adapter.pth with 2 normal references"]["few_shot"]["weight"] == 0.25
+    with pytest.raises(ValueError, match="found on VisA, which is tested"):
+        weight_for(tmp_path / "run", None, "VisA")
+    # Pictures of other references than those of the numbers do not stay.
+    pictures = [
+        *(tmp_path / "run" / "errors").rglob("*.html"),
+        *(tmp_path / "run").rglob("visualization/**/*.png"),
+    ]
+    assert len(pictures) > 1
+    Image.new("RGB", (40, 48), (90, 90, 90)).save(references / "bottle" / "0.png")
+    test_script.main([*flags, *words(normal_references=references)])
+    assert not any(path.exists() for path in pictures)
+    # The run's own size is taken where none is typed, and what has no label says nothing of a weight.
+    content = flags[: flags.index("--img_size")] + flags[flags.index("--img_size") + 2 :]
+    reference_weight.main([*content, *words(references=1, images=5)])
+    kept = json.loads((tmp_path / "run" / WEIGHT_FILE).read_text())
+    assert kept["img_size"] == SIZE and kept["raw_clip"] is False
+    with pytest.raises(ValueError, match="the weight was found for a trained run"):
+        weight_for(tmp_path / "run", None, "VisA", trained=False)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +142,16 @@ def test_the_weight_of_training_classes_is_kept_and_not_used_on_them(raw, refere
     assert kept["means"][str(kept["weight"])] == best and kept["classes"] == 2 and kept["dataset"] == "MVTec"
     with pytest.raises(ValueError, match="was found on MVTec, which is tested here"):
         test_script.main([*raw, *words(normal_references=references)])
+
+
+def test_pictures_without_a_label_say_nothing_of_a_weight(raw, clip, data_root):
+    settings = parse("", reference_weight.GROUPS, [*raw, *words(references=1)], reference_weight.DEFAULTS)
+    images = get_dataset("MVTec", SIZE, "full_shot", 0, "test", data_root=data_root)["bottle"]
+    scorer = raw_clip_scorer(clip, "MVTec", SIZE)
+    labelled = reference_weight.of_class(scorer, clip, images, "bottle", settings)
+    images.samples += [images.samples[0]._replace(label=None, mask_path=None)]
+    found = reference_weight.of_class(scorer, clip, images, "bottle", settings)
+    assert found.keys() == labelled.keys() and None not in found.values()
 
 
 def test_the_best_mean_over_the_classes_wins_and_the_smaller_weight_of_equals():
