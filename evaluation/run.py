@@ -158,7 +158,7 @@ def evaluate_together(settings: Settings) -> list[dict[str, Any]]:
         settings = settings.change(mask_reading=reading)  # the results say which it was
         logger.info(f"args: {settings.record()}")
         session = Session(settings, choose_device(settings.run.device), logger, tracker=tracker)
-        stack.enter_context(matrix_products(settings.run.matmul, session.device, logger))
+        stack.enter_context(matrix_products(settings.run.matmul, session.device, logger, current().tell))
         declare_datasets(settings.data)
         check_references(settings)
         test_sets = get_dataset(

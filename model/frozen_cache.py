@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from files.digests import IMAGE_DIGEST as IMAGE_DIGEST
 from files.digests import state_digest, tensor_digest
 from files.tensor_cache import TensorCache
+from model.matrix_products import by_onednn
 
 FORMAT = 1  # of the entries: what they hold by which name
 # (names, images [b, 3, H, W] -> {name: [b, ...]}) -> {name: [B, ...]} of a batch's images
@@ -116,9 +117,9 @@ def backbone_identity(clip: nn.Module) -> list[str]:
 
 
 def arithmetic_of(clip: nn.Module, device: torch.device) -> list[str]:
-    """What moves the rounding of a backbone's products: types, kind of device, torch's version, TF32 switches."""
+    """What moves the rounding of a backbone's products: types, kind of device, library and version, TF32 switches."""
     is_low = torch.is_autocast_enabled(device.type)
-    return [
+    known = [
         str(clip.visual.proj.dtype),
         str(clip.visual.autocast),
         str(torch.get_autocast_dtype(device.type)) if is_low else "no autocast",
@@ -128,6 +129,7 @@ def arithmetic_of(clip: nn.Module, device: torch.device) -> list[str]:
         torch.backends.cudnn.conv.fp32_precision,
         torch.backends.mkldnn.matmul.fp32_precision,
     ]
+    return known + ["oneDNN"] * by_onednn()  # `--matmul auto`; keys of before stay
 
 
 def key_of(arithmetic: str, name: str, digest: str) -> str:

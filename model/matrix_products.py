@@ -35,10 +35,19 @@ class Comparison(NamedTuple):
 
 
 @contextmanager
-def matrix_products(which: str, device: torch.device | str, logger: Logger) -> Iterator[bool]:
+def matrix_products(
+    which: str,
+    device: torch.device | str,
+    logger: Logger,
+    agreed: Callable[[Comparison], Comparison] = lambda found: found,
+) -> Iterator[bool]:
     """Float32 products of this process by oneDNN where `which` is "auto", they agree and it is faster.
 
     What was chosen and why is logged; with "default" nothing is looked at, changed or said.
+
+    Args:
+        agreed: of several processes, each with a Comparison of its own, gives all of them one: they must not round
+            differently.
 
     Yields:
         whether they are oneDNN's.
@@ -52,7 +61,7 @@ def matrix_products(which: str, device: torch.device | str, logger: Logger) -> I
         yield False
         return
     reason = why_not(device)
-    found = None if reason else compare_products()
+    found = None if reason else agreed(compare_products())
     if found is not None and not found.apart < CLOSE:
         reason = f"oneDNN's are {found.apart:.1e} apart from torch's, more than rounding ({CLOSE:.0e})"
     elif found is not None and found.faster < WORTH_IT:

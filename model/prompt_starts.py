@@ -23,7 +23,8 @@ class PromptStart(NamedTuple):
     ids: Tensor
 
 
-# {backbone: (what its weights are, {id of a class's token ids: PromptStart})}: as many entries as there are classes
+MOST = 256  # classes that are kept, above all data sets' numbers of them: a scorer may be asked for any words
+# {backbone: (what its weights are, {id of a class's token ids: PromptStart})}
 _starts: WeakKeyDictionary[CLIP, tuple[tuple, dict[int, PromptStart]]] = WeakKeyDictionary()
 
 
@@ -47,15 +48,21 @@ def prompt_start(clip: CLIP, ids: Tensor, lengths: Sequence[int]) -> PromptStart
         with torch.inference_mode(False), torch.no_grad():  # a later call may be one of training
             tokens = clip.text_tokens(send(ids[:, : max(lengths)], device), stop_after=1)
             start = PromptStart(tokens, send(torch.tensor(lengths) - 1, device), ids)
+        if len(starts) >= MOST:
+            del starts[next(iter(starts))]  # the oldest
         starts[id(ids)] = start
     return start
 
 
 def weights_now(clip: CLIP) -> tuple:
-    """What changes with the weights that a PromptStart is made of: written in place, replaced, moved or converted."""
+    """What a PromptStart is made of: weights written in place, replaced, moved or converted, and CUDA's products.
+
+    Training with `--tf32` and an evaluation in its middle, which has none, each have their own.
+    """
     first = clip.transformer.resblocks[0]
     weights = [clip.token_embedding.weight, clip.positional_embedding, *first.parameters()]
-    return tuple((id(one), one._version, one.device, one.dtype) for one in weights)
+    known = tuple((id(one), one._version, one.device, one.dtype) for one in weights)
+    return (*known, torch.backends.cuda.matmul.fp32_precision)
 
 
 def together(starts: Sequence[PromptStart]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from files.logs import open_logger
 from run_folder import overview as runs
 from run_folder.flags import HelpFormatter, settings_of
 from run_folder.leftovers import delete, leftovers
-from run_folder.settings import CROSS_ATTENTION_GROUPS
+from run_folder.settings import CROSS_ATTENTION_GROUPS, MixSettings
 
 ORIGIN = ("kind", "backbone", "rows", "prompts", "base")  # of a manifest, what two runs are compared in
 
@@ -76,9 +76,16 @@ def shown(folder: str) -> Iterator[str]:
     for key in ORIGIN[1:]:
         if run.manifest.get(key):
             yield f"{key}: {run.manifest[key]}"
-    usual = settings_of(CROSS_ATTENTION_GROUPS, {}).record()
-    moved = [f"--{key} {value}" for key, value in run.settings.items() if value != usual.get(key)]
+    usual = settings_of(CROSS_ATTENTION_GROUPS | {"mix": MixSettings}, {}).record()
+    moved = [
+        f"--{key} {run.settings[key]}" for key in usual if run.settings.get(key, usual[key]) != usual[key]
+    ]
     yield "settings that are not the default: " + (" ".join(moved) or "none")
+    others = [
+        f"--{key} {value}" for key, value in run.settings.items() if key not in usual and value is not None
+    ]
+    if others:
+        yield "settings that its command alone has: " + " ".join(others)
     for data, entries in run.metrics.items():
         rows = [[f"on {data}", *runs.METRICS]]
         rows += [

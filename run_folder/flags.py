@@ -51,14 +51,15 @@ def parse(
     """
     parser = build_parser(description, groups, defaults)
     from_file = take_config(parser, groups, argv)
-    given = flags_given(parser, argv) | from_file.keys()
+    typed = flags_given(parser, argv)
+    given = typed | from_file.keys()
     known, _ = parser.parse_known_args(argv)
     model_name = architecture_name(getattr(known, "model_name", None) or "")
     own_defaults = json.loads(MODEL_DEFAULTS.read_text(encoding="utf-8")).get(model_name, {})
     names = {action.dest for action in parser._actions} - from_file.keys()
     parser.set_defaults(**{key: value for key, value in own_defaults.items() if key in names})
     values = vars(parser.parse_args(argv))
-    given = take_mixed_precision(parser, values, given)
+    given = take_mixed_precision(parser, values, given, typed)
     if values.get("model_name"):
         values["model_name"] = model_name  # the one spelling that checkpoints and tables have
     if values.get("corrected"):
@@ -135,14 +136,18 @@ def take_config(
 
 
 def take_mixed_precision(
-    parser: argparse.ArgumentParser, values: dict[str, Any], given: frozenset
+    parser: argparse.ArgumentParser, values: dict[str, Any], given: frozenset, typed: frozenset
 ) -> frozenset:
-    """Read `--mixed_precision` as --precision, in the values and in the flags given, which are returned."""
+    """Read `--mixed_precision` as --precision, in the values and in the flags given, which are returned.
+
+    Args:
+        given, typed: flags of command line and file, of the command line alone: what it says wins over the file.
+    """
     if "mixed_precision" not in given:
         values.pop("mixed_precision", None)
         return given
     mixed = values.pop("mixed_precision")
-    if "precision" in given and values["precision"] != MIXED_PRECISION[mixed]:
+    if "precision" in typed and values["precision"] != MIXED_PRECISION[mixed]:
         parser.error(
             f"--precision {values['precision']} and --mixed_precision {mixed} are one setting: give one of them"
         )

@@ -1,6 +1,7 @@
 """Going on with a run: is it the same one, and where did it stop."""
 
 from collections.abc import Iterator, Sequence
+from logging import Logger
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from run_folder.checkpoints import (
     newest_intact,
     read_newest,
     restore_rng,
+    versions,
 )
 from run_folder.identity import (
     Identity,
@@ -198,6 +200,19 @@ def check_of_this_run(
     extendable = may_be_extended(state.name, session.settings, extendable)
     check_same_run(content.get("settings"), session.settings, path, extendable)
     check_backbone(content, source, path)
+    warn_of_other_products(content, path, session.logger)
+
+
+def warn_of_other_products(content: dict[str, Any], path: Path, logger: Logger) -> None:
+    """Say that `--matmul auto`, which chooses anew at every start, chose otherwise than for what a file holds."""
+    stored = content.get("versions")
+    if not stored:
+        return
+    before, now = (known.get("matmul", "torch's own") for known in (stored, versions()))
+    if before != now:
+        logger.warning(
+            f"{path.name}: float32 products were {before}, are {now}: the run goes on, but not bit for bit"
+        )
 
 
 def check_same_run(

@@ -20,7 +20,7 @@ from model.matrix_products import matrix_products
 from model.recompute import recompute_activations
 from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
-from run_folder.processes import Processes, joined, locked, run_logger
+from run_folder.processes import Processes, current, joined, locked, run_logger
 from run_folder.settings import (
     MIXED_PRECISION,
     DataSettings,
@@ -65,7 +65,7 @@ def open_run(run: RunSettings, log_name: str) -> Iterator[tuple[torch.device, Lo
             logger.info(f"deleted what killed processes left unfinished: {', '.join(swept)}")
         try:
             device = choose_device(run.device)
-            with matrix_products(run.matmul, device, logger):
+            with matrix_products(run.matmul, device, logger, current().tell):
                 yield device, logger
         except Stopped as stop:
             logger.warning(str(stop))

@@ -45,7 +45,8 @@ def worker_count(text: str) -> int:
         ValueError: neither a whole number from 0 nor auto.
     """
     if text == "auto":
-        return min(8, cores() - 1)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # torchrun's processes on this machine
+        return max(0, min(8, cores() // beside - 1))
     if not text.isdecimal():
         raise ValueError(f"--workers {text}: expected 0 or more processes, or auto")
     return int(text)

@@ -101,7 +101,10 @@ class TrainState:
         """
         for key, module in self.modules.items():
             load_module(module, content[key], path)
-        self.optimizer.load_state_dict(content[f"{self.name}_optimizer"])
+        stored, own = content[f"{self.name}_optimizer"], self.optimizer.param_groups[0].get("fused")
+        # Which kernel steps is this command's choice: what a file of AA-CLIP says would undo --fused_adam.
+        groups = [group | {"fused": own} for group in stored["param_groups"]]
+        self.optimizer.load_state_dict(stored | {"param_groups": groups})
         if "rng" in content:
             restore_rng(content["rng"])
         if self.scheduler is not None and "scheduler" in content:

@@ -6,6 +6,7 @@ from logging import Logger
 from torch.utils.data import DataLoader
 
 from dataset import BaseDataset, EpochSampler, get_dataset
+from files.command import Refusal
 from run_folder.caches import read_through_caches
 from run_folder.processes import current
 from run_folder.settings import Settings
@@ -38,6 +39,7 @@ def training_loaders(
         mask_reading=data.mask_reading,
     )
     read_through_caches(sets, settings, logger)
+    check_other_images(settings, len(sets[1]))
     text = sets[0].augmentation
     sets[0].augmentation = text._replace(fixed=training.text_augmentation == "fixed")
     sizes = training.text_batch_size, training.image_batch_size
@@ -56,6 +58,27 @@ def training_loaders(
         )
         for images, size in zip(sets, sizes, strict=True)
     )
+
+
+def check_other_images(settings: Settings, images: int) -> None:
+    """Refuse a control that looks at another image where some batch of stage 2 has one alone, before it is met.
+
+    Raises:
+        ValueError: names the numbers.
+        Refusal: several processes, of which each sees its share of a batch.
+    """
+    late, size = settings.anchor_attention, settings.training.image_batch_size
+    if late is None or late.anchor_attention == "none" or late.anchor_attention_control != "other_image":
+        return
+    if current().count > 1:
+        raise Refusal(
+            "--anchor_attention_control other_image: train in one process, which sees whole batches"
+        )
+    if size < 2 or images % size == 1:
+        raise ValueError(
+            f"--anchor_attention_control other_image: {images} training images in batches of --image_batch_size "
+            f"{size} leave one alone, for which there is no other; choose another size"
+        )
 
 
 def unaugmented(loader: DataLoader | ShareLoader) -> DataLoader:

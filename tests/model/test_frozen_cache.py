@@ -11,6 +11,7 @@ from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, full_precision, surgery_copy
 from model.frozen_cache import FrozenCache, image_digests, look_up_of
 from model.frozen_patches import frozen_cls, frozen_patches
+from model.matrix_products import onednn_products, why_not
 
 LEVELS = [1, 2, 4]
 WITHIN, ACROSS = False, True
@@ -175,6 +176,18 @@ def test_precision_is_that_of_the_moment(new_clip, images, entries):
         torch.testing.assert_close(full, frozen_cls(low, images), **ROUNDING)
     assert cache.found == 0 and (full - in_bfloat16).abs().max() > 1e-5
     torch.testing.assert_close(frozen_cls(low, images, look_up), in_bfloat16, **BITS)
+
+
+@pytest.mark.skipif(why_not("cpu") is not None, reason="this torch was built without oneDNN")
+def test_features_of_the_other_library_s_products_are_not_taken(clip, images, entries):
+    cache = FrozenCache(entries, clip)
+    look_up = look_up_of(cache, {"image": images})
+    frozen_cls(clip, images, look_up)
+    with onednn_products():
+        frozen_cls(clip, images, look_up)
+    assert cache.found == 0
+    frozen_cls(clip, images, look_up)
+    assert cache.found == len(images)
 
 
 def test_one_changed_pixel_is_another_image(clip, images, entries):

@@ -1,6 +1,7 @@
 """Float32 products by torch or oneDNN: model/matrix_products.py and `--matmul`."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from model import matrix_products as products
 from model.matrix_products import Comparison, by_onednn, matrix_products, onednn_products
 from run_folder.checkpoints import versions
+from run_folder.resume import warn_of_other_products
 
 WIDE = products.SMALL // 64**2 + 1  # rows times 64 x 64: just large enough for oneDNN
 
@@ -125,6 +127,28 @@ def test_auto_takes_onednn_where_it_agrees_and_pays_and_says_why(monkeypatch, ca
     ):
         assert taken == by_onednn() == ("by oneDNN" in said)
     assert len(caplog.messages) == 1 and said in caplog.messages[0] and not by_onednn()
+
+
+def test_processes_take_the_products_that_one_of_them_chose(monkeypatch):
+    monkeypatch.setattr(products, "why_not", lambda device: None)
+    monkeypatch.setattr(products, "compare_products", lambda: Comparison(1.9, 3e-7))
+    told = [Comparison(1.1, 3e-7)]
+    with matrix_products("auto", "cpu", logging.getLogger("AA-CLIP"), lambda found: told[0]) as taken:
+        assert not taken and not by_onednn()
+
+
+@needs_onednn
+def test_a_run_that_goes_on_with_the_other_library_says_so(lines):
+    logger, messages = lines
+    with onednn_products():
+        warn_of_other_products({"versions": versions()}, Path("a.pth"), logger)
+        stored = {"versions": versions()}
+    assert not messages
+    warn_of_other_products(stored, Path("a.pth"), logger)
+    warn_of_other_products({}, Path("upstream.pth"), logger)
+    assert messages == [
+        "a.pth: float32 products were oneDNN, are torch's own: the run goes on, but not bit for bit"
+    ]
 
 
 def test_a_torch_without_onednn_is_said(monkeypatch, caplog):

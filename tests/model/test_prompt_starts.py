@@ -11,6 +11,7 @@ from model.adapter import AdaptedCLIP
 from model.blocks import block_at, run_blocks
 from model.prompt_starts import prompt_start, together
 from model.surgery import ValueValueAttention
+from utils import allow_tf32
 
 NAMES = ["bottle", "screw", "bottle"]
 
@@ -125,6 +126,25 @@ def test_starts_do_not_survive_a_change_of_the_weights(model, what):
         wanted = model.text_adapter[-1](whole_text(model, ids))
         found = model.encode_prompts(*together([start_of(clip, name) for name in NAMES]))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_tf32_and_float32_have_starts_of_their_own(model):
+    allow_tf32(False)
+    before = start_of(model.clipmodel, "screw")
+    assert start_of(model.clipmodel, "screw") is before
+    allow_tf32(True)
+    try:
+        assert start_of(model.clipmodel, "screw") is not before
+    finally:
+        allow_tf32(False)
+
+
+def test_no_more_starts_are_kept_than_a_limit_whatever_words_are_asked_for(model, monkeypatch):
+    monkeypatch.setattr(prompt_starts, "MOST", 2)
+    for name in ("bottle", "screw", "cable"):
+        start_of(model.clipmodel, name)
+    kept = [id(prompts_of("MVTec", name).ids) for name in ("screw", "cable")]
+    assert list(prompt_starts._starts[model.clipmodel][1]) == kept
 
 
 def test_starts_end_with_their_backbone_and_serve_training_after_inference(new_clip):

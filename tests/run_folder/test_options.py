@@ -336,6 +336,12 @@ def test_mixed_precision_is_another_name_of_precision_and_is_kept_once(mixed, pr
     assert f"--precision {other} and --mixed_precision {mixed} are one setting" in capsys.readouterr().err
 
 
+def test_mixed_precision_typed_wins_over_the_precision_of_a_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("precision: fp32\n")
+    settings = parse_train("--config", str(tmp_path / "config.yaml"), "--mixed_precision", "bf16")
+    assert settings.training.precision == "bf16" and settings.explicit == {"precision"}
+
+
 def test_a_command_line_of_aa_clip_is_understood():
     settings = parse_train(
         *"--model_name ViT-L-14-336 --img_size 240 --surgery_until_layer 10 --relu --dataset MVTec "
@@ -516,6 +522,8 @@ def test_auto_workers_leave_a_core_to_training_and_are_eight_at_most(monkeypatch
     monkeypatch.setattr("run_folder.settings.cores", lambda: cores)
     assert parse_train("--workers", "auto").run.workers == workers
     assert parse_train("--workers", "3").run.workers == 3 and parse_train().run.workers == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of torchrun share the cores
+    assert parse_train("--workers", "auto").run.workers == {1: 0, 2: 0, 6: 2, 64: 8}[cores]
 
 
 @pytest.mark.parametrize("word", ["-1", "many", "1.5"])

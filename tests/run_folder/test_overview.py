@@ -92,6 +92,12 @@ def test_a_feedback_run_is_told_loop_by_loop(tmp_path):
     assert overview(tmp_path).kind == "feedback" and overview(tmp_path).epochs == "1 of 3 loops"
 
 
+def test_defaults_that_feedback_alone_has_do_not_count_as_changed(make, say):
+    told = say("show", make("a", feedback_mix=1.0, recipe="v1", shot=32)).splitlines()
+    assert "settings that are not the default: --training_mode full_shot --image_epoch 3" in told
+    assert "settings that its command alone has: --recipe v1" in told
+
+
 def test_a_run_is_shown_with_what_is_not_the_default_and_its_origin(make, say):
     folder = make("a", dataset="MVTec", relu="true")
     start = {"at": "2026-01-01T00:00:00+00:00", "program": "train.py", "flags": ["--relu"], "threads": 4}
