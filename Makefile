@@ -50,8 +50,11 @@ test-reliability: $(VENV)/dev.installed  ## faults injected into everything that
 	$(BIN)/python tests/reliability.py
 
 bench-quick: $(VENV)/dev.installed  ## every benchmark as --quick: to see that it runs, and the tiny CLIP's ratios
-	for name in training_step evaluation metrics scaling memory loading; do \
-	  $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in training_step evaluation metrics loader scaling memory loading matrix_products; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in cross_attention_cost interruption_cost; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --random_weights --img_size 64 --device cpu --repeats 1 \
+	    || exit 1; done
 
 bench-gpu: $(VENV)/demo.installed  ## what a GPU is wanted for, into results/performance/gpu; needs CUDA and an hour or two
 	$(BIN)/python -m benchmarks.gpu --out results/performance/gpu

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.training_step import WAYS
 from benchmarks.workload import TINY
 from files.atomic import write_text
 from files.command import Refusal, run_main
@@ -32,7 +33,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     whole = [*common, *size, *batches, *repeats, "--memory", "--profile", "--out", args.out]
     scorers = [one for one in args.precisions if one != "bf16"] or ["fp32"]
     return {
-        "training_step": ["--precisions", *args.precisions, *whole],
+        "training_step": ["--precisions", *args.precisions, "--ways", *WAYS, *whole],
         "evaluation": ["--precisions", *scorers, *whole],
         "cross_attention_cost": [*common, *size, "--random_weights", "--sync_debug", *repeats],
         "interruption_cost": [*common, *size, "--random_weights", *repeats],

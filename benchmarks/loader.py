@@ -11,11 +11,8 @@ called computed. Writes loader.json and loader.md into --out, if given, and prin
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +29,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
+from benchmarks.report import command_line, finish, machine, said, table
 from dataset import BaseDataset
 from dataset.anomaly_dataset import Augmentation, image_tensor
 from dataset.augmentation import move_together, rotate, translate
@@ -39,12 +37,12 @@ from dataset.image_files import read_image
 from dataset.jsonl import Sample
 from dataset.picture_cache import PictureCache, resize_picture
 from dataset.randomness import keyed_generator
-from files.atomic import write_text
 from files.command import run_main
 from files.digests import tensor_digest
 from files.tensor_cache import TensorCache
 from run_folder.settings import cores
 
+MODULE = "benchmarks.loader"
 GPU = 20.0  # images a second that a GPU is taken to train on
 WANTED = 4  # workers that are to keep it busy
 BATCH = 2  # AA-CLIP's of stage 2
@@ -170,31 +168,28 @@ def verdict(result: dict) -> list[str]:
     return lines
 
 
-def markdown(result: dict) -> str:
+def markdown(result: dict) -> list[str]:
     """The table people read."""
-    lines = [
+    rates = result["rates"]
+    return [
         "# Loader",
         "",
-        f"Written by `{result['command']}`: {result['images']} PNG of {result['side']}², {result['megabytes']} MB "
-        f"each, at {result['img_size']} px; torch {result['torch']}, torchvision {result['torchvision']}, Pillow "
-        f"{result['pillow']}, {result['machine']}, whose load was "
-        f"{result['load']} when it began: on a busy machine the ratios count.",
+        f"{said(result)} {result['images']} PNG of {result['side']}², {result['megabytes']} MB each, at "
+        f"{result['img_size']} px; the machine's load was {result['load']} when it began.",
         "",
-        "| step, one image on one thread | processor ms |",
-        "|--|--|",
-        *(f"| {name} | {milliseconds} |" for name, milliseconds in result["steps"].items()),
+        *table(("step, one image on one thread", "processor ms"), result["steps"].items()),
         "",
-        f"Median of {result['repeats']} epochs, batches of {BATCH}, nothing but the loader at work:",
+        f"Median of {result['repeats']} epochs, batches of {BATCH}, nothing but the loader at work, by the clock:",
         "",
-        "| images/s | " + " | ".join(f"{count} workers" for count in result["rates"][FILES]) + " |",
-        "|--" * (1 + len(result["rates"][FILES])) + "|",
-        *(f"| {way} | {' | '.join(map(str, rates.values()))} |" for way, rates in result["rates"].items()),
+        *table(
+            ("images/s", *(f"{count} workers" for count in rates[FILES])),
+            [(way, *own.values()) for way, own in rates.items()],
+        ),
         "",
         f"A GPU of {GPU:g} images/s:",
         "",
         *verdict(result),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -210,32 +205,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.images, args.repeats = 12, 1
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    typed = sys.argv[1:] if argv is None else argv
     with tempfile.TemporaryDirectory() as name:
         folder, cache = Path(name), Path(name) / "cache"
         samples = draw_pictures(folder, args.images, args.side)
         size = sum(os.path.getsize(sample.image_path) for sample in samples) / len(samples)
         result = {
-            "command": " ".join(["python -m benchmarks.loader", *typed]),
+            "command": command_line(MODULE, argv),
+            **machine(),
+            "torchvision": str(torchvision.__version__),
+            "Pillow": PIL.__version__,
             "images": args.images,
             "side": args.side,
             "img_size": args.img_size,
             "megabytes": round(size / 1e6, 2),
             "repeats": args.repeats,
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "pillow": PIL.__version__,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
             "cores": cores(),
             "load": round(os.getloadavg()[0], 1),
             "steps": timed_steps(samples, args.img_size, cache, max(5, 5 * args.repeats)),
             "rates": timed_rates(samples, args.img_size, cache, (0, 1, 2, WANTED), args.repeats),
         }
-    text = markdown(result)
-    if args.out:
-        write_text(Path(args.out) / "loader.json", json.dumps(result, indent=1) + "\n")
-        write_text(Path(args.out) / "loader.md", text)
-    print(text)
+    finish("loader", result, markdown(result), args.out)
 
 
 if __name__ == "__main__":

@@ -3,27 +3,24 @@
     python -m benchmarks.matrix_products --out results/performance
     python -m benchmarks.matrix_products --quick
 
-The two take turns in one process; the least processor seconds of several turns count. Writes matrix_products.md into
---out, if given, and prints it.
+The two take turns in one process; the least processor seconds of several turns count. Writes matrix_products.json and
+matrix_products.md into --out, if given, and prints the table.
 """
 
 import argparse
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from files.atomic import write_text
+from benchmarks.report import command_line, finish, machine, said, table
 from files.command import run_main
 from model.matrix_products import product, timed, why_not
 from run_folder.flags import HelpFormatter
 
+MODULE = "benchmarks.matrix_products"
 LAYERS = {"queries, keys, values": (1024, 3072), "attention's output": (1024, 1024),
           "MLP in": (1024, 4096), "MLP out": (4096, 1024)}  # fmt: skip
 PASSES = ("forward", "gradient to inputs", "gradient to weights")
@@ -61,25 +58,30 @@ def measured(what: str, a: Tensor, b: Tensor, turns: int) -> Found:
     return Found(what, (*a.shape, b.shape[1]), *speeds, apart)
 
 
-def markdown(found: list[Found], command: str) -> str:
+def markdown(result: dict, found: list[Found]) -> list[str]:
     """The table people read."""
-    lines = [
+    rows = [
+        (
+            *(one.what, " × ".join(map(str, one.sizes)), f"{one.torch:.0f}", f"{one.onednn:.0f}"),
+            *(f"{one.onednn / one.torch:.2f}", f"{one.apart:.1e}"),
+        )
+        for one in found
+    ]
+    header = (
+        "product",
+        "rows × inner × columns",
+        "torch GFLOP/s",
+        "oneDNN GFLOP/s",
+        "×",
+        "relative difference",
+    )
+    return [
         "# Matrix products",
         "",
-        f"Written by `{command}`: float32, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; the machine did "
-        "other work, so the ratios count; per processor second.",
+        f"{said(result)} Float32, per processor second.",
         "",
-        "| product | rows × inner × columns | torch GFLOP/s | oneDNN GFLOP/s | × | relative difference |",
-        "|--|--|--|--|--|--|",
+        *table(header, rows),
     ]
-    for one in found:
-        sizes = " × ".join(map(str, one.sizes))
-        lines.append(
-            f"| {one.what} | {sizes} | {one.torch:.0f} | {one.onednn:.0f} | {one.onednn / one.torch:.2f} | "
-            f"{one.apart:.1e} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[514, 2740], help="tokens of a batch")
     parser.add_argument("--turns", type=int, default=5, help="timed turns of each product")
     parser.add_argument("--quick", action="store_true", help="seconds: few rows, two turns")
-    parser.add_argument("--out", help="folder for matrix_products.md")
+    parser.add_argument("--out", help="folder for matrix_products.json and .md")
     args = parser.parse_args(argv)
     if reason := why_not("cpu"):
         raise RuntimeError(f"there is nothing to compare: {reason}")
@@ -98,11 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for layer, sizes in LAYERS.items():
             for name, factors in zip(PASSES, operands(rows, *sizes), strict=True):
                 found.append(measured(f"{layer}, {name}", *factors, args.turns))
-    typed = sys.argv[1:] if argv is None else argv
-    text = markdown(found, " ".join(["python -m benchmarks.matrix_products", *typed]))
-    if args.out:
-        write_text(Path(args.out) / "matrix_products.md", text)
-    print(text)
+    result = {
+        "command": command_line(MODULE, argv),
+        **machine(),
+        "products": [one._asdict() for one in found],
+    }
+    finish("matrix_products", result, markdown(result, found), args.out)
 
 
 if __name__ == "__main__":

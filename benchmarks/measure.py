@@ -143,6 +143,8 @@ def told_by(module: str, *words: str) -> Any:
     command: Sequence[str] = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
-        said = " ".join(done.stderr.strip().splitlines()[-3:])
+        lines = done.stderr.strip().splitlines()
+        own = [line for line in lines if line.startswith("error: ")]  # torchrun's report stands below it
+        said = " ".join(own[:1] or lines[-3:])
         raise OSError(f"{' '.join(command[1:])} ended with {done.returncode}: {said}")
     return json.loads(done.stdout.splitlines()[-1])

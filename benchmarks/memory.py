@@ -25,9 +25,9 @@ from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
     DATASET,
-    MATMUL,
     PROJECT,
     RATES,
+    SAME_WORK,
     SHOWN,
     STEP_WAYS,
     TINY,
@@ -40,7 +40,7 @@ from run_folder.flags import HelpFormatter
 from training.optimisation import only_training, parameters_of
 
 MODULE = "benchmarks.memory"
-WAYS = {stage: [way for way in ways if way != MATMUL] for stage, ways in STEP_WAYS.items()}
+WAYS = {stage: [way for way in ways if way not in SAME_WORK] for stage, ways in STEP_WAYS.items()}
 WAYS["test"] = [AA_CLIP, PROJECT]
 
 

@@ -15,6 +15,7 @@ import torch
 from files.atomic import write_text
 
 NOT_MEASURED = "not measured"
+LIBRARIES = ("numpy", "scikit-learn", "OpenCV", "torchvision", "Pillow")  # whose versions a table may say
 BUSY = "other work may have run beside it, so the ratios count"
 
 
@@ -48,9 +49,7 @@ def processor() -> str:
 
 def said(result: dict[str, Any]) -> str:
     """One sentence of a result's command and machine: the head of every table."""
-    versions = "".join(
-        f", {key} {result[key]}" for key in ("numpy", "scikit-learn", "OpenCV") if key in result
-    )
+    versions = "".join(f", {key} {result[key]}" for key in LIBRARIES if key in result)
     return (
         f"Written by `{result['command']}` on {result['device']}: torch {result['torch']}{versions}, "
         f"{result['threads']} thread(s), {result['machine']}. Seconds are of the {result['clock']}; {BUSY}."

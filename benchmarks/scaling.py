@@ -5,10 +5,13 @@
     python -m benchmarks.scaling --quick
 
 Every line of the table is a process of its own that takes the values of an axis in rising order; memory is its peak
-until then. Weights are random. Writes scaling.json and scaling.md into --out, if given, and prints the table.
+until then (`--quick` and several processes put the lines of an axis into one). Processes are started by torchrun, on
+CPUs, with a thread each; what they share is the same, seconds are the busiest one's. Weights are random. Writes
+scaling.json and scaling.md into --out, if given, and prints the table.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import time
@@ -16,11 +19,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from benchmarks import shared_work
 from benchmarks.measure import memory_now, peak_so_far, told_by
+from benchmarks.noise import Noise
 from benchmarks.report import command_line, finish, machine, said, table
 from benchmarks.workload import AA_CLIP, PROJECT, TINY, Workload
 from dataset.custom import register_dataset
@@ -40,30 +43,11 @@ LINES = {  # axis: what is done with its values
     "resolution": tuple(
         f"{stage}, {way}" for stage in ("stage 1", "stage 2", "test") for way in (AA_CLIP, PROJECT)
     ),
+    "processes": shared_work.LINES,
 }
-UNITS = {"images": "images", "classes": "classes", "resolution": "px"}
-VALUES = {"images": "images", "classes": "classes", "resolution": "resolutions"}  # the flags
-
-
-class Noise(Dataset):
-    """A class of images made when they are asked for, every second one with a defect."""
-
-    def __init__(self, count: int, size: int):
-        self.count, self.img_size = count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        random = np.random.default_rng(index)
-        image = random.standard_normal((3, self.img_size, self.img_size), np.float32)
-        mask = np.zeros((1, self.img_size, self.img_size), np.float32)
-        if index % 2:
-            top, left = random.integers(0, self.img_size * 3 // 4, 2)
-            side = self.img_size // 8
-            mask[0, top : top + side, left : left + side] = 1
-            image[:, top : top + side, left : left + side] += 2
-        return {"image": image, "mask": mask, "label": index % 2, "file_name": f"{index:06}.png"}
+UNITS = {"images": "images", "classes": "classes", "resolution": "px", "processes": "processes"}
+VALUES = {axis: axis for axis in LINES} | {"resolution": "resolutions"}  # the flags
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def evaluated(args: argparse.Namespace, what: str, images: int) -> None:
@@ -103,9 +87,8 @@ def call_of(args: argparse.Namespace, axis: str, what: str, value: int) -> Calla
     return resolved(args, what, value)
 
 
-def child(args: argparse.Namespace) -> None:
-    """Print the points of one line: [{"value", "seconds", "peak MB", "start MB"}]."""
-    axis, what = args.child
+def points_of(args: argparse.Namespace, axis: str, what: str) -> list[dict[str, float]]:
+    """The points of one line: [{"value", "seconds", "peak MB", "start MB"}]."""
     points, start = [], round(memory_now(), 1)
     for value in getattr(args, VALUES[axis]):
         once = call_of(args, axis, what, value)
@@ -115,15 +98,36 @@ def child(args: argparse.Namespace) -> None:
         points.append(
             {"value": value, "seconds": seconds, "peak MB": round(peak_so_far(), 1), "start MB": start}
         )
-    print(json.dumps(points))
+    return points
 
 
-def line_of(args: argparse.Namespace, axis: str, what: str) -> dict[str, Any]:
-    """One line of the table, measured in a process of its own."""
-    flags = ["--child", axis, what, "--model_name", args.model_name, "--side", str(args.side)]
-    for key in VALUES.values():
-        flags += [f"--{key}", *map(str, getattr(args, key))]
-    points = told_by(MODULE, *flags)
+def child(args: argparse.Namespace) -> None:
+    """Print {line: its points} of some lines of an axis."""
+    axis, *lines = args.child
+    print(json.dumps({what: points_of(args, axis, what) for what in lines}))
+
+
+def lines_of(args: argparse.Namespace, axis: str) -> list[dict[str, Any]]:
+    """The lines of an axis."""
+    if axis == "processes":
+        words = (shared_work.MODULE, args.model_name, str(args.side), str(args.shared))
+        found = [
+            told_by(*words) if count == 1 else told_by(*TORCHRUN, str(count), "-m", *words)
+            for count in args.processes
+        ]
+        return [line_of(axis, what, [points[what] for points in found]) for what in LINES[axis]]
+    key = VALUES[axis]
+    flags = ["--model_name", args.model_name, "--side", str(args.side)]
+    flags += [f"--{key}", *map(str, getattr(args, key)), "--child", axis]
+    apart = [LINES[axis]] if args.quick else [(what,) for what in LINES[axis]]
+    found = {}
+    for group in apart:
+        found |= told_by(MODULE, *flags, *group)
+    return [line_of(axis, what, points) for what, points in found.items()]
+
+
+def line_of(axis: str, what: str, points: list[dict[str, float]]) -> dict[str, Any]:
+    """One line of the table: its points, and the power of the value that time grows with."""
     first, last = points[0], points[-1]
     found = {"axis": axis, "what": what, "points": points}
     if last["value"] > first["value"] and first["seconds"]:
@@ -151,7 +155,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
         "# Scaling",
         "",
         f"{said(result)} {result['model_name']}, images of {result['side']} px where resolution is not the axis; "
-        "random weights, one call each.",
+        f"random weights, one call each. Processes share {result['shared']} images, a thread each; seconds and memory "
+        "are the largest of a process, and value^-1 is work divided without a loss.",
         "",
         *table(head, rows),
     ]
@@ -168,22 +173,24 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, nargs="+", default=[100, 400, 1600], help="of a class")
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 8, 32], help="of a data set or batch")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[96, 128, 192], help="image sides")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="that work together")
+    parser.add_argument("--shared", type=int, default=16, help="images of a batch or class they share")
     parser.add_argument("--quick", action="store_true", help="less than a minute: few and small values")
     parser.add_argument("--out", help="folder for scaling.json and scaling.md")
-    parser.add_argument("--child", nargs=2, metavar=("AXIS", "WHAT"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", metavar=("AXIS", "WHAT"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.quick:
-        args.model_name, args.side, args.images, args.classes, args.resolutions = (
-            TINY,
-            64,
-            [20, 80],
-            [1, 4],
-            [64, 96],
-        )
+        args.model_name, args.side, args.shared = TINY, 64, 4
+        args.images, args.classes, args.resolutions = [8, 32], [1, 4], [64, 96]
     for key in VALUES.values():
         values = getattr(args, key)
         if values != sorted(values):
             raise ValueError(f"--{key} {values}: expected rising values, as memory is a peak until then")
+    if "processes" in args.axes and max(args.processes) > 1 and not importlib.util.find_spec("accelerate"):
+        raise ModuleNotFoundError(
+            f"--processes {args.processes}: several need the package accelerate: pip install -r "
+            "requirements-distributed.txt, or give --processes 1"
+        )
     return args
 
 
@@ -193,9 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return child(args)
     result = {
         "command": command_line(MODULE, argv),
-        **{key: getattr(args, key) for key in ("model_name", "side")},
+        **{key: getattr(args, key) for key in ("model_name", "side", "shared")},
         **machine(),
-        "lines": [line_of(args, axis, what) for axis in args.axes for what in LINES[axis]],
+        "lines": [line for axis in args.axes for line in lines_of(args, axis)],
     }
     finish("scaling", result, markdown(result), args.out)
 

@@ -38,6 +38,7 @@ from benchmarks.waits import WaitCounter, waits_of
 from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
+    COMPILED,
     DATASET,
     MATMUL,
     PROJECT,
@@ -46,16 +47,17 @@ from benchmarks.workload import (
     STEP_WAYS,
     TINY,
     Workload,
-    available,
     default_size,
+    missing,
     steps_without_backward,
+    work_of,
 )
 from files.command import run_main
 from forward_utils import prompts_of
 from run_folder.flags import HelpFormatter
 from utils import choose_device
 
-WAYS = {"plain": PROJECT, MATMUL: MATMUL, "mlp": "mlp", "full": "full"}  # values of --ways
+WAYS = {"plain": PROJECT} | {way: way for way in STEP_WAYS["stage 2"][2:]}  # values of --ways
 MODULE = "benchmarks.training_step"
 
 
@@ -76,6 +78,11 @@ def ways_of(
     ]
 
 
+def left_out(args: argparse.Namespace, device: torch.device) -> dict[str, str]:
+    """{way: why it is none on this device} of the ways that were asked for."""
+    return {way: reason for way in args.ways if (reason := missing(WAYS[way], device))}
+
+
 def in_precision(once, precision: str):
     """`once` as a function that runs in a precision."""
 
@@ -94,7 +101,8 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
         for kind in ("fp32", "bf16")
         if kind == "fp32" or kind in args.precisions
     }
-    ways = ways_of(stage, args.precisions, [WAYS[one] for one in args.ways if available(WAYS[one], device)])
+    chosen = [WAYS[one] for one in args.ways]
+    ways = ways_of(stage, args.precisions, [way for way in chosen if missing(way, device) is None])
     steps = {
         (way, one): in_precision(workloads["bf16" if one == "bf16" else "fp32"].step(stage, way), one)
         for way, one in ways
@@ -108,7 +116,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
     seconds = in_turn(steps, args.repeats, device, products, not args.cold)
     theirs, ours = (None, None) if args.cold else workloads["fp32"].losses(stage)
     meta = Workload(*shape, "meta")
-    flops = {way: meta.step_flops(stage, way) for way in dict(ways)}
+    flops = {work: meta.step_flops(stage, work) for work in {work_of(way) for way, _ in ways}}
     rows, reference = [], seconds[AA_CLIP, "fp32"]
     for way, one in ways:
         row = {"way": way, "precision": one}
@@ -116,7 +124,7 @@ def measured(args: argparse.Namespace, stage: str, images: int, device: torch.de
             row["waits"] = waits_of(steps[way, one], device)
         elif device.type != "cuda" and way in (AA_CLIP, PROJECT):
             row["waits"] = waits_without_a_gpu(args, stage, images, way, one)
-        rows.append(row | shown_row(seconds[way, one], reference, flops[way], speeds[one], images))
+        rows.append(row | shown_row(seconds[way, one], reference, flops[work_of(way)], speeds[one], images))
     return {
         "stage": stage,
         "batch size": images,
@@ -211,6 +219,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
                 )
             )
     lines += table((*header, "share of the fastest product, GFLOP/s", "waits", "peak MB"), rows)
+    for way, reason in result["left out"].items():
+        lines += ["", f"Not measured {SHOWN[way]}: {reason}."]
     if result["cold"]:
         return lines
     apart = ", ".join(
@@ -233,7 +243,11 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--stages", nargs="+", default=list(RATES), choices=list(RATES), help="which to measure"
     )
     parser.add_argument(
-        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="beside AA-CLIP's operations"
+        "--ways",
+        nargs="+",
+        default=[way for way in WAYS if way != COMPILED],
+        choices=list(WAYS),
+        help="beside AA-CLIP's operations; compile takes a minute or more before it is timed",
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
     parser.add_argument(
@@ -264,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": command_line(MODULE, argv),
         **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")},
         **machine(device),
+        "left out": left_out(args, device),
         "waits": "Waits for the GPU are CUDA's own count of a whole step."
         if on_gpu
         else "Waits for a GPU were counted on fake tensors, forward pass and optimiser alone.",

@@ -23,13 +23,14 @@ from forward_utils_cross_attention import text_context_of_class
 from model.adapter import AdaptedCLIP
 from model.adapter_cross_attention import AdaptedCLIPWithCrossAttention
 from model.clip import CLIP, create_model, surgery_copy
+from model.compiled import compile_adapters, compile_blocks, missing_compiler, region
 from model.matrix_products import CLOSE, compare_products, onednn_products, why_not
 from model.recompute import RECOMPUTED, recompute_activations
 from run_folder.state import TrainState
 from training.engine import StagePlan, StepLoss, steps_per_look, train_step
 from training.finite_steps import FiniteSteps
 from training.optimisation import adam, only_training, parameters_of
-from training.stages import image_stage_loss, text_stage_loss
+from training.stages import image_stage_loss, segmentation, text_stage_loss
 from utils import setup_seed
 
 DATASET, CLASSES = "MVTec", ("bottle", "screw")
@@ -38,16 +39,19 @@ TEXT_LR, IMAGE_LR = 1e-5, 5e-4
 RATES = {"stage 1": TEXT_LR, "stage 2": IMAGE_LR}
 AA_CLIP, PROJECT = "AA-CLIP's operations", "this project"
 RAW, CROSSED, REFERRING = "raw CLIP", "cross-attention", "self-reference"
-MATMUL = "matmul"
+MATMUL, COMPILED, FUSED = "matmul", "compile", "fused_adam"
+SAME_WORK = (MATMUL, COMPILED, FUSED)  # other kernels for what PROJECT computes: its FLOPs, its tensors
 STEP_WAYS = {
-    "stage 1": (AA_CLIP, PROJECT, MATMUL),
-    "stage 2": (AA_CLIP, PROJECT, MATMUL, "mlp", "full"),
+    "stage 1": (AA_CLIP, PROJECT, *SAME_WORK),
+    "stage 2": (AA_CLIP, PROJECT, *SAME_WORK, "mlp", "full"),
 }
 TEST_WAYS = (AA_CLIP, PROJECT, MATMUL, RAW, CROSSED, REFERRING)
 SHOWN = {  # what a table calls a way that is a flag
     MATMUL: "with `--matmul auto`",
     "mlp": "with `--activation_checkpointing mlp`",
     "full": "with `--activation_checkpointing full`",
+    COMPILED: "with `--compile`",
+    FUSED: "with `--fused_adam`",
 }
 NEVER = 10**6  # steps between two looks at the losses
 Step = Callable[[], object]
@@ -88,25 +92,33 @@ class Workload:
         if way == AA_CLIP:
             return self._theirs(stage)
         clip = self.clip
-        if way in RECOMPUTED:  # modules of its own, weights shared
+        if way in RECOMPUTED or way == COMPILED:  # modules of its own, weights shared
             clip = copy.deepcopy(clip, {id(weight): weight for weight in clip.parameters()})
         recompute_activations(clip, recompute_of(way))
-        model = self.adapted(clip)
+        model, segment = self.adapted(clip), None
+        if way == COMPILED:
+            compile_blocks(clip.transformer, clip.visual.transformer)
+            compile_adapters(model)
+            segment = region(segmentation)
         if stage == "stage 2":
             self.make_anchors()
             loss = partial(
                 image_stage_loss,
                 compare=lambda batch, anchors: model.compare(batch["image"], anchors),
                 anchors_of=self.anchors_of,
+                segment=segment,
             )
             return Part(model, model.image_modules, loss)
-        last = model.levels[-1:]
+        last, surgery = model.levels[-1:], surgery_copy(clip, self.until)
+        if way == COMPILED:
+            compile_blocks(surgery.visual.transformer)
         loss = partial(
             text_stage_loss,
-            patches_of=frozen_image_features(model, surgery_copy(clip, self.until), last),
+            patches_of=frozen_image_features(model, surgery, last),
             anchors_of=lambda batch, patches: anchors_of_batch(model, DATASET, batch["class_name"]),
             loss_levels=last,
             norm_weight=0.1,
+            segment=segment,
         )
         return Part(model, model.text_modules, loss)
 
@@ -146,7 +158,7 @@ class Workload:
         if way == AA_CLIP:
             loss, trained = part.loss, parameters_of(part.modules)
             return costly_step(lambda batch: loss(batch)["loss"], trained, self.batch, RATES[stage])
-        once = step(*part, self.batch, RATES[stage])
+        once = step(*part, self.batch, RATES[stage], fused=way == FUSED)
         return by_onednn(once) if way == MATMUL else once
 
     def losses(self, stage: str) -> tuple[float, float]:
@@ -195,9 +207,30 @@ class Workload:
         return flops_of(self.score(way))
 
 
+def work_of(way: str) -> str:
+    """The way whose FLOPs and tensors a way has."""
+    return PROJECT if way in SAME_WORK else way
+
+
+def missing(way: str, device: torch.device) -> str | None:
+    """Why a way is none on this device, or None: `--matmul auto` changes nothing on a GPU, or where oneDNN errs."""
+    if way == MATMUL:
+        return why_not(device) or (
+            None if compare_products().apart < CLOSE else "oneDNN's products are too far from torch's"
+        )
+    if way == COMPILED:
+        return missing_compiler(device.type)
+    if way == FUSED:
+        try:
+            torch.optim.Adam([torch.zeros(1, device=device, requires_grad=True)], fused=True)
+        except RuntimeError as error:  # who has it depends on torch's version
+            return str(error)
+    return None
+
+
 def available(way: str, device: torch.device) -> bool:
-    """Whether a way is one on this device: `--matmul auto` changes nothing on a GPU, or where oneDNN's products err."""
-    return way != MATMUL or (why_not(device) is None and compare_products().apart < CLOSE)
+    """Whether a way is one on this device."""
+    return missing(way, device) is None
 
 
 def by_onednn(once: Step) -> Step:
@@ -235,10 +268,18 @@ def random_batch(images: int, size: int, device: torch.device) -> dict:
     }
 
 
-def step(model: nn.Module, modules: dict[str, nn.Module], loss_of: StepLoss, batch: dict, lr: float) -> Step:
-    """A function that makes one training step of some modules, as the engine makes it."""
+def step(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    loss_of: StepLoss,
+    batch: dict,
+    lr: float,
+    fused: bool = False,
+) -> Step:
+    """A function that makes one training step of some modules, as the engine makes it; `fused`: with `--fused_adam`."""
     plan = StagePlan(epochs=1, log_every=NEVER)  # a look at the losses waits
-    steps = FiniteSteps(TrainState("timed", modules, adam(modules, lr)), steps_per_look(plan, model.device))
+    state = TrainState("timed", modules, adam(modules, lr, fused))
+    steps = FiniteSteps(state, steps_per_look(plan, model.device))
 
     def once():
         with only_training(model, modules):

@@ -1,6 +1,7 @@
 """The benchmarks run; what they measure is looked at where they are used."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,24 +14,35 @@ from benchmarks import (
     loader,
     loading,
     scaling,
+    shared_work,
     training_step,
+    workload,
 )
 from benchmarks import metrics as metrics_benchmark
 from benchmarks.fake import fake_cuda
 from benchmarks.flops import flops_of_step
 from benchmarks.measure import OUT_OF_MEMORY, in_turn, told_by
+from benchmarks.report import machine
 from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
+    COMPILED,
     DATASET,
+    FUSED,
     PROJECT,
     STEP_WAYS,
     TEST_WAYS,
     TINY,
     Workload,
+    missing,
+    random_batch,
+    work_of,
 )
 from files.command import Refusal
 from forward_utils import prompts_of
+from model import compiled
+from run_folder.processes import ALONE, Processes
+from training.optimisation import parameters_of
 
 
 def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
@@ -90,6 +102,7 @@ def test_the_interruption_benchmark_times_guard_and_save(capsys):
     assert told["step s"] > 0 and told["save s"] > 0 and told["save MB"] > 0
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_compares_aa_clips_operations_with_the_same_losses(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(training_step, "peak_of", lambda *_: 1.0)
     flags = ["--quick", "--img_size", "64", "--device", "cpu", "--ways", "plain", "full", "--memory"]
@@ -104,6 +117,7 @@ def test_the_step_benchmark_compares_aa_clips_operations_with_the_same_losses(ca
     assert rows["full"]["TFLOP"] > rows[PROJECT]["TFLOP"]  # the forward pass once more
 
 
+@pytest.mark.slow
 def test_the_evaluation_benchmark_scores_alike_and_states_the_share_of_the_metrics(tmp_path):
     evaluation.main(["--quick", "--img_size", "64", "--device", "cpu", "--profile", "--out", str(tmp_path)])
     told = json.loads((tmp_path / "evaluation.json").read_text())
@@ -121,14 +135,46 @@ def test_the_evaluation_benchmark_scores_alike_and_states_the_share_of_the_metri
 
 
 def test_the_scaling_benchmark_tells_how_each_line_grows(tmp_path, monkeypatch, capsys):
-    line = [{"value": 2, "seconds": 1.0, "peak MB": 10.0, "start MB": 5.0}]
-    line.append({"value": 4, "seconds": 4.0, "peak MB": 20.0, "start MB": 5.0})
-    monkeypatch.setattr(scaling, "told_by", lambda *_: line)
+    points = [{"value": 2, "seconds": 1.0, "peak MB": 10.0, "start MB": 5.0}]
+    points.append({"value": 4, "seconds": 4.0, "peak MB": 20.0, "start MB": 5.0})
+
+    def told(module, *words):
+        if module == scaling.MODULE:
+            return dict.fromkeys(words[words.index("--child") + 2 :], points)
+        count = words[2] if module == scaling.TORCHRUN[0] else "1"
+        point = {"value": int(count), "seconds": 8 / int(count), "peak MB": 10.0, "start MB": 5.0}
+        return dict.fromkeys(shared_work.LINES, point)
+
+    monkeypatch.setattr(scaling, "told_by", told)
     scaling.main(["--quick", "--out", str(tmp_path)])
     rows = capsys.readouterr().out
     assert "| stage 2, this project | 2 → 4 px | 1.0 → 4.0 | value^2.0 | 10.0 → 20.0 (5.0) |" in rows
+    shared = "1 → 2 processes | 8.0 → 4.0 | value^-1.0 | 10.0 → 10.0 (5.0) |"
+    assert all(f"| {line} | {shared}" in rows for line in shared_work.LINES)
     with pytest.raises(ValueError, match=r"--images \[4, 2\]: expected rising values"):
         scaling.main(["--images", "4", "2"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"requirements-distributed.txt, or give --processes 1"):
+        scaling.main(["--axes", "processes"])
+
+
+def test_the_shares_of_two_processes_are_the_whole_batch():
+    batch = random_batch(3, 8, torch.device("cpu"))
+    assert shared_work.share_of(batch, ALONE) is batch
+    first, second = (shared_work.share_of(batch, Processes(rank, 2)) for rank in (0, 1))
+    for key in ("image", "mask", "label"):
+        assert torch.equal(torch.cat([first[key], second[key]]), batch[key])
+    assert first["class_name"] + second["class_name"] == batch["class_name"]
+    assert (first["share"].sizes, first["file_name"]) == ([2, 1], ["0.png", "1.png", "2.png"])
+
+
+def test_what_several_processes_share_is_timed_by_one_alone_too(capsys):
+    shared_work.main([TINY, "64", "2"])
+    told = json.loads(capsys.readouterr().out)
+    assert tuple(told) == shared_work.LINES
+    for point in told.values():
+        assert point["value"] == 1 and point["seconds"] == point["seconds of all"] > 0
+        assert 0 < point["start MB"] <= point["peak MB"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +184,7 @@ def test_the_scaling_benchmark_tells_how_each_line_grows(tmp_path, monkeypatch, 
 def test_a_line_of_the_scaling_benchmark_measures_each_value(axis, what, capsys):
     sizes = ["--images", "4", "9", "--classes", "1", "2", "--resolutions", "64", "72", "--side", "64"]
     scaling.main(["--child", axis, what, *sizes])
-    points = json.loads(capsys.readouterr().out)
+    points = json.loads(capsys.readouterr().out)[what]
     assert len(points) == 2 and all(point["seconds"] > 0 for point in points)
     assert points[0]["start MB"] <= points[0]["peak MB"] <= points[1]["peak MB"]
 
@@ -188,10 +234,19 @@ def test_the_projects_steps_are_built_and_run_forward_on_a_fake_gpu(precision):
     for name in CLASSES:
         prompts_of(DATASET, name)
     with fake_cuda():
-        workload = Workload(TINY, 64, 2, "cuda", precision)
+        work = Workload(TINY, 64, 2, "cuda", precision)
         for stage in STEP_WAYS:
-            loss = sum(workload.part(stage, PROJECT).loss(workload.batch).values())
+            loss = sum(work.part(stage, PROJECT).loss(work.batch).values())
             assert loss.device.type == "cuda" and loss.dtype == torch.float32
+
+
+def test_aa_clips_operations_give_the_projects_losses_and_maps():
+    work = Workload(TINY, 64, 2, "cpu")
+    for stage in STEP_WAYS:
+        theirs, ours = work.losses(stage)
+        assert ours > 0 and theirs == pytest.approx(ours, rel=1e-5)
+    theirs, ours = (work.score(way)()[0] for way in (AA_CLIP, PROJECT))
+    assert (theirs - ours).abs().max() < 1e-5 * theirs.abs().max()
 
 
 def test_what_a_gpu_has_too_little_memory_for_is_said_and_the_others_go_on():
@@ -210,6 +265,42 @@ def test_aa_clip_is_measured_in_float32_whatever_the_projects_precisions_are():
     assert ways == [(AA_CLIP, "fp32"), (AA_CLIP, "tf32"), (PROJECT, "bf16"), (PROJECT, "tf32")]
     with pytest.raises(ValueError, match="--precisions tf32 on cpu: NVIDIA GPUs alone have it"):
         training_step.main(["--precisions", "tf32", "--device", "cpu"])
+
+
+def test_a_way_that_a_machine_has_not_is_left_out_and_the_table_says_why(monkeypatch):
+    monkeypatch.setattr(workload, "missing_compiler", lambda kind: f"there is no compiler for {kind}")
+    cpu = torch.device("cpu")
+    assert missing(COMPILED, cpu) == "there is no compiler for cpu" and not workload.available(COMPILED, cpu)
+    assert missing(FUSED, cpu) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim, "Adam", Mock(side_effect=RuntimeError("`fused=True` is not for cpu")))
+        assert missing(FUSED, cpu) == "`fused=True` is not for cpu"
+    assert (work_of(FUSED), work_of("full")) == (PROJECT, "full")
+    args = training_step.parsed(["--quick", "--ways", "plain", "compile"])
+    result = {"waits": "", "stages": [], "cold": True, "repeats": 1, "model_name": TINY, "img_size": 64}
+    result |= {"command": "", **machine(), "left out": training_step.left_out(args, cpu)}
+    assert (
+        training_step.markdown(result)[-1] == "Not measured with `--compile`: there is no compiler for cpu."
+    )
+    assert COMPILED not in training_step.parsed(["--quick"]).ways
+
+
+def test_a_compiled_or_fused_step_learns_what_a_plain_one_does(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    weights = {}
+    for way in (PROJECT, COMPILED, FUSED):
+        work = Workload(TINY, 64, 2, "cpu")
+        part = work.part("stage 2", way)
+        monkeypatch.setattr(work, "part", lambda stage, way, part=part: part)
+        work.step("stage 2", way)()
+        weights[way] = torch.cat([one.detach().flatten() for one in parameters_of(part.modules)])
+    start = torch.cat(
+        [one.detach().flatten() for one in parameters_of(Workload(TINY, 64, 2, "cpu").model.image_modules)]
+    )
+    moved = weights[PROJECT] - start
+    assert moved.norm() > 0
+    for way in (COMPILED, FUSED):
+        assert (weights[way] - weights[PROJECT]).norm() < 1e-2 * moved.norm()
 
 
 def test_a_matrix_product_counts_two_flops_a_multiplication():
