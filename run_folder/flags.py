@@ -225,11 +225,8 @@ def contradiction_in(settings: Settings) -> str | None:
         return f"--anchor_decoder_control {decoder.anchor_decoder_control}: does nothing without --anchor_decoder"
     attention = settings.cross_attention
     if attention is not None and not attention.cross_attn_qk_norm:
-        given = attention.cross_attn_temperature
-        if (
-            "cross_attn_temperature" in settings.explicit
-            and given != type(attention)().cross_attn_temperature
-        ):
+        given, usual = attention.cross_attn_temperature, type(attention).cross_attn_temperature
+        if "cross_attn_temperature" in settings.explicit and given != usual:  # a run's config.yaml has all
             return f"--cross_attn_temperature {given}: does nothing without --cross_attn_qk_norm"
     if reference is not None and not reference.self_reference:
         for one in fields(reference):
