@@ -34,6 +34,7 @@ COMMANDS = (
     "train_semantic_fill.py",
     "generate_anomalies.py",
     "-m synthesis.sample",
+    "-m app",
     "-m dataset.prepare",
     "-m dataset.check",
     "-m demo_world.render_sets",
@@ -42,6 +43,9 @@ COMMANDS = (
     "-m scripts.demo",
     "-m scripts.export",
     "-m scripts.flag_reference",
+    "-m studies.arms",
+    "-m studies.real_images",
+    "-m studies.real_study",
     "-m studies.sweep",
 )
 HEAD = """# Every flag
