@@ -31,7 +31,7 @@ from benchmarks.measure import (
 )
 from benchmarks.metrics import images as maps_and_masks
 from benchmarks.operations import write_profile
-from benchmarks.report import command_line, finish, machine, said, table, turns
+from benchmarks.report import NOT_MEASURED, command_line, finish, machine, said, table, turns
 from benchmarks.training_step import in_precision, shown_row
 from benchmarks.workload import (
     AA_CLIP,
@@ -77,11 +77,14 @@ def measured(args: argparse.Namespace, images: int, device: torch.device) -> dic
         | shown_row(seconds[way, one], reference, flops[way], speeds[one], images)
         for way, one in ways
     ]
-    theirs, ours = workload.score(AA_CLIP)()[0], workload.score(PROJECT)()[0]
+    apart = None  # where one of the two has too little memory
+    if OUT_OF_MEMORY not in (reference, seconds.get((PROJECT, "fp32"))):
+        theirs, ours = workload.score(AA_CLIP)()[0], workload.score(PROJECT)()[0]
+        apart = float((theirs - ours).abs().max() / theirs.abs().max())
     return {
         "batch size": images,
         "product GFLOP/s": {one: round(speed / 1e9, 1) for one, speed in speeds.items()},
-        "maps apart": float((theirs - ours).abs().max() / theirs.abs().max()),
+        "maps apart": apart,
         "ways": rows,
     }
 
@@ -172,7 +175,9 @@ def markdown(result: dict[str, Any]) -> list[str]:
             )
     lines += [*table((*header, "share of the fastest product, GFLOP/s", "peak MB"), rows), ""]
     apart = ", ".join(
-        f"{found['maps apart']:.1e} at batch {found['batch size']}" for found in result["batches"]
+        f"{NOT_MEASURED if found['maps apart'] is None else format(found['maps apart'], '.1e')} at batch "
+        f"{found['batch size']}"
+        for found in result["batches"]
     )
     lines += [f"Maps of the first two in float32, largest difference over the largest value: {apart}.", ""]
     rows = [
