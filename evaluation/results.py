@@ -55,6 +55,12 @@ def write_metrics(
         _merge_metrics(path, dataset, checkpoint, result, evaluation_info, wanted)
 
 
+def is_unfinished(save_path: Path | str, dataset: str, checkpoint: str) -> bool:
+    """Whether metrics.json says that an evaluation lacks classes."""
+    everything = json.loads((Path(save_path) / "metrics.json").read_text(encoding="utf-8"))
+    return "unfinished" in everything[dataset][checkpoint]
+
+
 def _merge_metrics(path, dataset, checkpoint, result, evaluation_info, wanted):
     try:
         everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

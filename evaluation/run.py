@@ -30,7 +30,7 @@ from evaluation.rarity import (
     rarity_alone_scorer,
     scorer_with_rarity,
 )
-from evaluation.results import format_table, write_metrics
+from evaluation.results import format_table, is_unfinished, write_metrics
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from evaluation.scores import class_scores, scores_file, write_scores
 from files.pictures import visualize, visualize_batches
@@ -300,7 +300,9 @@ def keep_class(
     if (predictions["labels"] >= 0).any():
         scores[class_name] = class_scores(predictions, images.samples, scorer.domain, scorer.levels)
     pictures += picture_scores(predictions, class_name, scorer.domain, scorer.levels)
-    write_picture_scores(save_path, dataset, checkpoint, pictures)
+    # A finished file of the same evaluation stays whole until this one is.
+    if class_name == list(test_sets)[-1] or is_unfinished(save_path, dataset, checkpoint):
+        write_picture_scores(save_path, dataset, checkpoint, pictures)
     if not settings.own.visualize:
         return
     if "maps" not in predictions:

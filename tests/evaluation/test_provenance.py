@@ -9,6 +9,7 @@ import torch
 import test as test_script
 import train
 from evaluation.picture_folders import clear_stale
+from evaluation.predictions import metrics_of
 from evaluation.results import write_metrics
 from files.atomic import sha256
 from run_folder.checkpoints import load_checkpoint
@@ -89,6 +90,22 @@ def test_a_late_error_loses_no_class_that_was_done(run, flags, tmp_path, data_ro
     assert len(rows) == 1 + 6
     test_script.main(flags)
     assert list(entry(run)["classes"]) == ["bottle", "screw"] and "unfinished" not in entry(run)
+
+
+def test_pictures_of_a_finished_evaluation_stay_when_its_repetition_fails(run, flags, monkeypatch):
+    test_script.main(flags)
+    file = run / "scores" / "MVTec" / "image_adapter.pth.csv"
+    whole = file.read_text()
+
+    def failing(predictions, name, scorer):
+        if name == "screw":
+            raise ValueError("stopped")
+        return metrics_of(predictions, name, scorer)
+
+    monkeypatch.setattr("evaluation.predictions.metrics_of", failing)
+    with pytest.raises(ValueError, match="stopped"):
+        test_script.main(flags)
+    assert file.read_text() == whole and "unfinished" not in entry(run)
 
 
 def test_a_picture_that_cannot_be_written_loses_no_metric(run, flags, monkeypatch):
