@@ -89,8 +89,9 @@ def call_of(args: argparse.Namespace, axis: str, what: str, value: int) -> Calla
 
 def points_of(args: argparse.Namespace, axis: str, what: str) -> list[dict[str, float]]:
     """The points of one line: [{"value", "seconds", "peak MB", "start MB"}]."""
-    points, start = [], round(memory_now(), 1)
-    for value in getattr(args, VALUES[axis]):
+    points, start, values = [], round(memory_now(), 1), getattr(args, VALUES[axis])
+    call_of(args, axis, what, values[0])()  # what a process does once is no part of it
+    for value in values:
         once = call_of(args, axis, what, value)
         begin = time.process_time()
         once()
@@ -155,7 +156,8 @@ def markdown(result: dict[str, Any]) -> list[str]:
         "# Scaling",
         "",
         f"{said(result)} {result['model_name']}, images of {result['side']} px where resolution is not the axis; "
-        f"random weights, one call each. Processes share {result['shared']} images, a thread each; seconds and memory "
+        f"random weights, one call each behind one of the least value. "
+        f"Processes share {result['shared']} images, a thread each; seconds and memory "
         "are the largest of a process, and value^-1 is work divided without a loss.",
         "",
         *table(head, rows),

@@ -45,6 +45,7 @@ from run_folder.processes import ALONE, Processes
 from training.optimisation import parameters_of
 
 
+@pytest.mark.slow
 def test_the_cost_benchmark_counts_parameters_and_times_both_stages(capsys):
     cross_attention_cost.main(["--random_weights", "--img_size", "64", "--repeats", "1", "--device", "cpu"])
     told = json.loads(capsys.readouterr().out)
