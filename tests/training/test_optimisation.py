@@ -1,6 +1,7 @@
 """Optimisers: training/optimisation.py, training/feedback_recipes.py and `--fused_adam`."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_a_state_of_aa_clip_s_plain_adam_does_not_undo_fused_adam(tmp_path):
     stepped(plain, module, 3)
     content = {"one": module.state_dict(), "text_optimizer": plain.state_dict(), "epoch": 1}
     resumed = TrainState("text", {"one": later}, adam({"one": later}, 0.1, fused=True))
-    resumed.restore(content, tmp_path / "text_adapter.pth")
+    resumed.restore(deepcopy(content), tmp_path / "text_adapter.pth")  # as a file's, tensors of its own
     assert resumed.optimizer.param_groups[0]["fused"] and not plain.param_groups[0]["fused"]
     for found, wanted in zip(
         stepped(resumed.optimizer, later, 1, start=3), stepped(plain, module, 1, start=3), strict=True
