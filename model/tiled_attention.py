@@ -31,7 +31,8 @@ class TiledAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[..., heads, queries, head width]"""
         out = query.new_empty(query.shape)
-        for q, k, v, o in zip(*map(_heads, (query, key, value, out)), strict=True):
+        whole = (query.contiguous(), key.contiguous(), value.contiguous(), out)  # once, not for every tile
+        for q, k, v, o in zip(*map(_heads, whole), strict=True):
             for rows in _tiles(q):
                 o[rows] = product(_weights(q[rows], k), v)
         ctx.save_for_backward(query, key, value, out)
@@ -41,9 +42,11 @@ class TiledAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients to query, key and value, of their shapes."""
-        given = ctx.saved_tensors
+        given = [one.contiguous() for one in ctx.saved_tensors]
         found = [one.new_zeros(one.shape) for one in given[:3]]
-        for q, k, v, o, g, to_q, to_k, to_v in zip(*map(_heads, (*given, gradient, *found)), strict=True):
+        for q, k, v, o, g, to_q, to_k, to_v in zip(
+            *map(_heads, (*given, gradient.contiguous(), *found)), strict=True
+        ):
             mean = (g * o).sum(-1, keepdim=True)  # of the gradient to the weights, by the weights
             for rows in _tiles(q):
                 weights, own = _weights(q[rows], k), g[rows]
