@@ -6,12 +6,12 @@ READ = {
     "onnx": """import onnxruntime
 options = onnxruntime.SessionOptions()  # all optimisations break off with float16 on CPUs
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-session = onnxruntime.InferenceSession("{file}", options)
+session = onnxruntime.InferenceSession(beside({file!r}), options)
 about = json.loads(session.get_modelmeta().custom_metadata_map["aaclip"])
 def model(image):
     return session.run(["map", "score"], {{"image": image}})""",
     "openvino": """import openvino
-graph = openvino.Core().read_model("{file}")
+graph = openvino.Core().read_model(beside({file!r}))
 about = json.loads(graph.get_rt_info("aaclip").value)
 compiled = openvino.compile_model(graph, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
 def model(image):
@@ -19,14 +19,16 @@ def model(image):
     return found[0], found[1]""",
     "exported_program": """import torch
 extra = {{"aaclip": ""}}
-program = torch.export.load("{file}", extra_files=extra).module()
+program = torch.export.load(beside({file!r}), extra_files=extra).module()
 about = json.loads(extra["aaclip"])
 def model(image):
     return program(torch.from_numpy(image))""",
 }
-LINES = """import json, sys
+LINES = """import json, os, sys
 import numpy as np
 from PIL import Image, ImageOps
+def beside(name):
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
 {read}
 side, mean, deviation = about["img_size"], np.float32(about["mean"]), np.float32(about["std"])
 picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
@@ -34,7 +36,8 @@ picture = picture.resize((side, side), Image.Resampling.BICUBIC)
 image = (np.asarray(picture, np.float32) / 255 - mean) / deviation
 maps, scores = model(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))  # [1, S, S], [1]
 threshold = about["threshold"]
-print(float(scores[0]), "no threshold" if threshold is None else "anomalous" if scores[0] >= threshold else "normal")
+score = float(scores[0])
+print(score, "no threshold" if threshold is None else "anomalous" if score >= threshold else "normal")
 """
 
 

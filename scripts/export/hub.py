@@ -30,6 +30,21 @@ from utils import choose_device
 WEIGHTS, CONFIG, METRICS, CARD = "adapter.safetensors", "config.json", "metrics.json", "README.md"
 SHOWN = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap", "image_auroc_unnormalised")
 MEAN_ANCHORS = "mean_anchors."
+PRIVATE = (  # settings that name files of this machine, or how it was used
+    "data_root",
+    "save_path",
+    "clip_weights",
+    "dataset_config",
+    "real_names",
+    "extra_meta",
+    "load_base_text_adapter",
+    "load_base_image_adapter",
+    "feature_cache",
+    "image_cache",
+    "tracker",
+    "tracker_project",
+    "device",
+)
 
 
 def write_hub_layout(run: Path | str, checkpoint: Path | str | None, loop: int | None, folder: Path) -> Path:
@@ -74,32 +89,23 @@ def tensors_of(run: LoadedRun) -> dict[str, torch.Tensor]:
 
 def config_of(run: LoadedRun) -> dict[str, Any]:
     """What `load_hub` needs beside the tensors."""
-    private = (
-        "data_root",
-        "save_path",
-        "clip_weights",
-        "dataset_config",
-        "real_names",
-        "extra_meta",
-        "device",
-    )
     return {
         "kind": run.kind.name,
         "loop": run.loop,
         "attends": run.attends,
         "adapted_text": run.adapted_text,
         "backbone": run.model.clipmodel.source._asdict(),
-        "settings": {key: value for key, value in run.stored.items() if key not in private},
+        "settings": {key: value for key, value in run.stored.items() if key not in PRIVATE},
     }
 
 
 def entries_of(metrics: dict[str, dict], run: LoadedRun) -> dict[str, dict]:
-    """{dataset: entry} of a run's metrics.json that are of its checkpoint and zero-shot."""
+    """{dataset: entry} of a run's metrics.json that are of its checkpoint, zero-shot and whole."""
     found = {dataset: entries.get(run.checkpoint.name) for dataset, entries in metrics.items()}
     return {
         dataset: {key: entry[key] for key in ("classes", "mean", "img_size", "metrics_version")}
         for dataset, entry in found.items()
-        if entry is not None and entry.get("checkpoints") == run.files
+        if entry is not None and entry.get("checkpoints") == run.files and not entry.get("unfinished")
     }
 
 

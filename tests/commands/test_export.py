@@ -1,5 +1,6 @@
 """python -m scripts.export: one file that scores as PyTorch does, and a folder to share."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 
 from evaluation import load_scorer
 from files.command import Refusal
+from run_folder.settings import CROSS_ATTENTION_GROUPS
 from scripts.export import __main__ as command
 from scripts.export import formats
-from scripts.export.hub import load_hub
+from scripts.export.hub import PRIVATE, load_hub
 
 SIZE = 32
 
@@ -59,8 +61,7 @@ def export(out, run, weights, *more, **flags):
 
 
 def scored_by_example(out, photograph, monkeypatch, capsys):
-    """What the lines beside an exported file print."""
-    monkeypatch.chdir(out.parent)
+    """What the lines beside an exported file print, from whatever folder they are started."""
     monkeypatch.setattr(sys, "argv", ["example", str(photograph)])
     capsys.readouterr()
     runpy.run_path(str(out.with_suffix(".example.py")))
@@ -183,6 +184,7 @@ def test_a_shared_adapter_scores_as_its_run_and_says_what_it_is(
     metrics["Old"] = {
         "image_adapter_cross_attn.pth": entry | {"checkpoints": {}}
     }  # of other files of that name
+    metrics["Begun"] = {"image_adapter_cross_attn.pth": entry | {"unfinished": ["c"]}}
     (run / "metrics.json").write_text(json.dumps(metrics))
     command.main(words(run=run, clip_weights=cross_weights, hub_layout=tmp_path / "hub"))
     shared = load_hub(tmp_path / "hub", cross_weights)
@@ -193,6 +195,7 @@ def test_a_shared_adapter_scores_as_its_run_and_says_what_it_is(
         "| pixel_ap | 60.0 [-67.1, 187.1] |" in card
         and "(2 classes, 7 images)" in card
         and "**Old**" not in card
+        and "**Begun**" not in card
     )
     assert "cross-attention adapter" in card and "trained on MVTec" in card
     everything = card + (tmp_path / "hub" / "config.json").read_text()
@@ -202,3 +205,13 @@ def test_a_shared_adapter_scores_as_its_run_and_says_what_it_is(
     (tmp_path / "hub" / "mine.txt").write_text("")
     with pytest.raises(FileExistsError, match="holds mine.txt"):
         command.main(words(run=run, clip_weights=cross_weights, hub_layout=tmp_path / "hub"))
+
+
+def test_no_setting_that_can_be_a_path_is_shared():
+    free = {
+        one.name
+        for group in CROSS_ATTENTION_GROUPS.values()
+        for one in dataclasses.fields(group)
+        if one.type in (str, str | None) and "choices" not in one.metadata["argparse"]
+    }
+    assert free - set(PRIVATE) == {"model_name", "dataset"}
