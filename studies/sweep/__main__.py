@@ -23,7 +23,7 @@ from run_folder.signals import TRY_AGAIN, stop_signals
 from studies.arm_runs import ROOT
 from studies.sweep import slurm
 from studies.sweep.local import LocalRuns
-from studies.sweep.plan import Sweep, SweepRun, Tests, arms_of, read_sweep, runs_of
+from studies.sweep.plan import Sweep, SweepRun, Tests, arms_of, read_sweep, runs_of, settings_of_run
 from studies.sweep.work import DONE, RunState
 
 FAILED = 1
@@ -41,7 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, help="runs at once; default 1, with --gpus one for each")
     parser.add_argument(
-        "--gpus", nargs="+", default=[], help="numbers of the GPUs that runs are shared out over"
+        "--gpus",
+        nargs="+",
+        default=[],
+        help="numbers of the GPUs that runs are shared out over; torchrun: one for each process of a run",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="check the file, say the runs and start nothing"
@@ -55,11 +58,25 @@ def work(args: argparse.Namespace, sweep: Sweep, states: Sequence[RunState], say
     environment = {key: str(value) for key, value in sweep.environment.items()}
     if args.executor == "slurm":
         return on_cluster(args, sweep, states, environment, say)
-    at_once = args.jobs or max(1, len(args.gpus))
     processes = sweep.processes if args.executor == "torchrun" else 0
-    runs = LocalRuns(at_once, args.gpus, environment, processes, say)
+    gpus = gpus_of_a_run(args.gpus, max(1, processes))
+    at_once = args.jobs or max(1, len(gpus))
+    runs = LocalRuns(at_once, gpus, environment, processes, say)
     with stop_signals() as signals:
         return runs.work_off(states, signals)
+
+
+def gpus_of_a_run(gpus: Sequence[str], processes: int) -> list[str]:
+    """The GPUs shared out, one for each process of a run: "0,1" and "2,3" of 0 1 2 3 for two processes.
+
+    Raises:
+        ValueError: they do not go into runs without a rest.
+    """
+    if len(gpus) % processes:
+        raise ValueError(
+            f"--gpus {' '.join(gpus)}: expected a multiple of the file's processes ({processes}), a GPU for each"
+        )
+    return [",".join(gpus[first : first + processes]) for first in range(0, len(gpus), processes)]
 
 
 def on_cluster(
@@ -90,7 +107,8 @@ def report(sweep: Sweep, runs: Sequence[SweepRun], say: Callable) -> int:
         return DONE
     named = {arm: f"{arm}=" + ",".join(str(run.folder) for run in runs if run.arm == arm) for arm in arms}
     others = [words for arm, words in named.items() if arm != baseline]
-    shared = next(iter(arms_of(sweep).values())).settings | tests.settings
+    first = next(iter(arms_of(sweep).values()))
+    shared = settings_of_run(first, {}, sweep.out) | tests.settings
     flags = [word for key in DATA_FLAGS if shared.get(key) for word in (f"--{key}", str(shared[key]))]
     out = Path(sweep.out).resolve() / "comparison"
     command = [str(ROOT / "compare.py"), "--baseline", named[baseline], "--runs", *others]

@@ -18,7 +18,7 @@ MOST_AGAIN = 20  # a command that always ends with 75 must not go on for ever
 class LocalRuns:
     """Works off runs side by side.
 
-    `at_once`: how many. `gpus`: numbers of the GPUs they are shared out over, as CUDA_VISIBLE_DEVICES has them.
+    `at_once`: how many. `gpus`: what they are shared out over, each as CUDA_VISIBLE_DEVICES has it.
     `processes`: of each training, started by torchrun; 0 to start it directly.
     """
 

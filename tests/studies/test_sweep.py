@@ -203,6 +203,19 @@ def test_gpus_are_shared_out_over_what_runs_at_once(sweep_file, monkeypatch):
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} <= {"4", "6"} and len(seen) == 3
 
 
+def test_each_process_of_a_run_has_a_gpu_of_its_own(sweep_file, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "studies.sweep.local.work_off",
+        lambda state, process, environment, processes: seen.append(environment) or 0,
+    )
+    path = sweep_file(grid={"seed": [1, 2, 3]}, processes=2)
+    command.main([str(path), "--executor", "torchrun", "--gpus", "4", "5", "6", "7"])
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} <= {"4,5", "6,7"} and len(seen) == 3
+    with pytest.raises(ValueError, match=r"--gpus 4 5 6: expected a multiple of the file's processes \(2\)"):
+        command.main([str(path), "--executor", "torchrun", "--gpus", "4", "5", "6"])
+
+
 def test_what_is_asked_to_stop_before_it_begins_does_not_begin(tmp_path):
     process = Process()
     process.stop(signal.SIGTERM)
@@ -242,7 +255,9 @@ def test_the_report_compares_every_arm_with_the_baseline(sweep_file, start, monk
     monkeypatch.setattr(command.subprocess, "run", lambda words, **options: compared.append(words) or Ended())
     monkeypatch.setattr("studies.sweep.local.work_off", lambda *arguments: 0)
     keys = {"grid": {"lr": [1, 2, 3], "seed": [7, 8]}, "baseline": "lr_2", "compare": ["--margin", 1]}
-    code, _ = start(sweep_file(settings={"data_root": "data"}, test={"datasets": ["BTAD"]}, **keys))
+    (tmp_path / "config.yaml").write_text("data_root: data\n")  # what compare.py has to know, from there too
+    keys["config"] = str(tmp_path / "config.yaml")
+    code, _ = start(sweep_file(test={"datasets": ["BTAD"]}, **keys))
     ((_, script, *words),) = compared
     runs = tmp_path / "out" / "runs"
     assert (
