@@ -112,7 +112,10 @@ def compared(first: str, second: str) -> Iterator[str]:
     yield runs.table(rows) if len(rows) > 1 else "the same settings and origin"
     for data in one.metrics:
         if data in other.metrics:
-            means = [list(run.metrics[data].values())[-1] for run in (one, other)]
+            files, means = zip(
+                *(runs.last_evaluation(run.metrics[data]) for run in (one, other)), strict=True
+            )
+            yield f"on {data}: first {files[0]}, second {files[1]}"
             yield runs.table([["on " + data, "first", "second", "difference"], *_differences(*means)])
 
 

@@ -34,7 +34,8 @@ class Overview(NamedTuple):
     """A run folder as its files describe it.
 
     `kind`: of run_folder.kinds, "semantic fill", or "evaluations" where nothing was trained. `epochs`: in words.
-    `metrics`: {data set: {checkpoint: {metric: mean over the classes, 0 to 1}}}. `size`: bytes of all files.
+    `metrics`: {data set: {checkpoint: {metric: mean over the classes, 0 to 1}}}; behind the checkpoint ", unfinished"
+    where classes are missing. `size`: bytes of all files.
     """
 
     folder: Path
@@ -99,7 +100,10 @@ def overview(folder: Path | str) -> Overview:
         kind = manifest.get("kind") or kind_of(folder)
         tested = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else {}
         metrics = {
-            data: {file: dict(entry["mean"]) for file, entry in entries.items()}
+            data: {
+                file + (", unfinished" if entry.get("unfinished") else ""): dict(entry["mean"])
+                for file, entry in entries.items()
+            }
             for data, entries in tested.items()
         }
         epochs = epochs_of(folder, kind, settings)
@@ -165,13 +169,23 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f}"
 
 
+def last_evaluation(entries: dict[str, dict[str, float | None]]) -> tuple[str, dict[str, float | None]]:
+    """(checkpoint, means) of a data set's last evaluation of a checkpoint as it is; where there is none, of the last
+    one of another kind (raw CLIP, normal references, controls)."""
+    plain = [file for file in entries if file.endswith(".pth")]
+    file = (plain or list(entries))[-1]
+    return file, entries[file]
+
+
 def last_metrics(run: Overview) -> str:
-    """Every data set's last evaluation on one line: pixel AUROC/AP, image AUROC/AP in percent."""
+    """Every data set's last evaluation on one line: pixel AUROC/AP, image AUROC/AP in percent, and what was evaluated
+    where there are several, or where it is no checkpoint as it is."""
     parts = []
     for data, entries in run.metrics.items():
-        mean = list(entries.values())[-1]
+        file, mean = last_evaluation(entries)
         pixel_auroc, pixel_ap, image_auroc, image_ap = (percent(mean.get(key)) for key in METRICS)
-        parts.append(f"{data} {pixel_auroc}/{pixel_ap} · {image_auroc}/{image_ap}")
+        told = f" ({file})" if len(entries) > 1 or not file.endswith(".pth") else ""
+        parts.append(f"{data} {pixel_auroc}/{pixel_ap} · {image_auroc}/{image_ap}{told}")
     return "; ".join(parts) or NONE
 
 

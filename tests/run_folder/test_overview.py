@@ -119,6 +119,22 @@ def test_two_runs_differ_in_what_they_differ_in_and_nothing_else(make, say):
     assert "the same settings and origin" in say("diff", first, first)
 
 
+def test_a_run_is_told_by_its_own_evaluation_and_never_by_one_of_another_kind(make, say):
+    first, second = make("a"), make("b")
+    tested = {"MVTec": {"image_adapter.pth": {"mean": MEAN}}}
+    for name in ("image_adapter.pth with 4 normal references", "raw_clip"):
+        tested["MVTec"][name] = {"mean": MEAN | {"pixel_ap": 0.99}}
+    (second / "metrics.json").write_text(json.dumps(tested))
+    assert "MVTec 90.00/40.00 · 80.00/– (image_adapter.pth)" in say("list", second)
+    told = say("diff", first, second)
+    assert "on MVTec: first image_adapter.pth, second image_adapter.pth" in told and "99.00" not in told
+    (second / "metrics.json").write_text(json.dumps({"MVTec": {"raw_clip": {"mean": MEAN}}}))
+    assert "80.00/– (raw_clip)" in say("list", second)
+    begun = {"mean": MEAN, "unfinished": ["bottle"]}  # some classes' mean is not the data set's
+    (second / "metrics.json").write_text(json.dumps({"MVTec": {"image_adapter.pth": begun}}))
+    assert "80.00/– (image_adapter.pth, unfinished)" in say("list", second)
+
+
 def test_a_folder_without_a_run_is_refused_with_the_command_that_finds_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run's folder: python -m run_folder list"):
         overview(tmp_path)
