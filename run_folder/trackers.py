@@ -82,14 +82,16 @@ class Tracker:
         Args:
             checkpoint: its entry in metrics.json; the number in its name, of an epoch or a loop, is the step.
         """
-        step, place = step_of(checkpoint), f"{'test' if step_of(checkpoint) else 'last'}/{dataset}"
-        self._log({f"{place}/{key}": value for key, value in mean.items() if value is not None}, step)
+        place = f"{place_of(checkpoint)}/{dataset}"
+        values = {f"{place}/{key}": value for key, value in mean.items() if value is not None}
+        self._log(values, step_of(checkpoint))
 
     def pictures(self, dataset: str, class_name: str, checkpoint: str, folder: Path) -> None:
         """A grid of a class's first heatmaps, of the PNGs in a folder."""
         if self._backend is None:
             return
-        name = f"heatmaps/{safe_name(dataset)}/{safe_name(class_name)}"
+        place = f"heatmaps{checkpoint.partition('.pth')[2]}" if ".pth" in checkpoint else checkpoint
+        name = f"{safe_name(place)}/{safe_name(dataset)}/{safe_name(class_name)}"
         self._try(lambda: self._backend.picture(name, grid(folder), step_of(checkpoint)))
 
     def close(self) -> None:
@@ -134,6 +136,13 @@ def step_of(checkpoint: str) -> int:
     """The number in a checkpoint's name, an epoch's or a loop's; 0 for one without."""
     found = re.search(r"_(\d+)(?:_final)?\.pth", checkpoint)
     return int(found[1]) if found else 0
+
+
+def place_of(checkpoint: str) -> str:
+    """What the metrics of an entry of metrics.json stand under: "test" or "last", with what is said behind the file's
+    name, so that evaluations of several kinds never share a curve; the entry itself where no run was tested."""
+    _, is_run, variant = checkpoint.partition(".pth")
+    return ("test" if step_of(checkpoint) else "last") + variant if is_run else checkpoint
 
 
 def grid(folder: Path) -> Any:

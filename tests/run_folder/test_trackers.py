@@ -195,6 +195,22 @@ def test_the_step_of_a_checkpoint_is_the_number_in_its_name():
     assert {name: step_of(name) for name in steps} == steps
 
 
+def test_few_shot_controls_and_raw_clip_never_share_a_runs_curve(tracker, calls):
+    one = tracker("trackio")
+    one.begin("0123456789abcdef")
+    names = (
+        "image_adapter_4.pth",
+        "image_adapter_4.pth with 2 normal references",
+        "image_adapter.pth",
+        "raw_clip",
+    )
+    for name in names:
+        one.metrics("MVTec", name, {"pixel_ap": 0.4})
+    told = [next(iter(words[0])) for words, _ in of(calls, "log")]
+    kinds = ("test", "test with 2 normal references", "last", "raw_clip")
+    assert told == [f"{kind}/MVTec/pixel_ap" for kind in kinds]
+
+
 def test_a_grid_holds_the_first_pictures_below_one_another(tmp_path):
     for number in range(PICTURES + 2):
         Image.fromarray(np.full((2, 3, 3), number, np.uint8)).save(tmp_path / f"{number:02}.png")
