@@ -143,6 +143,10 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
     """{"commit", "changed": files that differ from it, "diff_sha256": of `git diff HEAD`}; {"unknown": why} without."""
     try:
         commit = git(root, "rev-parse", "HEAD").strip()
+        if not git(
+            root, "ls-files", "--", "*.py"
+        ):  # installed into an environment that lies in some repository
+            return {"unknown": "the repository around this installation does not hold it"}
         changed = [
             line[3:] for line in git(root, "status", "--porcelain", "--", "*.py", "*.json").splitlines()
         ]

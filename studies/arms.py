@@ -186,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = "python -m studies.arms " + (
         f"--confirm {' '.join(args.confirm)}" if args.confirm else "--select"
     )
+    command += " --again" if args.confirm and args.again else ""
+    is_part = not args.confirm and set(args.sets) != set(SELECTED_ON)
+    command += f" --sets {' '.join(args.sets)}" if is_part else ""
     command += "" if args.confirm or set(arms) == set(ARMS) else f" --arms {' '.join(chosen)}"
     command += f" --seeds {' '.join(map(str, args.seeds))} --data_seeds {' '.join(map(str, args.data_seeds))}"
     judged = [one for one in declared if not args.confirm or one["arm"] in args.confirm]

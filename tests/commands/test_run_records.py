@@ -90,5 +90,7 @@ def test_git_is_asked_for_commit_and_changes_and_its_absence_is_said(tmp_path, m
     (tmp_path / "new.py").write_text("new\n")
     changed = manifest.git_state(tmp_path)
     assert changed["changed"] == ["a.py", "new.py"] and len(changed["diff_sha256"]) == 64
+    (tmp_path / "environment").mkdir()  # of which the repository around it holds nothing
+    assert "does not hold it" in manifest.git_state(tmp_path / "environment")["unknown"]
     monkeypatch.setenv("PATH", "")
     assert "FileNotFoundError" in manifest.git_state(tmp_path)["unknown"]

@@ -190,10 +190,8 @@ def test_a_selection_trains_what_is_missing_and_retests_it_and_stops_where_a_com
     arms.main([*flags, "--seeds", "1", "2", "3", "--shard", "1/2"])
     assert len({command[command.index("--seed") + 1] for command in calls}) == 1  # its half of the new seed
     table = (out / "selection" / "table.md").read_text("utf-8")
-    command = (
-        "python -m studies.arms --select --arms baseline_rarity anchor_late --seeds 1 2 3 --data_seeds 3"
-    )
-    assert table.startswith(f"    {command}\n")
+    command = "python -m studies.arms --select --sets DemoA --arms baseline_rarity anchor_late"
+    assert table.startswith(f"    {command} --seeds 1 2 3 --data_seeds 3\n")
     file = out / "DemoA_even_data3" / "anchor_late_seed2.json"
     file.write_text(file.read_text("utf-8").replace("--anchor_attention late", "--anchor_attention early"))
     with pytest.raises(ValueError, match="anchor_late_seed2.json was made by"):
