@@ -113,6 +113,7 @@ def default_of(action: argparse.Action) -> str:
         return ""
     value = action.default
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = text.replace(f"{ROOT}/", "")  # defaults in the project's own folder
     return f"`{text}`" if text else ""
 
 

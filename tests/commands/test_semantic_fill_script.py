@@ -239,4 +239,8 @@ def test_the_detector_imports_nothing_of_semantic_fill():
     files = [file for file in ROOT.glob("*.py") if file.name not in own]
     files += [file for room in DETECTOR for file in (ROOT / room).rglob("*.py")]
     assert len(files) > 30 and "synthesis" in imported_by(ROOT / "train_semantic_fill.py")
-    assert {str(file): imported_by(file) & OPTIONAL for file in files if imported_by(file) & OPTIONAL} == {}
+    # Several processes alone import it, where they are joined; one process imports nothing.
+    joined = ROOT / "training" / "acceleration.py"
+    assert imported_by(joined) & OPTIONAL == {"accelerate"}
+    others = [file for file in files if file != joined]
+    assert {str(file): imported_by(file) & OPTIONAL for file in others if imported_by(file) & OPTIONAL} == {}

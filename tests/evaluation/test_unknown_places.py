@@ -13,12 +13,12 @@ from PIL import Image
 import compare
 import test as test_script
 import train
-from comparison.gallery import draw_row
+from comparison.gallery import Chosen, draw_row
 from comparison.replicates import image_weights, weighted_metrics
 from dataset import get_dataset, register_dataset
 from evaluation.picture_scores import picture_scores
 from evaluation.results import format_table
-from evaluation.scores import class_scores, digest, read_scores
+from evaluation.scores import ClassScores, class_scores, digest, read_scores
 from files.pictures import UNKNOWN_GREY
 from forward_utils import calculate_seg_loss
 from metrics import class_metrics, fused_image_score, metrics_eval, table_row
@@ -284,7 +284,11 @@ def test_the_image_grid_says_where_a_place_is_unknown(own):
     images = loaded(own(*MIXED))["ring"]
     for index, caption in ((2, "truth"), (4, "truth: defective, place unknown")):
         sample = images.samples[index]
-        row = draw_row(1.0, "ring", sample.file_name, digest(sample), {"base": np.zeros((8, 8))}, images)
+        files, digests = np.array([sample.file_name]), np.array([digest(sample)])
+        one, bins = np.zeros(1), np.zeros((1, 4))
+        thumbnails = np.zeros((1, 8, 8), np.uint8)
+        scores = ClassScores(files, digests, np.ones(1), one, one, bins, bins, bins, one, thumbnails)
+        row = draw_row(Chosen("ring", 0, "why"), {"base": {"ring": scores}}, images)
         assert row["tiles"][1].caption == caption
 
 
