@@ -24,7 +24,7 @@ from benchmarks.measure import memory_now, peak_so_far, told_by
 from benchmarks.report import command_line, finish, machine, said, table
 from benchmarks.workload import TINY, default_size
 from files.command import run_main
-from model.clip import create_model
+from model.clip import CONFIGS, create_model
 from run_folder.flags import HelpFormatter
 
 MODULE = "benchmarks.loading"
@@ -38,6 +38,7 @@ KINDS = {  # of weight file: what the table calls it
 
 def write_weights(path: Path, model_name: str) -> None:
     """Write random weights of an architecture in the kind of file that the path's name says."""
+    open_clip.add_model_config(CONFIGS)
     state = open_clip.create_model(model_name).state_dict()
     if path.name.startswith("float16"):
         state = {name: value.half() for name, value in state.items()}
