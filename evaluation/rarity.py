@@ -4,6 +4,8 @@ No text and no weights of its own: what it finds, training need not be credited 
 local contrast is; on top of a run it is the bar for whatever teaches a model to look at its own image.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from evaluation.scorer import AnomalyScorer
 from model.adapter import SIMILARITY_SCALE
 from model.clip import CLIP
 from model.context_controls import another_image
+from model.frozen_cache import FrozenCache, LookUp
 from model.self_reference import SelfReference
 from model.settings import SelfReferenceSettings
 from model.transfer import send
@@ -54,18 +57,26 @@ class WithRarity(nn.Module):
         settings = SelfReferenceSettings(self_reference=weight, self_reference_head=weight)
         self.reference = SelfReference(len(self.levels), settings)  # untrained: the formula
 
-    def compare(self, image: Tensor, anchors: Tensor, *contexts: object) -> tuple[list[Tensor], Tensor]:
+    def compare(
+        self,
+        image: Tensor,
+        anchors: Tensor,
+        *contexts: object,
+        rarities: list[Tensor] | None = None,
+        frozen: dict[str, Any] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
         """(patch logits [B, L, 2] per level, head cosines [B, 2]), as AdaptedCLIP.compare.
 
         Args:
             image: [B, 3, H, W].
             anchors: [B, E, 2]; not looked at by rarity alone.
             contexts: handed on to the network.
+            rarities, frozen: of `frozen_arguments` for these images, if they are at hand.
 
         Raises:
             ValueError: shuffled rarities of a batch of one image.
         """
-        rarities = self._rarities(image)
+        rarities = self._at_levels(self._of_blocks(image) if rarities is None else rarities)
         patches, head = self.reference(rarities)  # [B, L, 1] per level, [B, 1]
         logits = [
             SIMILARITY_SCALE * nn.functional.pad(one, (1, 0)) for one in patches
@@ -73,28 +84,42 @@ class WithRarity(nn.Module):
         head = nn.functional.pad(head, (1, 0))
         if self.network is None:
             return logits, head
-        own_logits, own_head = self.network.compare(image, anchors, *contexts)
+        own_logits, own_head = self.network.compare(image, anchors, *contexts, **(frozen or {}))
         return [own + one for own, one in zip(own_logits, logits, strict=True)], own_head + head
 
+    def frozen_arguments(self, image: Tensor, look_up: LookUp) -> dict[str, Any]:
+        """What `compare` takes that no training changes, as AdaptedCLIP.frozen_arguments; the network's own in it."""
+        frozen = {} if self.network is None else self.network.frozen_arguments(image, look_up)
+        return {"rarities": self._of_blocks(image, look_up), "frozen": frozen}
+
+    @property
+    def _blocks(self):
+        return sorted(set(self.levels))  # a network that averages two sides names each of its levels twice
+
     @torch.no_grad()
-    def _rarities(self, image):
-        blocks = sorted(set(self.levels))  # a network that averages two sides names each of its levels twice
-        rarity_after = dict(zip(blocks, self.reference.rarities(self.clip, image, blocks), strict=True))
+    def _of_blocks(self, image, look_up=None):
+        return self.reference.rarities(self.clip, image, self._blocks, look_up)
+
+    def _at_levels(self, of_blocks):
+        rarity_after = dict(zip(self._blocks, of_blocks, strict=True))
         rarities = [rarity_after[level] for level in self.levels]
         if self.control == "none":
             return rarities
-        other = send(another_image(len(image)), image.device)
+        other = send(another_image(len(rarities[0])), rarities[0].device)
         return [rare[other] for rare in rarities]
 
 
-def rarity_alone_scorer(clip: CLIP, dataset_name: str, img_size: int, control: str = "none") -> AnomalyScorer:
-    """The scorer of rarity alone at the backbone's default levels; it asks for no text."""
+def rarity_alone_scorer(
+    clip: CLIP, dataset_name: str, img_size: int, control: str = "none", cache: FrozenCache | None = None
+) -> AnomalyScorer:
+    """The scorer of rarity alone at the backbone's default levels; it asks for no text. `cache` as AnomalyScorer's."""
     return AnomalyScorer(
         WithRarity(clip, clip.default_levels, control=control),
         lambda batch: batch["image"].new_zeros(len(batch["image"]), 1, 2),  # anchors nobody looks at
         {},
         img_size,
         DOMAINS[dataset_name],
+        cache,
     )
 
 
@@ -108,6 +133,7 @@ def scorer_with_rarity(
         scorer.contexts,
         scorer.img_size,
         scorer.domain,
+        scorer.cache,
     )
 
 

@@ -206,7 +206,7 @@ def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[
         name, scorer = RAW_CLIP, raw_clip_scorer(clip, dataset, img_size, cache)
         if settings.own.rarity_alone:
             name = named_with_rarity(RARITY_ALONE, 0, control)
-            scorer = rarity_alone_scorer(clip, dataset, img_size, control)
+            scorer = rarity_alone_scorer(clip, dataset, img_size, control, cache)
     info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
     seen, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
     result = report(session, seen, test_sets, name, info)

@@ -95,6 +95,24 @@ def test_all_checkpoints_share_the_frozen_pass_of_a_self_reference(cross_flags, 
     assert images_of(entered) == IMAGES
 
 
+def test_rarity_alone_and_beside_a_run_looks_its_frozen_pass_up(flags, train_flags, tmp_path, entered):
+    features = words(feature_cache=tmp_path / "features")
+    plain = test.main([*flags, "--rarity_alone"])
+    test.main([*flags, "--rarity_alone", *features])
+    images_of(entered)
+    again = test.main([*flags, "--rarity_alone", *features])
+    assert images_of(entered) == 0
+    assert again[0]["mean"] == pytest.approx(plain[0]["mean"], abs=1e-3)
+    train.main([*train_flags, *words(image_epoch=2)])
+    images_of(entered)
+    plain = test.main([*flags, "--all", "--rarity_weight", "0.1"])
+    assert images_of(entered) == 2 * 2 * IMAGES  # per checkpoint the adapted and the frozen pass
+    found = test.main([*flags, "--all", "--rarity_weight", "0.1", *features])
+    assert images_of(entered) == 2 * IMAGES  # rarity alone left the frozen one
+    for one, other in zip(found, plain, strict=True):
+        assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
+
+
 def test_a_cache_that_cannot_hold_anything_stops_the_command_at_its_begin(flags, tmp_path):
     with pytest.raises(ValueError, match="--feature_cache_gb 0.0: expected more than 0"):
         test.main([*flags, "--raw_clip", *words(feature_cache=tmp_path / "features", feature_cache_gb=0)])
