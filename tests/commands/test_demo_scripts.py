@@ -215,7 +215,7 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         "train_cross_attention_feedback.py": [*tiny, *adapters, *short, *heads],
         "compare.py": ["--replicates", "100"],
     }
-    ran = []
+    ran, paces = [], []
 
     class InThisProcess(contextlib.AbstractContextManager):
         """SideBySide's interface, one chain after the other, every command with the flags of a tiny run."""
@@ -230,6 +230,7 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
                     render_demo(words["--name"], words["--out"], size=64, counts=Counts(0, 1, 1))
                     continue
                 ran.append((title, name))
+                paces.append("--matmul" in argv and argv[argv.index("--feature_cache") + 1])
                 commands.run_command(name, [*argv, *added[name]])
             return lambda: None
 
@@ -251,6 +252,9 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         ("baseline", "test.py"),
         ("compare", "compare.py"),
     ]
+    # One cache for all, and it was filled: the frozen backbone sees what all train on once.
+    assert paces == [False, *[str(out / "data" / "cache" / "features")] * 10, False]
+    assert any((out / "data" / "cache" / "features").rglob("*.safetensors"))
     report = (out / "report.md").read_text(encoding="utf-8")
     assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| DemoB")] == [
         "local contrast",
