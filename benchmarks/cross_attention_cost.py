@@ -4,11 +4,11 @@
     python benchmarks/cross_attention_cost.py --model_name ViT-L-14-336 --random_weights
 
 The baseline's and the others' steps alternate in one process, so that a busy machine slows both; medians are compared.
-Prints one JSON object. With --sync_debug each step is made once more, and one that waits for the GPU is an error.
+Prints one JSON object, and writes it and a table into --out, if given. With --sync_debug each step is made once more,
+and one that waits for the GPU is an error.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import in_turn  # noqa: E402
+from benchmarks.report import command_line, finish_flat, machine  # noqa: E402
 from benchmarks.workload import (  # noqa: E402
     DATASET,
     IMAGE_LR,
@@ -147,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each kind")
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
     parser.add_argument("--sync_debug", action="store_true", help="fail if a step waits for the GPU")
+    parser.add_argument("--out", help="folder for cross_attention_cost.json and .md")
     args = parser.parse_args(argv)
     setup_seed(0)
     device = choose_device(args.device)
@@ -159,12 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     referring = AdaptedCLIPWithCrossAttention(clip, relu=False, self_reference=0.3).to(device)
     batch = random_batch(args.batch_size, size, device)
     result = {
+        "command": command_line("benchmarks.cross_attention_cost", argv),
         "model_name": args.model_name,
         "img_size": size,
         "batch_size": args.batch_size,
-        "device": str(device),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
+        **machine(device),
     }
     for key in ("text_cross_attn", "image_cross_attn", "text_adapter", "image_adapter"):
         result[f"{key} parameters"] = sum(p.numel() for p in getattr(crossed, key).parameters())
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result[name] = shown_times(alternate(steps, args.repeats, device))
         if args.sync_debug:
             result[f"{name} steps without a wait"] = steps_without_a_wait(steps, device)
-    print(json.dumps(result, indent=1))
+    finish_flat("cross_attention_cost", "What cross-attention costs", result, args.out)
 
 
 if __name__ == "__main__":

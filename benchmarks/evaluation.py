@@ -23,15 +23,15 @@ from benchmarks.aa_clip_cost import costly_anchors, costly_clip
 from benchmarks.flops import flops_of
 from benchmarks.measure import (
     OUT_OF_MEMORY,
-    check_precision,
+    device_of,
     in_turn,
     peak_of_process,
+    peak_told_by,
     product_speed,
-    told_by,
 )
 from benchmarks.metrics import images as maps_and_masks
 from benchmarks.operations import write_profile
-from benchmarks.report import NOT_MEASURED, command_line, finish, machine, said, table, turns
+from benchmarks.report import NOT_MEASURED, finish, head_of, said, table, turns
 from benchmarks.training_step import in_precision, shown_row
 from benchmarks.workload import (
     AA_CLIP,
@@ -126,17 +126,8 @@ def metrics_of_an_image(args: argparse.Namespace) -> dict[str, dict[str, float]]
     return {way: {"seconds": round(value / len(maps), 5)} for way, value in seconds.items()}
 
 
-def peak_of(args: argparse.Namespace, images: int, way: str, precision: str) -> float | str:
-    """Peak MB of a process that scores two batches in one way: of the process, or of its GPU."""
-    flags = ["--child", way, "--precisions", precision, "--batch_sizes", str(images)]
-    for flag in ("model_name", "img_size", "device"):
-        value = getattr(args, flag)
-        flags += [] if value is None else [f"--{flag}", str(value)]
-    return told_by(MODULE, *flags)
-
-
 def child(args: argparse.Namespace) -> None:
-    """Print what `peak_of` reads."""
+    """Print what `peak_told_by` reads."""
     device, (precision,), (images,) = choose_device(args.device), args.precisions, args.batch_sizes
 
     def once():
@@ -239,13 +230,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parsed(argv)
     if args.child:
         return child(args)
-    device = choose_device(args.device)
-    for precision in args.precisions:
-        check_precision(precision, device)
+    device = device_of(args)
     result = {
-        "command": command_line(MODULE, argv),
-        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")},
-        **machine(device),
+        **head_of(MODULE, argv, args, device),
         "batches": [measured(args, images, device) for images in args.batch_sizes],
         "anchors": anchors_of_a_class(args, device),
         "metric images": args.metric_images,
@@ -259,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.memory:
         for found in result["batches"]:
             for row in found["ways"]:
-                row["peak MB"] = peak_of(args, found["batch size"], row["way"], row["precision"])
+                row["peak MB"] = peak_told_by(
+                    MODULE, args, [row["way"]], found["batch size"], row["precision"]
+                )
     finish("evaluation", result, markdown(result), args.out)
     if args.profile:
         images = args.batch_sizes[0]

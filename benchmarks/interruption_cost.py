@@ -3,11 +3,11 @@
     python benchmarks/interruption_cost.py --quick
     python benchmarks/interruption_cost.py --model_name ViT-L-14-336 --random_weights
 
-Steps of stage 2 with and without the guard alternate in one process; medians are compared. Prints one JSON object.
+Steps of stage 2 with and without the guard alternate in one process; medians are compared. Prints one JSON object, and
+writes it and a table into --out, if given.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cross_attention_cost import alternate  # noqa: E402
+from benchmarks.report import command_line, finish_flat, machine  # noqa: E402
 from benchmarks.workload import DATASET, IMAGE_LR, TINY, Step, default_size, random_batch  # noqa: E402
 from files.command import run_main
 from forward_utils import fixed_anchors  # noqa: E402
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=30, help="timed steps of each kind")
     parser.add_argument("--quick", action="store_true", help="5 steps of each kind: to see that it runs")
     parser.add_argument("--device", help="torch device; default CUDA if there, else CPU")
+    parser.add_argument("--out", help="folder for interruption_cost.json and .md")
     args = parser.parse_args(argv)
     setup_seed(0)
     device, repeats = choose_device(args.device), 5 if args.quick else args.repeats
@@ -103,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         sums.add({"segmentation": torch.zeros((), device=device)}, {})
     seconds, size_of_file = seconds_per_save(guarded.state, sums, repeats)
     result = {
+        "command": command_line("benchmarks.interruption_cost", argv),
         "model_name": args.model_name,
         "img_size": size,
         "batch_size": args.batch_size,
-        "device": str(device),
-        "torch": str(torch.__version__),
+        **machine(device),
         "step s": round(unguarded_seconds, 5),
         "guarded step s, looked at one by one": round(looked_at_seconds, 5),
         "its share of a step": round(looked_at_seconds / unguarded_seconds - 1, 4),
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "save MB": round(size_of_file / 1e6, 1),
         "share of 10 minutes": round(seconds / 600, 6),
     }
-    print(json.dumps(result, indent=1))
+    finish_flat("interruption_cost", "What guard and saves cost", result, args.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a benchmark measures: seconds in turn, the fastest matrix product, the peak memory of a process of its own."""
 
+import argparse
 import json
 import re
 import statistics
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from utils import choose_device
+
 PRECISIONS = ("fp32", "tf32", "bf16")
 # A block's widest at batch 2 and 518 px, and one that suits every library.
 PRODUCTS = ((2738, 1024, 4096), (2048, 2048, 2048))
@@ -25,6 +28,14 @@ def check_precision(precision: str, device: torch.device) -> None:
     """Raises ValueError for a precision that the device does not have."""
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"--precisions tf32 on {device}: NVIDIA GPUs alone have it; give fp32 or bf16")
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device of --device. Raises ValueError where it has not all of --precisions."""
+    device = choose_device(args.device)
+    for precision in args.precisions:
+        check_precision(precision, device)
+    return device
 
 
 @contextmanager
@@ -121,6 +132,21 @@ def peak_of_process(make: Callable[[], Once], device: torch.device) -> float | s
         return OUT_OF_MEMORY
     on_gpu = device.type == "cuda"
     return round(torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_so_far(), 1)
+
+
+def peak_told_by(
+    module: str, args: argparse.Namespace, child: Sequence[str], images: int, precision: str
+) -> float | str:
+    """`peak_of_process` as a process of its own tells it, with the network and the device of `args`.
+
+    Args:
+        child: values of --child, which says what that process makes.
+    """
+    flags = ["--child", *child, "--precisions", precision, "--batch_sizes", str(images)]
+    for flag in ("model_name", "img_size", "device"):
+        value = getattr(args, flag)
+        flags += [] if value is None else [f"--{flag}", str(value)]
+    return told_by(module, *flags)
 
 
 def _own_memory(key):

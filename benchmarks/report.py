@@ -1,12 +1,13 @@
 """What every benchmark writes: the command, the machine and the versions, a table for people, JSON for programs."""
 
+import argparse
 import json
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "torch": str(torch.__version__),
         "clock": "wall clock" if on_gpu else "processor time",
     }
+
+
+def head_of(module: str, argv: Sequence[str] | None, args: argparse.Namespace, device: torch.device) -> dict:
+    """What a result of turns begins with: the command, the network and the turns, the machine."""
+    flags = {key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")}
+    return {"command": command_line(module, argv), **flags, **machine(device)}
 
 
 def processor() -> str:
@@ -77,3 +84,23 @@ def finish(name: str, result: dict[str, Any], lines: Sequence[str], out: str | N
         write_text(Path(out) / f"{name}.md", text)
     print(text)
     return text
+
+
+def finish_flat(name: str, title: str, result: dict[str, Any], out: str | None) -> None:
+    """Print {what: value} as one JSON object, and write `name`.json and `name`.md where a folder is named."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if out:
+        write_text(Path(out) / f"{name}.json", text + "\n")
+        rows = [(key, value) for key, value in flattened(result) if key != "command"]
+        lines = [f"# {title}", "", f"Written by `{result['command']}`.", "", *table(("what", "value"), rows)]
+        write_text(Path(out) / f"{name}.md", "\n".join(lines) + "\n")
+
+
+def flattened(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of a result; of one inside it the keys stand behind one another."""
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}, {inner}", one) for inner, one in flattened(value))
+        else:
+            yield key, value

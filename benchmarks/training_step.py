@@ -16,7 +16,6 @@ own, `--profile` the largest operations of a step. Writes training_step.json and
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +24,15 @@ from benchmarks.fake import fake_cuda
 from benchmarks.measure import (
     OUT_OF_MEMORY,
     PRECISIONS,
-    check_precision,
+    device_of,
     in_turn,
     peak_of_process,
+    peak_told_by,
     product_speed,
     products_in,
-    told_by,
 )
 from benchmarks.operations import write_profile
-from benchmarks.report import command_line, finish, machine, said, table, turns
+from benchmarks.report import finish, head_of, said, table, turns
 from benchmarks.waits import WaitCounter, waits_of
 from benchmarks.workload import (
     AA_CLIP,
@@ -169,17 +168,8 @@ def waits_without_a_gpu(args: argparse.Namespace, stage: str, images: int, way: 
     return len(counting.found)
 
 
-def peak_of(args: argparse.Namespace, stage: str, images: int, way: str, precision: str) -> float | str:
-    """Peak MB of a process that makes two steps of one stage in one way: of the process, or of its GPU."""
-    flags = ["--child", stage, way, "--precisions", precision, "--batch_sizes", str(images)]
-    for flag in ("model_name", "img_size", "device"):
-        value = getattr(args, flag)
-        flags += [] if value is None else [f"--{flag}", str(value)]
-    return told_by(MODULE, *flags)
-
-
 def child(args: argparse.Namespace) -> None:
-    """Print what `peak_of` reads."""
+    """Print what `peak_told_by` reads."""
     (stage, way), device, (precision,) = args.child, choose_device(args.device), args.precisions
 
     def once():
@@ -270,14 +260,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parsed(argv)
     if args.child:
         return child(args)
-    device = choose_device(args.device)
-    for precision in args.precisions:
-        check_precision(precision, device)
+    device = device_of(args)
     on_gpu = device.type == "cuda"
     result = {
-        "command": command_line(MODULE, argv),
-        **{key: getattr(args, key) for key in ("model_name", "img_size", "repeats", "cold")},
-        **machine(device),
+        **head_of(MODULE, argv, args, device),
         "left out": left_out(args, device),
         "waits": "Waits for the GPU are CUDA's own count of a whole step."
         if on_gpu
@@ -286,9 +272,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if args.memory:
         for found in result["stages"]:
-            peak = partial(peak_of, args, found["stage"], found["batch size"])
             for row in found["ways"]:
-                row["peak MB"] = peak(row["way"], row["precision"])
+                made = [found["stage"], row["way"]]
+                row["peak MB"] = peak_told_by(MODULE, args, made, found["batch size"], row["precision"])
     finish("training_step", result, markdown(result), args.out)
     if args.profile:
         images = args.batch_sizes[0]

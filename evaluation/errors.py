@@ -20,7 +20,7 @@ from dataset.image_files import read_image_of
 from evaluation.photographs.drawing import data_uri, small
 from evaluation.picture_folders import what_is_shown
 from evaluation.picture_scores import PictureScore
-from evaluation.predictions import predict_batches
+from evaluation.predictions import predict_batches, sees_another_image
 from evaluation.scorer import AnomalyScorer
 from files.atomic import write_text
 from files.cells import plain
@@ -89,19 +89,25 @@ def draw(
     batch_size: int,
     device: torch.device,
 ) -> list[Drawn]:
-    """Score the pictures of some mistakes again, class by class, and shrink what is shown of them."""
+    """Score the pictures of some mistakes again, class by class, and shrink what is shown of them.
+
+    Where a picture's scores depend on another of its batch, under a control, its whole class is scored again.
+    """
     drawn: dict[tuple[str, int], Drawn] = {}
     for name in dict.fromkeys(one.picture.class_name for one in mistakes):
         images = test_sets[name]
         numbers = [one.number for one in mistakes if one.picture.class_name == name]
-        waiting = iter(numbers)
+        scored = range(len(images)) if sees_another_image(scorer) else numbers
+        waiting = iter(scored)
         for batch in predict_batches(
-            scorer, Subset(images, numbers), name, batch_size=batch_size, device=device
+            scorer, Subset(images, scored), name, batch_size=batch_size, device=device
         ):
             for scores, mask, known in zip(
                 *(batch[key] for key in ("maps", "masks", "mask_known")), strict=True
             ):
                 number = next(waiting)
+                if number not in numbers:
+                    continue
                 photograph = small(np.asarray(read_image_of(images.samples[number], images.reading)), SIDE)
                 size = photograph.shape[1::-1]
                 edge = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)

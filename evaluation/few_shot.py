@@ -24,6 +24,11 @@ from model.clip import CLIP
 from run_folder.settings import Settings
 
 WEIGHT_FILE = "reference_weight.json"  # in a run's folder, of `python -m evaluation.reference_weight`
+TRAINED_RUN, RAW_CLIP, RARITY_ALONE = (
+    "a trained run",
+    "raw CLIP",
+    "rarity alone",
+)  # whose scores a weight suits
 
 
 class References(NamedTuple):
@@ -167,18 +172,18 @@ def few_shot_record(references: dict[str, References], weight: float) -> dict[st
 def weight_of_evaluation(settings: Settings) -> float:
     """`weight_for` what test.py's flags name."""
     own = settings.own
-    trained = not (own.raw_clip or own.rarity_alone)
-    return weight_for(settings.run.save_path, own.reference_weight, settings.data.dataset, trained)
+    scored_by = RARITY_ALONE if own.rarity_alone else RAW_CLIP if own.raw_clip else TRAINED_RUN
+    return weight_for(settings.run.save_path, own.reference_weight, settings.data.dataset, scored_by)
 
 
 def weight_for(
-    save_path: Path | str, given: float | None, dataset: str | None = None, trained: bool = True
+    save_path: Path | str, given: float | None, dataset: str | None = None, scored_by: str = TRAINED_RUN
 ) -> float:
     """The weight of normal references: the flag's, else the one that was found and stored in the run's folder.
 
     Args:
         dataset: what is tested; None where it is none.
-        trained: whether a trained run is, whose scores another weight suits than raw CLIP's.
+        scored_by: TRAINED_RUN, RAW_CLIP or RARITY_ALONE; scores of each have a scale of their own.
 
     Raises:
         ValueError: neither is there, it is out of range, or it was found on the data set that is tested or for scores
@@ -200,13 +205,21 @@ def weight_for(
             f"{path}: the weight was found on {dataset}, which is tested here; find it on another data set, or give "
             "--reference_weight and say so"
         )
-    if stored.get("raw_clip", not trained) == trained:
-        found_for = "a trained run" if not trained else "raw CLIP"
+    if found_for(stored) not in (None, scored_by):
         raise ValueError(
-            f"{path}: the weight was found for {found_for}, which is not what is tested; find it for that "
-            "(python -m evaluation.reference_weight, with another --save_path), or give --reference_weight"
+            f"{path}: the weight was found for {found_for(stored)}, which is not what is tested, {scored_by}; find it "
+            "for that (python -m evaluation.reference_weight, with another --save_path), or give --reference_weight"
         )
     return float(stored["weight"])
+
+
+def found_for(stored: dict[str, Any]) -> str | None:
+    """Whose scores a stored weight was found for; None where an older file does not say it."""
+    if stored.get("rarity_alone"):
+        return RARITY_ALONE
+    if "raw_clip" not in stored:
+        return None
+    return RAW_CLIP if stored["raw_clip"] else TRAINED_RUN
 
 
 def _digest(values):

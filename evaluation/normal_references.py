@@ -46,6 +46,7 @@ class WithReferences(nn.Module):
         super().__init__()
         self.scorer, self.clip, self.weight = scorer, clip, weight
         self.img_size, self.domain, self.levels = scorer.img_size, scorer.domain, scorer.levels
+        self.sees_another_image = scorer.sees_another_image
         self._images_of = images_of
         self._bank = lru_cache(maxsize=1)(self._bank_of)  # classes come one after the other
 

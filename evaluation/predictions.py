@@ -1,11 +1,12 @@
 """A dataset class by class: predictions of a scorer, and their metrics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -46,6 +47,41 @@ def shown_bounds(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+class Batch(NamedTuple):
+    """Numbers of images that are scored together; the first `company` of them are there for the others to see."""
+
+    seen: Sequence[int]
+    company: int = 0
+
+
+def batches_of(count: int, batch_size: int, see_another: bool = False) -> list[Batch]:
+    """`count` images, `batch_size` at a time.
+
+    Args:
+        see_another: no image may be alone in its batch: one that is left over sees the image before it, the very first
+            the second, which is scored again and counts once.
+    """
+    batches = [Batch(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    if not see_another or count < 2:
+        return batches
+    return [Batch([abs(one.seen[0] - 1), one.seen[0]], 1) if len(one.seen) == 1 else one for one in batches]
+
+
+def sees_another_image(scorer: nn.Module) -> bool:
+    """Whether what a scorer makes of an image depends on another one of its batch, as in a control of a study."""
+    return getattr(scorer, "sees_another_image", False)
+
+
+def refuse_lonely_images(scorer: nn.Module, test_sets: dict[str, Dataset]) -> None:
+    """Raises ValueError for a class of one image that would have to see another one."""
+    lonely = [name for name, images in test_sets.items() if len(images) == 1]
+    if lonely and sees_another_image(scorer):
+        raise ValueError(
+            f"a control that sees another image of the class: {', '.join(lonely)} has 1 image, expected 2 or more; "
+            "leave the class out of the dataset's rows, or the control away"
+        )
+
+
 def predict_batches(
     scorer: AnomalyScorer,
     images: Dataset,
@@ -69,15 +105,18 @@ def predict_batches(
         0/1 and -1 for unlabelled, "files" [b], "images" [b, 3, S, S] tensor}
     """
     pinned = torch.device(device).type == "cuda"
-    how = {"num_workers": workers, "pin_memory": pinned}
+    batches = batches_of(len(images), batch_size, sees_another_image(scorer))
+    mine = batches[processes.rank :: processes.count]
+    loader = DataLoader(
+        images, batch_sampler=[one.seen for one in mine], num_workers=workers, pin_memory=pinned
+    )
+    own = (
+        {key: value[one.company :] for key, value in batch.items()}
+        for one, batch in zip(mine, scored_batches(scorer, loader, class_name, device), strict=True)
+    )
     if processes.count == 1:
-        loader = DataLoader(images, batch_size=batch_size, **how)
-        yield from scored_batches(scorer, loader, class_name, device)
+        yield from own
         return
-    starts = range(0, len(images), batch_size)
-    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
-    loader = DataLoader(images, batch_sampler=batches[processes.rank :: processes.count], **how)
-    own = scored_batches(scorer, loader, class_name, device)
     for _ in range(0, len(batches), processes.count):
         batch = next(own, None)  # the last round may have less than one for each
         found = processes.collect(batch and {key: batch[key] for key in batch if key != "images"})
@@ -171,11 +210,15 @@ def evaluate_dataset(
         on_class: function (class name, predictions) called after that, for pictures.
         exact_pixels: a class of more pixels is counted in bins, and its predictions have no maps and masks.
 
+    Raises:
+        ValueError: a class of one image, and a control that sees another.
+
     Returns:
         {"classes": {name: metrics}, "mean": metrics, "upstream": [rows of upstream's table, None where undefined],
         "error_bounds": {"classes": {name: {pixel metric: bound}}, "mean": {pixel metric: bound}} of the binned classes,
         {} without}
     """
+    refuse_lonely_images(scorer, test_sets)
     classes, bounds, upstream = {}, {}, []
     how = {"batch_size": batch_size, "device": device, "workers": workers, "processes": current()}
     for name, images in test_sets.items():

@@ -27,7 +27,8 @@ class WithRarity(nn.Module):
     """A network whose cosine differences get weight * (rarity - typical) added: patches per level, and the head.
 
     Neighbours and "typical" are self-reference's starts; the weight is one for patches and head. The rarity of an image
-    is no other image's business, hence the control "shuffled": every image gets the rarities of another of its batch.
+    is no other image's business, hence the control "shuffled": every image gets the rarities of another of its batch
+    (evaluation.predictions leaves none alone).
 
     Args:
         clip: the frozen backbone.
@@ -56,6 +57,11 @@ class WithRarity(nn.Module):
         self.clip, self.levels, self.network, self.control = clip, list(levels), network, control
         settings = SelfReferenceSettings(self_reference=weight, self_reference_head=weight)
         self.reference = SelfReference(len(self.levels), settings)  # untrained: the formula
+
+    @property
+    def sees_another_image(self) -> bool:
+        """Whether an image's scores depend on another image of its batch, by this control or the network's own."""
+        return self.control == "shuffled" or getattr(self.network, "sees_another_image", False)
 
     def compare(
         self,

@@ -2,6 +2,7 @@
 
     python -m evaluation.reference_weight --save_path ckpt/visa --dataset VisA --references 4
     python -m evaluation.reference_weight --raw_clip --save_path ckpt/raw --dataset VisA --references 4
+    python -m evaluation.reference_weight --rarity_alone --save_path ckpt/rarity --dataset VisA --references 4
 
 Of every class `--references` normal pictures are drawn as references and at most `--images` others are scored against
 them. The weight with the largest mean over the classes of (pixel AP + AUROC of each picture's own score) / 2 is kept in
@@ -25,11 +26,13 @@ from dataset.mask_values import mask_reading_of
 from evaluation.accumulate import spread_order
 from evaluation.few_shot import WEIGHT_FILE
 from evaluation.normal_references import WithReferences
+from evaluation.rarity import rarity_alone_scorer
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from files.atomic import write_text
 from files.command import run_main
 from files.logs import PROGRAM, open_logger
 from metrics import ranking_metrics, unnormalised_image_score
+from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.flags import parse
 from run_folder.kinds import BASELINE, find_run
@@ -50,6 +53,9 @@ class WeightSettings:
     references: int = option(4, "normal pictures of every class that are its references")
     images: int = option(64, "other pictures of every class that are scored, at most")
     raw_clip: bool = option(False, "the unadapted backbone instead of a run")
+    rarity_alone: bool = option(
+        False, "each patch's rarity in its own image, as of test.py, instead of a run"
+    )
     batch_size: int = option(8, "pictures scored together; changes rounding only")
 
 
@@ -67,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         if value < 1:
             raise ValueError(f"--{flag} {value}: expected 1 or more")
+    if own.raw_clip and own.rarity_alone:
+        raise ValueError("--raw_clip and --rarity_alone have a weight each: give one of them")
     setup_seed(settings.run.seed, settings.run.fast)
     logger = open_logger(PROGRAM)
     try:
-        if not own.raw_clip:  # the run's own size and reading of masks count, where no flag says another
+        if not (
+            own.raw_clip or own.rarity_alone
+        ):  # the run's own size and reading of masks count, where no flag says another
             kind, (file,) = find_run(settings.run.save_path)
             settings = describe_run(file, kind, settings)
             data = settings.data
@@ -82,17 +92,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         scorer, clip = loaded(settings, logger)
         by_class = []
-        for name, images in sets.items():
-            found = of_class(scorer, clip, images, name, settings)
-            if found is None:
-                logger.warning(f"{name}: no {own.references} normal pictures and one more: left out")
-            else:
-                by_class.append(found)
+        with matrix_products(settings.run.matmul, next(clip.parameters()).device, logger):
+            for name, images in sets.items():
+                found = of_class(scorer, clip, images, name, settings)
+                if found is None:
+                    logger.warning(f"{name}: no {own.references} normal pictures and one more: left out")
+                else:
+                    by_class.append(found)
         weight, means = choose(by_class)
         file = Path(settings.run.save_path) / WEIGHT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"weight": weight, "dataset": data.dataset, "references": own.references, "means": means}
-        content |= {"classes": len(by_class), "img_size": settings.model.img_size, "raw_clip": own.raw_clip}
+        content |= {"classes": len(by_class), "img_size": settings.model.img_size}
+        content |= {"raw_clip": own.raw_clip, "rarity_alone": own.rarity_alone}
         write_text(file, json.dumps(content, indent=1) + "\n")
         shown = ", ".join(f"{one:g}: {100 * value:.1f}" for one, value in means.items())
         logger.info(f"(pixel AP + image AUROC) / 2 by weight: {shown}")
@@ -104,9 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def loaded(settings: Settings, logger: Any) -> tuple[AnomalyScorer, Any]:
     """(the zero-shot scorer of the data set's classes, its frozen backbone)"""
     dataset = settings.data.dataset
-    if settings.own.raw_clip:
+    if settings.own.raw_clip or settings.own.rarity_alone:
         clip = create_backbone(settings, choose_device(settings.run.device), logger)
-        return raw_clip_scorer(clip, dataset, settings.model.img_size), clip
+        scorer_from = rarity_alone_scorer if settings.own.rarity_alone else raw_clip_scorer
+        return scorer_from(clip, dataset, settings.model.img_size), clip
     run = load_run(settings.run.save_path, flags=settings, logger=logger)
     return scorer_of(run, dataset), run.model.clipmodel
 

@@ -56,6 +56,11 @@ class AnomalyScorer(nn.Module):
         """Number of levels a map sums over."""
         return len(self.network.levels)
 
+    @property
+    def sees_another_image(self) -> bool:
+        """Whether an image's scores depend on another image of its batch: under a control of a study alone."""
+        return getattr(self.network, "sees_another_image", False)
+
     def forward(
         self,
         image: Tensor,

@@ -88,6 +88,11 @@ class AdaptedCLIPWithCrossAttention(AdaptedCLIP):
         if decoder.anchor_decoder:
             self.anchor_decoder = AnchorDecoder(clip_model.embed_dim, heads, dropout, decoder)
 
+    @property
+    def sees_another_image(self) -> bool:
+        """Whether an image's maps depend on another image of its batch: `--anchor_attention_control other_image`."""
+        return self.anchor_attention is not None and self.anchor_attention.control == "other_image"
+
     def forward(self, image: Tensor, text_contexts: Contexts = ()) -> tuple[list[Tensor], Tensor]:
         """(seg, det) of images [B, 3, H, W], as AdaptedCLIP.forward; self-reference enters in `compare`.
 

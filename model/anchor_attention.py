@@ -23,7 +23,8 @@ class LevelAttention(nn.Module):
     """Anchors that attend to the patches of one level, with a learned temperature and a gate that starts at 0.
 
     At gate 0 the anchors stay as they are, to the last bit. The temperature is learned as its logarithm, so that a
-    step of the optimiser changes it by a share.
+    step of the optimiser changes it by a share. It has no bound, unlike cross-attention's (MAX_TEMPERATURE there): it
+    starts at that bound, and every run in which it rose would have other numbers.
 
     Args:
         control: "none", "uniform" or "swapped" of `AnchorAttention`.

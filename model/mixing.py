@@ -78,6 +78,7 @@ class BothSides(nn.Module):
         super().__init__()
         self.model, self.surgery, self.share = model, surgery, share
         self.levels = [*model.levels, *model.levels]
+        self.sees_another_image = model.sees_another_image
 
     def compare(
         self, image: Tensor, anchors: Tensor, text_contexts: Contexts = ()

@@ -30,7 +30,9 @@ def option(
         help: text of its flag.
         at_test: MUST_AGREE: a checkpoint's value is taken, and another one on the command line refused; MAY_CHANGE: the
             checkpoint's is taken unless the user gives another, which the log says; None: testing does not ask.
-        moves_numbers: False for what a resumed run may have otherwise, because its numbers do not depend on it.
+        moves_numbers: False for what a resumed run may have otherwise: it says where, when or with what help a run
+            computes (a folder, a device, a cache), not what, and moves rounding at most, as another machine does. A
+            choice of the arithmetic, such as `--matmul` or `--compile`, stays a run's own even where it moves no more.
         added_later: runs of older versions lack it and did what the default does.
         stands_for: names of the flags whose values this one chooses where they are not given.
         argparse_options: of the flag, beyond what `default` says (`choices`, `type`, `nargs`, `action`, `metavar`).

@@ -6,6 +6,7 @@ against them here (upstream's `store_true` and `nargs` forms, flags the user gav
 
 import argparse
 import json
+import math
 import re
 import sys
 import types
@@ -224,6 +225,11 @@ def contradiction_in(settings: Settings) -> str | None:
     if decoder is not None and not decoder.anchor_decoder and decoder.anchor_decoder_control != "none":
         return f"--anchor_decoder_control {decoder.anchor_decoder_control}: does nothing without --anchor_decoder"
     attention = settings.cross_attention
+    rate = None if attention is None else attention.cross_attn_lr
+    if rate is not None and not (rate > 0 and math.isfinite(rate)):
+        return (
+            f"--cross_attn_lr {rate}: expected a learning rate above 0; leave it away for that of each stage"
+        )
     if attention is not None and not attention.cross_attn_qk_norm:
         given, usual = attention.cross_attn_temperature, type(attention).cross_attn_temperature
         if "cross_attn_temperature" in settings.explicit and given != usual:  # a run's config.yaml has all

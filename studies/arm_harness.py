@@ -14,6 +14,7 @@ from run_folder.checkpoints import versions
 from scripts.commands import ONE_THREAD
 from studies.arm_registry import ARMS, RARITY_WEIGHT
 from studies.arm_runs import ROOT, common_flags, training_command
+from studies.evaluation_entry import entry_of
 from studies.rarity_weight import weight_of
 
 
@@ -134,25 +135,6 @@ def make_run(arm: str, seed: int, first_seed: int, place: Place) -> dict:
         "watch": last_watch(folder) if own.script else {},
         "versions": versions(),
     }
-
-
-def entry_of(folder: Path, test_set: str, test: Sequence[str]) -> dict:
-    """The evaluation that a test command wrote into a run's metrics.json: the one whose flags say so."""
-    entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[test_set]
-    typed = dict(zip(test, [*test[1:], ""], strict=True))
-    wanted = {
-        "rarity_weight": float(typed.get("--rarity_weight", 0)),
-        "rarity_control": typed.get("--rarity_control", "none"),
-    }
-    if "--anchor_attention_control" in typed:
-        wanted["anchor_attention_control"] = typed["--anchor_attention_control"]
-    found = [
-        entry
-        for entry in entries.values()
-        if all(entry["tested_with"].get(flag) == value for flag, value in wanted.items())
-    ]
-    # A run's own evaluation comes first; others of the same flags there are none.
-    return found[0]
 
 
 def tasks_of(arms: Iterable[str], seeds: Sequence[int]) -> list[tuple[str, int]]:

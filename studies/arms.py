@@ -22,7 +22,7 @@ from files.command import Refusal, run_main
 from run_folder.flags import HelpFormatter
 from studies.arm_harness import Place, read_place, run_missing, tasks_of
 from studies.arm_registry import ARMS, complete
-from studies.arm_report import Runs, report
+from studies.arm_report import METRICS, Runs, report
 from studies.arm_runs import ROOT
 from studies.class_halves import declare, halves_of, other_half
 
@@ -71,7 +71,7 @@ def hypotheses_in(out: Path) -> list[dict]:
 
     Raises:
         Refusal: there are none: they are declared before the runs.
-        ValueError: one names an arm that is not there, or a class set that is.
+        ValueError: one names an arm or a metric that is not there.
     """
     file = out / HYPOTHESES
     if not file.is_file():
@@ -81,6 +81,11 @@ def hypotheses_in(out: Path) -> list[dict]:
         if one["arm"] not in ARMS or one["against"] not in ARMS:
             raise ValueError(
                 f"{file}: {one['arm']} against {one['against']}: expected arms of {', '.join(ARMS)}"
+            )
+        if one["metric"] not in METRICS:
+            raise ValueError(
+                f"{file}: {one['arm']} against {one['against']} by {one['metric']!r}: expected a metric of "
+                f"{', '.join(METRICS)}"
             )
     return declared
 

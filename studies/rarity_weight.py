@@ -39,7 +39,11 @@ CRITERION = ("pixel_ap", "image_auroc_unnormalised")
 
 
 def criterion(folder: Path, dataset: str, data: Path) -> dict[float, list[float]]:
-    """{weight of the grid: [mean of the two metrics per class]} of a run on a dataset; 0 is the run alone."""
+    """{weight of the grid: [`class_value` per class]} of a run on a dataset; 0 is the run alone.
+
+    Raises:
+        ValueError: a class has neither metric.
+    """
     run = load_run(folder, device="cpu")
     test_sets = get_dataset(
         dataset, run.settings.model.img_size, "full_shot", 0, "test", quiet_logger(), data_root=str(data)
@@ -48,8 +52,23 @@ def criterion(folder: Path, dataset: str, data: Path) -> dict[float, list[float]
     for weight in (0.0, *GRID):
         weighed = scorer_with_rarity(scorer, run.model.clipmodel, weight) if weight else scorer
         classes = evaluate_dataset(weighed, test_sets, batch_size=32, device="cpu")["classes"]
-        found[weight] = [sum(row[key] for key in CRITERION) / len(CRITERION) for row in classes.values()]
+        found[weight] = [class_value(name, row) for name, row in classes.items()]
     return found
+
+
+def class_value(name: str, row: dict[str, float | None]) -> float:
+    """Mean of a class's metrics of CRITERION that are defined: without sound pictures it has no image AUROC.
+
+    Raises:
+        ValueError: neither is defined.
+    """
+    defined = [row[key] for key in CRITERION if row[key] is not None]
+    if not defined:
+        raise ValueError(
+            f"class {name} has neither {' nor '.join(CRITERION)}: expected a class with a defect or with pictures of "
+            "both labels; leave it out of the training set"
+        )
+    return sum(defined) / len(defined)
 
 
 def find_weight(train_set: str, data: Path, config: Path, runs: Path, seed: int) -> dict:

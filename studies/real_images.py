@@ -22,10 +22,11 @@ from files.atomic import write_text
 from files.command import Refusal, run_main
 from run_folder.checkpoints import versions
 from run_folder.flags import HelpFormatter
-from studies.arm_harness import entry_of, is_trained, run_command
+from studies.arm_harness import is_trained, run_command
 from studies.arm_registry import ARMS, RARITY_WEIGHT, Arm
 from studies.arm_runs import MODEL, ROOT, training_command
 from studies.class_halves import declare
+from studies.evaluation_entry import entry_of
 from studies.rarity_weight import weight_of
 
 TRAIN = "DemoA"

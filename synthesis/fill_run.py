@@ -76,9 +76,11 @@ def run(
     if done >= training.steps:
         logger.info(f"nothing to do: {done} steps are trained, --steps is {training.steps}")
         return
-    left_out = None
+    left_out, left_before = None, stored.get(STEPS_LEFT_OUT, 0)
     if training.on_nan == "skip":
-        left_out = LeftOut(max(0, MOST_LEFT_OUT - stored.get(STEPS_LEFT_OUT, 0)), logger.warning)
+        left_out = LeftOut(max(0, MOST_LEFT_OUT - left_before), logger.warning)
+    elif left_before:  # these stay on record
+        config[STEPS_LEFT_OUT] = left_before
     saver = RunSaver(own.out, system, config, optimizer, schedule, signals=signals, left_out=left_out)
     with signals.finishing() if signals is not None else nullcontext():
         train(system, dataset, optimizer, schedule, logger, first_step=done, workers=own.workers, save=saver)

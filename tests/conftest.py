@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 from cross_attention_world import MODEL as MODEL_WITH_EQUAL_WIDTHS  # noqa: E402
 from cross_attention_world import write_world  # noqa: E402
-from flag_words import SHORT_TRAINING, words  # noqa: E402
+from flag_words import SHORT_TRAINING, run_words, words  # noqa: E402
 
 MODEL = "ViT-Test-8"
 CONFIG = {
@@ -190,16 +190,7 @@ def data_root(tmp_path_factory):
 @pytest.fixture
 def flags(model_name, weights, data_root, tmp_path):
     """Command line of a short run on the tiny CLIP; flags behind it win."""
-    return words(
-        model_name=model_name,
-        clip_weights=weights,
-        img_size=SIZE,
-        text_adapt_until=2,
-        image_adapt_until=2,
-        dataset="MVTec",
-        data_root=data_root,
-        save_path=tmp_path / "run",
-    )
+    return run_words(model_name, weights, data_root, tmp_path / "run")
 
 
 @pytest.fixture

@@ -12,6 +12,20 @@ def words(**flags):
     return line
 
 
+def run_words(model_name, weights, data_root, save_path):
+    """Command line of a run of the tiny CLIP on MVTec's layout; flags behind it win."""
+    return words(
+        model_name=model_name,
+        clip_weights=weights,
+        img_size=32,
+        text_adapt_until=2,
+        image_adapt_until=2,
+        dataset="MVTec",
+        data_root=data_root,
+        save_path=save_path,
+    )
+
+
 # One epoch of each stage on all images.
 SHORT_TRAINING = words(
     surgery_until_layer=3,

@@ -31,6 +31,7 @@ from evaluation.photographs.subject import Subject
 from evaluation.photographs.views import Unreadable
 from files.command import REFUSED
 from files.logs import PROGRAM, open_logger
+from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.session import declare_datasets
 from run_folder.settings import Settings
@@ -78,7 +79,8 @@ def calibrate(settings: Settings) -> int:
         scorer = load_scorer(
             own.run, checkpoint=checkpoint, settings=settings, logger=logger, few_shot=few_shot
         )
-        scores = normal_scores(scorer, subject, pictures, settings, logger)
+        with matrix_products(own.matmul, scorer.device, logger):
+            scores = normal_scores(scorer, subject, pictures, settings, logger)
         result = calibrated(scores, own.false_positive_rate)
         store(file, result, what_is_scored(scorer, subject, tiling_of(settings, scorer.img_size)))
         low, high = result.interval

@@ -40,6 +40,7 @@ from evaluation.photographs.subject import Subject
 from evaluation.photographs.views import Unreadable
 from files.command import REFUSED
 from files.given import require_regular
+from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.session import declare_datasets
 from run_folder.settings import Settings
@@ -90,7 +91,8 @@ def predict(settings: Settings) -> int:
             settings = settings.change(threshold=threshold_for(thresholds_file(settings), scored))
             logger.info(f"threshold {settings.own.threshold:.6g}, calibrated")
         clear_folder(out)
-        found = score_all(scorer, subject, pictures, settings, out, logger)
+        with matrix_products(own.matmul, scorer.device, logger):
+            found = score_all(scorer, subject, pictures, settings, out, logger)
         return REFUSED if found.skipped else 0
     finally:
         shutil.rmtree(out / MAPS, ignore_errors=True)

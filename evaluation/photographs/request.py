@@ -47,6 +47,7 @@ class ScoringSettings:
     tile: bool = option(False, "cut pictures larger than --img_size into overlapping tiles")
     tile_overlap: float = option(0.25, "share of a tile that neighbours have in common at least")
     batch_size: int = option(8, "views scored together; changes rounding only")
+    matmul: str = as_in(RunSettings, "matmul")
 
 
 @dataclass(frozen=True)

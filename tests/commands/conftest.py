@@ -5,7 +5,7 @@ import shutil
 import pytest
 from cross_attention_world import MODEL
 from feedback_miniature import MINIATURE
-from flag_words import SHORT_TRAINING, words
+from flag_words import SHORT_TRAINING, run_words, words
 
 
 @pytest.fixture
@@ -20,16 +20,7 @@ def trained(tmp_path_factory, model_name, weights, data_root):
     import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
-    flags = words(
-        model_name=model_name,
-        clip_weights=weights,
-        img_size=32,
-        text_adapt_until=2,
-        image_adapt_until=2,
-        dataset="MVTec",
-        data_root=data_root,
-        save_path=folder,
-    )
+    flags = run_words(model_name, weights, data_root, folder)
     train.main([*flags, *SHORT_TRAINING, "--image_epoch", "2"])
     return folder
 

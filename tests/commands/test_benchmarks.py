@@ -22,7 +22,7 @@ from benchmarks import metrics as metrics_benchmark
 from benchmarks.fake import fake_cuda
 from benchmarks.flops import flops_of_step
 from benchmarks.measure import OUT_OF_MEMORY, in_turn, told_by
-from benchmarks.report import machine
+from benchmarks.report import flattened, machine
 from benchmarks.workload import (
     AA_CLIP,
     CLASSES,
@@ -97,15 +97,24 @@ def test_no_training_step_waits_for_the_gpu(capsys):
     assert (told["stage 1 steps without a wait"], told["stage 2 steps without a wait"]) == (2, 3)
 
 
-def test_the_interruption_benchmark_times_guard_and_save(capsys):
-    interruption_cost.main(["--random_weights", "--img_size", "64", "--quick", "--device", "cpu"])
+def test_the_interruption_benchmark_times_guard_and_save_and_keeps_what_it_prints(capsys, tmp_path):
+    flags = ["--random_weights", "--img_size", "64", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    interruption_cost.main(flags)
     told = json.loads(capsys.readouterr().out)
     assert told["step s"] > 0 and told["save s"] > 0 and told["save MB"] > 0
+    assert json.loads((tmp_path / "interruption_cost.json").read_text()) == told and told["threads"] == 1
+    table = (tmp_path / "interruption_cost.md").read_text()
+    assert f"`python -m benchmarks.interruption_cost {' '.join(flags)}`" in table
+    assert f"| save MB | {told['save MB']} |" in table
+
+
+def test_a_result_of_results_is_a_table_of_one_row_each():
+    assert [*flattened({"a": 1, "b": {"c": {"d": 2}, "e": 3}})] == [("a", 1), ("b, c, d", 2), ("b, e", 3)]
 
 
 @pytest.mark.slow
 def test_the_step_benchmark_compares_aa_clips_operations_with_the_same_losses(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_step, "peak_of", lambda *_: 1.0)
+    monkeypatch.setattr(training_step, "peak_told_by", lambda *_: 1.0)
     flags = ["--quick", "--img_size", "64", "--device", "cpu", "--ways", "plain", "full", "--memory"]
     training_step.main([*flags, "--out", str(tmp_path)])
     assert "| stage 2 | 2 | with `--activation_checkpointing full` | fp32 |" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from flag_words import SHORT_TRAINING, words
+from flag_words import SHORT_TRAINING, run_words, words
 from PIL import Image
 
 import compare
@@ -35,18 +35,8 @@ def world(tmp_path_factory, model_name, weights, data_root):
     """Folder with base_1, base_2 and loud_1, loud_2: runs of two seeds, and the same with noisy image adapters."""
     root = tmp_path_factory.mktemp("world")
     for seed in (1, 2):
-        own = words(
-            model_name=model_name,
-            clip_weights=weights,
-            img_size=32,
-            text_adapt_until=2,
-            image_adapt_until=2,
-            dataset="MVTec",
-            data_root=data_root,
-            save_path=root / f"base_{seed}",
-            seed=seed,
-            text_lr=1e-5,
-        )
+        own = run_words(model_name, weights, data_root, root / f"base_{seed}")
+        own += words(seed=seed, text_lr=1e-5)
         batches = words(text_batch_size=6, image_batch_size=6)
         train.main([*SHORT_TRAINING, *own, *batches])
         shutil.copytree(root / f"base_{seed}", root / f"loud_{seed}")

@@ -17,6 +17,7 @@ from evaluation.photographs import command, results
 from evaluation.photographs.command import GROUPS
 from evaluation.photographs.tiles import Tiling
 from files.command import REFUSED
+from model import matrix_products as products
 from run_folder.flags import parse
 
 TURNED = "por<b>trait.jpg"  # stored 60 x 40, seen 40 x 60
@@ -263,3 +264,25 @@ def test_a_calibrated_threshold_decides_as_calibration_said(raw, photographs, tm
         calibrate.main([*own, *words(input=normal)])
     with pytest.raises(ValueError, match="two thresholds"):
         predict.main([*own, *words(calibrated=True, threshold=0.1, input=normal, out=tmp_path / "other")])
+
+
+@pytest.mark.skipif(products.why_not("cpu") is not None, reason="this torch was built without oneDNN")
+def test_products_are_chosen_as_in_test_py_and_back_afterwards(
+    raw, photographs, data_root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(products, "compare_products", lambda: products.Comparison(2.0, 3e-7))
+    scored = []
+    score_files = command.PhotographScorer.score_files
+
+    def noted(self, *arguments, **more):
+        scored.append(products.by_onednn())
+        return score_files(self, *arguments, **more)
+
+    monkeypatch.setattr(command.PhotographScorer, "score_files", noted)
+    own, normal = [*raw, *words(text="bolt")], data_root / "mvtec_ad" / "bottle" / "test" / "good"
+    found = predicted(tmp_path / "auto", *own, *words(input=photographs, matmul="auto"))
+    assert found == pytest.approx(predicted(tmp_path / "plain", *own, "--input", photographs), abs=1e-5)
+    calibration = words(input=normal, false_positive_rate=0.3, thresholds=tmp_path / "t.json", matmul="auto")
+    assert calibrate.main([*own, *calibration]) == 0
+    assert scored == [True, False, True] and not products.by_onednn()
+    assert "matrix products by oneDNN, 2.00 times" in (tmp_path / "auto" / command.LOG).read_text()

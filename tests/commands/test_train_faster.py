@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checkpoint_contents import read
-from flag_words import SHORT_TRAINING, words
+from flag_words import SHORT_TRAINING, run_words
 
 import train as train_script
 from model import compiled
@@ -22,16 +22,7 @@ def test_a_run_with_all_of_them_has_the_plain_runs_losses_and_says_and_stores_wh
     monkeypatch.setattr(products, "compare_products", lambda: Comparison(2.0, 3e-7))
     found = {}
     for name, more in (("plain", []), ("faster", ["--compile", "--fused_adam", "--matmul", "auto"])):
-        flags = words(
-            model_name=model_name,
-            clip_weights=weights,
-            img_size=32,
-            text_adapt_until=2,
-            image_adapt_until=2,
-            dataset="MVTec",
-            data_root=data_root,
-            save_path=tmp_path / name,
-        )
+        flags = run_words(model_name, weights, data_root, tmp_path / name)
         train_script.main([*flags, *SHORT_TRAINING, *more])
         found[name] = torch.load(tmp_path / name / "image_adapter.pth", weights_only=True)
     torch._dynamo.reset()

@@ -14,6 +14,7 @@ from run_folder import flags as command_line
 from run_folder.settings import CROSS_ATTENTION_GROUPS
 from scripts.export.__main__ import given_of
 from training import feedback
+from training.feedback_recipes import GROUPS as FEEDBACK_GROUPS
 
 FLAGS = [*"--cross_attn_qk_norm --cross_attn_gate zero --cross_attn_lr 0.02 --split_text_context".split()]
 FLAGS += [*"--image_cross_attn_after 2 --cross_attn_heads 4 --watch".split()]
@@ -92,3 +93,11 @@ def test_a_temperature_without_normalisation_is_refused(capsys):
     assert (
         "--cross_attn_temperature 5.0: does nothing without --cross_attn_qk_norm" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("rate", ["-0.1", "0", "nan", "inf"])
+def test_a_rate_that_trains_nothing_is_refused_with_the_other_flags(rate, capsys):
+    for groups in (CROSS_ATTENTION_GROUPS, FEEDBACK_GROUPS):
+        with pytest.raises(SystemExit):
+            command_line.parse("x", groups, [f"--cross_attn_lr={rate}"])
+        assert f"--cross_attn_lr {float(rate)}: expected a learning rate above 0" in capsys.readouterr().err

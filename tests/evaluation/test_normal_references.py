@@ -15,7 +15,16 @@ import test as test_script
 from comparison.comparable import reasons
 from dataset import get_dataset
 from evaluation import reference_weight
-from evaluation.few_shot import WEIGHT_FILE, images_of, references_in, references_of_classes, weight_for
+from evaluation.few_shot import (
+    RARITY_ALONE,
+    RAW_CLIP,
+    TRAINED_RUN,
+    WEIGHT_FILE,
+    images_of,
+    references_in,
+    references_of_classes,
+    weight_for,
+)
 from evaluation.normal_references import WithReferences, distance_to
 from evaluation.reference_weight import choose, value_of
 from evaluation.scorer import raw_clip_scorer
@@ -105,7 +114,7 @@ def test_a_trained_run_is_tested_with_the_weight_that_lies_in_its_folder(
     kept = json.loads((tmp_path / "run" / WEIGHT_FILE).read_text())
     assert kept["img_size"] == SIZE and kept["raw_clip"] is False
     with pytest.raises(ValueError, match="the weight was found for a trained run"):
-        weight_for(tmp_path / "run", None, "VisA", trained=False)
+        weight_for(tmp_path / "run", None, "VisA", RAW_CLIP)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,24 @@ def test_the_weight_of_training_classes_is_kept_and_not_used_on_them(raw, refere
     assert kept["means"][str(kept["weight"])] == best and kept["classes"] == 2 and kept["dataset"] == "MVTec"
     with pytest.raises(ValueError, match="was found on MVTec, which is tested here"):
         test_script.main([*raw, *words(normal_references=references)])
+
+
+def test_a_weight_suits_the_scores_it_was_found_for_alone(raw, tmp_path):
+    rare = [word for word in raw if word != "--raw_clip"]
+    reference_weight.main([*rare, *words(rarity_alone=True, references=1, images=5)])
+    assert weight_for(tmp_path / "raw", None, "VisA", RARITY_ALONE) in reference_weight.WEIGHTS
+    for scored_by in (RAW_CLIP, TRAINED_RUN):
+        with pytest.raises(
+            ValueError, match=f"found for rarity alone, which is not .*, {scored_by}; find it"
+        ):
+            weight_for(tmp_path / "raw", None, "VisA", scored_by)
+    old = {"weight": 0.5, "dataset": "MVTec", "raw_clip": True}  # of a version that knew no other
+    (tmp_path / "raw" / WEIGHT_FILE).write_text(json.dumps(old))
+    assert weight_for(tmp_path / "raw", None, "VisA", RAW_CLIP) == 0.5
+    with pytest.raises(ValueError, match="found for raw CLIP, which is not what is tested, rarity alone"):
+        test_script.main([*rare, *words(rarity_alone=True, normal_references=tmp_path, dataset="VisA")])
+    with pytest.raises(ValueError, match="have a weight each"):
+        reference_weight.main([*raw, "--rarity_alone"])
 
 
 def test_pictures_without_a_label_say_nothing_of_a_weight(raw, clip, data_root):

@@ -56,7 +56,7 @@ def test_an_entry_of_metrics_json_has_the_hashes_of_all_it_came_from(run, flags,
 def test_the_hashes_are_of_what_was_loaded_although_training_replaces_the_file_meanwhile(
     run, flags, monkeypatch
 ):
-    from evaluation import run as evaluation
+    from evaluation import report as evaluation
 
     loaded, evaluate = sha256(run / "image_adapter.pth"), evaluation.evaluate_dataset
 
@@ -112,7 +112,7 @@ def test_a_picture_that_cannot_be_written_loses_no_metric(run, flags, monkeypatc
     def full(*args, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("evaluation.run.visualize", full)
+    monkeypatch.setattr("evaluation.report.visualize", full)
     with pytest.raises(OSError, match="no space left"):
         test_script.main([*flags, "--visualize"])
     assert list(entry(run)["classes"]) == ["bottle"]

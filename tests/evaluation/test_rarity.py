@@ -97,7 +97,8 @@ def test_a_run_with_rarity_stands_beside_the_run_and_leaves_it_as_it_was(cross_f
     train_cross_attention.main([*cross_flags, "--cross_attn_heads", "4", "--save_path", str(tmp_path)])
     (before,) = evaluate(tmp_path)
     (fused,) = evaluate(tmp_path, "--rarity_weight", "5")
-    (shuffled,) = evaluate(tmp_path, "--rarity_weight", "5", "--rarity_control", "shuffled")
+    left_over = ["--batch_size", "5", "--errors", "1"]  # of a class's 6 images
+    (shuffled,) = evaluate(tmp_path, "--rarity_weight", "5", "--rarity_control", "shuffled", *left_over)
     (after,) = evaluate(tmp_path)
     assert before["mean"] == after["mean"]
     assert len({result["mean"]["pixel_auroc"] for result in (before, fused, shuffled)}) == 3

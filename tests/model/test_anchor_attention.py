@@ -162,3 +162,10 @@ def test_the_scorer_exports_with_anchors_that_see_their_image(clip, images, anch
         exported.module()(images[:3], anchors[0]), scorer(images[:3], anchors[0]), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_model_says_whether_its_anchors_look_at_another_image(clip):
+    for control, sees in (("none", False), ("other_image", True), ("uniform", False)):
+        model = build(clip, anchor_attention="late", anchor_attention_control=control)
+        assert model.sees_another_image is sees
+    assert not build(clip).sees_another_image

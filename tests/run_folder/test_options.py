@@ -534,7 +534,7 @@ def test_workers_that_are_no_number_are_refused(word, capsys):
 
 
 # What the flags' metadata say, pinned as the tables they replace said it (runs.py of 5ca275b).
-NEVER_MOVES_A_NUMBER = {
+MAY_DIFFER_ON_RESUME = {
     "save_path",
     "device",
     "workers",
@@ -635,7 +635,7 @@ MAY_DIFFER_AT_TEST = {
 
 def test_which_flags_a_resumed_run_may_have_otherwise_and_which_older_runs_lack():
     settings = flags.settings_of(FEEDBACK_GROUPS, {})
-    assert set(settings.flags(moves_numbers=False)) == NEVER_MOVES_A_NUMBER
+    assert set(settings.flags(moves_numbers=False)) == MAY_DIFFER_ON_RESUME
     assert settings.defaults(added_later=True) == ADDED_LATER
 
 

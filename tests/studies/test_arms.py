@@ -8,6 +8,10 @@ import pytest
 from dataset import constants
 from dataset.custom import load_dataset_config
 from dataset.jsonl import write_rows
+from evaluation.provenance import flags_at_test
+from evaluation.run import DEFAULTS as TEST_DEFAULTS
+from evaluation.run import GROUPS as TEST_GROUPS
+from evaluation.run import untrained_in
 from files.atomic import write_text
 from files.command import Refusal
 from run_folder.flags import parse
@@ -15,6 +19,7 @@ from studies import arm_harness, arms, class_halves, rarity_weight
 from studies.arm_registry import ARMS, complete
 from studies.arm_report import compare, judged, report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT
+from studies.evaluation_entry import entry_of
 from studies.evidence import STEPS
 from training.feedback_recipes import GROUPS, fill_in, plan
 
@@ -76,6 +81,17 @@ def test_the_declared_hypotheses_are_about_arms_that_are_held_against_one_anothe
         )
 
 
+def test_a_hypothesis_about_a_metric_that_is_not_there_is_refused(tmp_path):
+    one = {"arm": "anchor_late", "against": "baseline", "metric": "pixel_app", "at_least": 1}
+    for wrong, message in (
+        ({}, "by 'pixel_app': expected a metric of pixel_ap"),
+        ({"arm": "x"}, "expected arms"),
+    ):
+        write_text(tmp_path / "hypotheses.json", json.dumps({"hypotheses": [one | wrong]}))
+        with pytest.raises(ValueError, match=message):
+            arms.hypotheses_in(tmp_path)
+
+
 def test_halves_and_quarters_share_no_class_and_leave_none_out(tmp_path):
     names = constants.CLASS_NAMES["DemoPhoto"]
     rows = [{"image_path": f"{name}/0.png", "label": 0, "class_name": name} for name in names]
@@ -130,18 +146,21 @@ def made_up(monkeypatch, tmp_path):
             entry = {"watch": {"displacement": {"image_adapter": 0.1}}}
             write_text(folder / "history.json", json.dumps({"loops": [{"text": [entry], "image": [entry]}]}))
             return
-        typed, test_set = command[1:], command[command.index("--dataset") + 1]
-        weight = float(typed[typed.index("--rarity_weight") + 1]) if "--rarity_weight" in typed else 0.0
-        control = typed[typed.index("--rarity_control") + 1] if "--rarity_control" in typed else "none"
-        anchors = "--anchor_attention_control"
-        tested = {"rarity_weight": weight, "rarity_control": control}
-        tested["anchor_attention_control"] = typed[typed.index(anchors) + 1] if anchors in typed else "none"
+        test_set = command[command.index("--dataset") + 1]
+        settings = parse("", TEST_GROUPS, command[1:], TEST_DEFAULTS)
+        weight, reference = settings.own.rarity_weight, untrained_in(settings.own)
+        tested = flags_at_test(settings)
+        if folder.name.startswith("anchor_late_other_image"):  # of its checkpoint
+            tested["anchor_attention_control"] = "other_image"
         file = folder / "metrics.json"
         metrics = json.loads(file.read_text()) if file.is_file() else {test_set: {}}
         row = dict.fromkeys(KEYS, 0.5 + weight / 100)
         names = {"DemoC": ["coin", "leaf"]}.get(test_set, ["tiles" if "odd" in test_set else "wood"])
         entry = {"tested_with": tested, "mean": row, "classes": dict.fromkeys(names, row)}
-        metrics[test_set][" ".join(map(str, tested.values()))] = entry
+        entry |= {"checkpoints": {} if reference else {"a.pth": "0"}, "settings": settings.record() | tested}
+        metrics[test_set] = {" ".join(map(str, tested.values())): entry} | metrics[
+            test_set
+        ]  # the last in front
         write_text(file, json.dumps(metrics))
 
     monkeypatch.setattr(arm_harness, "run_command", run_command)
@@ -221,6 +240,50 @@ def test_a_confirmation_is_of_declared_winners_resumed_if_begun_and_never_done_t
 def test_without_declared_hypotheses_nothing_runs(tmp_path):
     with pytest.raises(Refusal, match="declare the hypotheses there before the first run"):
         arms.main(["--select", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")])
+
+
+def test_an_evaluation_is_found_by_all_it_was_tested_with_whatever_its_place(tmp_path):
+    command = [
+        "test.py",
+        "--dataset",
+        "MVTec",
+        "--model_name",
+        "ViT-Tiny-8-demo",
+        "--save_path",
+        str(tmp_path),
+    ]
+    tested = flags_at_test(parse("", TEST_GROUPS, command[1:], TEST_DEFAULTS))
+    run = {"checkpoints": {"a.pth": "0"}, "settings": {"anchor_attention": "late", "relu": True}}
+    own = run | {"tested_with": tested | {"anchor_attention": "late", "relu": True}}
+    other = own | {"tested_with": own["tested_with"] | {"no_cross_attention": True}}
+    few = own | {"few_shot": {"weight": 1}}
+    raw = {"checkpoints": {}, "settings": {"raw_clip": True}, "tested_with": tested}
+    older = {key: value for key, value in own["tested_with"].items() if key != "rarity_control"}
+
+    def found(entries, *more):
+        write_text(tmp_path / "metrics.json", json.dumps({"MVTec": entries}))
+        return entry_of(tmp_path, "MVTec", [*command, *more])
+
+    entries = {"raw_clip": raw, "off": other, "few": few, "a.pth": own}
+    assert found(entries) == own and found(entries, "--no_cross_attention") == other
+    assert found(entries, "--raw_clip") == raw
+    assert found({"a.pth": own | {"tested_with": older}})["tested_with"] == older
+    with pytest.raises(ValueError, match="a.pth and b.pth are both evaluations of MVTec by"):
+        found({"a.pth": own, "b.pth": own})
+    with pytest.raises(ValueError, match="a.pth differs in rarity_weight"):
+        found({"a.pth": own}, "--rarity_weight", "2")
+    with pytest.raises(ValueError, match="raw_clip differs in what was tested"):
+        found({"raw_clip": raw}, "--rarity_alone")
+    with pytest.raises(ValueError, match="it holds none at all"):
+        found({})
+
+
+def test_a_class_counts_by_the_metrics_it_has():
+    both, pixels = {"pixel_ap": 0.2, "image_auroc_unnormalised": 0.6}, {"pixel_ap": 0.2}
+    assert rarity_weight.class_value("a", both) == pytest.approx(0.4)
+    assert rarity_weight.class_value("a", pixels | {"image_auroc_unnormalised": None}) == 0.2
+    with pytest.raises(ValueError, match="class a has neither pixel_ap nor image_auroc_unnormalised"):
+        rarity_weight.class_value("a", dict.fromkeys(both))
 
 
 def test_the_weight_with_the_best_mean_over_classes_that_were_not_trained_on_wins(tmp_path, monkeypatch):

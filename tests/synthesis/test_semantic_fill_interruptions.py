@@ -191,6 +191,10 @@ def test_steps_that_are_left_out_leave_no_trace_and_are_counted_over_calls(
         broken_at(patched, [5])
         train_semantic_fill.main([*command, "--steps", "6", "--on_nan", "skip"])
     assert "the step is left out, 7 more may be" in (tmp_path / "train.log").read_text()
+    train_semantic_fill.main([*command, "--steps", "7", "--on_nan", "stop"])
+    assert (
+        read_config(find_checkpoint(tmp_path))["steps_left_out"] == 3
+    )  # what was left out before stays on record
 
 
 def test_the_eleventh_step_that_is_not_finite_ends_the_run(monkeypatch, lines, tmp_path):
