@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from flag_words import words
+from PIL import Image
 
 import test
 import train
@@ -109,6 +110,23 @@ def test_rarity_alone_and_beside_a_run_looks_its_frozen_pass_up(flags, train_fla
     assert images_of(entered) == 2 * 2 * IMAGES  # per checkpoint the adapted and the frozen pass
     found = test.main([*flags, "--all", "--rarity_weight", "0.1", *features])
     assert images_of(entered) == 2 * IMAGES  # rarity alone left the frozen one
+    for one, other in zip(found, plain, strict=True):
+        assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
+
+
+def test_all_checkpoints_share_the_normal_references_and_the_distances_to_them(
+    flags, train_flags, tmp_path, entered
+):
+    for number, name in enumerate(("bottle", "screw")):
+        (tmp_path / "references" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 48), (90, 90 + number, 90)).save(tmp_path / "references" / name / "0.png")
+    few = words(normal_references=tmp_path / "references", reference_weight=0.5)
+    train.main([*train_flags, *words(image_epoch=2)])
+    images_of(entered)
+    plain = test.main([*flags, "--all", *few])
+    assert images_of(entered) == 2 + 2 * 2 * IMAGES  # the references once, however many checkpoints there are
+    found = test.main([*flags, "--all", *few, *words(feature_cache=tmp_path / "features")])
+    assert images_of(entered) == 2 + IMAGES + 2 * IMAGES  # and their distances once
     for one, other in zip(found, plain, strict=True):
         assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
 
