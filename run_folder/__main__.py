@@ -75,7 +75,7 @@ def shown(folder: str) -> Iterator[str]:
         yield f"  {commit}{changed}; {versions}; {start['machine']['device']}, {start['threads']} threads"
     for key in ORIGIN[1:]:
         if run.manifest.get(key):
-            yield f"{key}: {run.manifest[key]}"
+            yield f"{key}: {runs.told(run.manifest[key])}"
     usual = settings_of(CROSS_ATTENTION_GROUPS | {"mix": MixSettings}, {}).record()
     moved = [
         f"--{key} {run.settings[key]}" for key in usual if run.settings.get(key, usual[key]) != usual[key]
@@ -120,7 +120,7 @@ def compared(first: str, second: str) -> Iterator[str]:
 
 
 def _cell(values: dict[str, Any], key: str) -> str:
-    return str(values[key]) if key in values else runs.NONE
+    return runs.told(values[key]) if key in values else runs.NONE
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[list[str]]:

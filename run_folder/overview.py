@@ -164,6 +164,16 @@ def in_words(size: int) -> str:
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
 
 
+def told(value: Any) -> str:
+    """A value of a manifest in words: what a dictionary holds one after the other, inner ones in brackets."""
+    if not isinstance(value, dict):
+        return str(value)
+    parts = (
+        f"{key} {f'({told(inner)})' if isinstance(inner, dict) else inner}" for key, inner in value.items()
+    )
+    return ", ".join(parts)
+
+
 def percent(value: float | None) -> str:
     """A metric between 0 and 1 in percent; a dash where undefined."""
     return NONE if value is None else f"{100 * value:.2f}"
