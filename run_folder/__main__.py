@@ -103,11 +103,8 @@ def compared(first: str, second: str) -> Iterator[str]:
         for key in dict.fromkeys([*one.settings, *other.settings])
         if _cell(one.settings, key) != _cell(other.settings, key)
     ]
-    rows += [
-        [key, *(_cell(run.manifest, key) for run in (one, other))]
-        for key in ORIGIN
-        if _cell(one.manifest, key) != _cell(other.manifest, key)
-    ]
+    for key in ORIGIN:
+        rows += runs.differing(key, *(run.manifest.get(key, runs.NONE) for run in (one, other)))
     rows += [["epochs", one.epochs, other.epochs]] * (one.epochs != other.epochs)
     yield runs.table(rows) if len(rows) > 1 else "the same settings and origin"
     for data in one.metrics:
@@ -120,7 +117,7 @@ def compared(first: str, second: str) -> Iterator[str]:
 
 
 def _cell(values: dict[str, Any], key: str) -> str:
-    return runs.told(values[key]) if key in values else runs.NONE
+    return str(values[key]) if key in values else runs.NONE
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[list[str]]:

@@ -174,6 +174,15 @@ def told(value: Any) -> str:
     return ", ".join(parts)
 
 
+def differing(name: str, first: Any, second: Any) -> Iterator[list[str]]:
+    """[name, the first's, the second's] of what differs in two values of manifests, dictionaries key by key."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            yield from differing(f"{name} {key}", first.get(key, NONE), second.get(key, NONE))
+    elif first != second:
+        yield [name, told(first), told(second)]
+
+
 def percent(value: float | None) -> str:
     """A metric between 0 and 1 in percent; a dash where undefined."""
     return NONE if value is None else f"{100 * value:.2f}"

@@ -119,6 +119,18 @@ def test_two_runs_differ_in_what_they_differ_in_and_nothing_else(make, say):
     assert "--seed" in told and "111" in told and "112" in told and "--dataset" not in told
     assert "pixel_ap     40.00  45.00   +5.00" in told and "image_ap     –      –       –" in told
     assert "the same settings and origin" in say("diff", first, first)
+    for folder, screws in ((first, 4), (second, 5)):
+        told = {
+            "kind": "baseline",
+            "rows": {"rows": 9, "classes": {"screw": screws, "tile": 5}},
+            "base": None,
+        }
+        (folder / "manifest.json").write_text(
+            json.dumps(told | ({} if screws == 4 else {"prompts": {"a": "b"}}))
+        )
+    lines = [line.split() for line in say("diff", first, second).splitlines()]
+    assert ["rows", "classes", "screw", "4", "5"] in lines and ["prompts", "–", "a", "b"] in lines
+    assert not any("tile" in line for line in lines)
 
 
 def test_a_run_is_told_by_its_own_evaluation_and_never_by_one_of_another_kind(make, say):
