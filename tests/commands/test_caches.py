@@ -11,6 +11,7 @@ import test
 import train
 import train_cross_attention
 from dataset import picture_cache
+from model import frozen_cache
 
 IMAGES = 12  # of the data set, in both splits
 
@@ -115,7 +116,7 @@ def test_rarity_alone_and_beside_a_run_looks_its_frozen_pass_up(flags, train_fla
 
 
 def test_all_checkpoints_share_the_normal_references_and_the_distances_to_them(
-    flags, train_flags, tmp_path, entered
+    flags, train_flags, tmp_path, entered, monkeypatch
 ):
     for number, name in enumerate(("bottle", "screw")):
         (tmp_path / "references" / name).mkdir(parents=True)
@@ -125,7 +126,9 @@ def test_all_checkpoints_share_the_normal_references_and_the_distances_to_them(
     images_of(entered)
     plain = test.main([*flags, "--all", *few])
     assert images_of(entered) == 2 + 2 * 2 * IMAGES  # the references once, however many checkpoints there are
-    found = test.main([*flags, "--all", *few, *words(feature_cache=tmp_path / "features")])
+    monkeypatch.setattr(frozen_cache, "image_digests", lambda _: pytest.fail("the loader has them"))
+    features = words(feature_cache=tmp_path / "features")
+    found = test.main([*flags, "--all", *few, *features])
     assert images_of(entered) == 2 + IMAGES + 2 * IMAGES  # and their distances once
     for one, other in zip(found, plain, strict=True):
         assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
