@@ -132,6 +132,8 @@ def test_all_checkpoints_share_the_normal_references_and_the_distances_to_them(
     assert images_of(entered) == 2 + IMAGES + 2 * IMAGES  # and their distances once
     for one, other in zip(found, plain, strict=True):
         assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
+    test.main([*flags, "--raw_clip", *few, *features])
+    assert images_of(entered) == 2 + IMAGES  # raw CLIP's own pass
 
 
 def test_a_cache_that_cannot_hold_anything_stops_the_command_at_its_begin(flags, tmp_path):
