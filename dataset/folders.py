@@ -41,11 +41,18 @@ class Scan:
         self.folder = folder
         self.notes: list[str] = []  # sentences for the log line
         self._left_out: dict[str, dict[str, None]] = {}  # {reason: paths, in the order they were met}
+        self._read: set[str] = set()  # paths of annotations
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Count something that is not taken."""
-        name = Path(os.path.relpath(path, self.folder)).as_posix()
-        self._left_out.setdefault(reason, {})[name] = None
+        self._left_out.setdefault(reason, {})[self._name(path)] = None
+
+    def read_beside(self, path: Path) -> None:
+        """Note a file that is no picture and is read all the same, such as annotations: it is not left out."""
+        self._read.add(self._name(path))
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def pictures(self, folder: Path) -> list[Path]:
         """The pictures directly in a folder, sorted by name; a missing folder has none."""
@@ -107,10 +114,11 @@ class Scan:
 
     def left_out(self) -> list[str]:
         """How many files were left out for which reason, with examples."""
-        return [
-            f"{len(paths)} left out, {reason} ({_some(list(paths))})"
-            for reason, paths in sorted(self._left_out.items())
-        ]
+        found = []
+        for reason, names in sorted(self._left_out.items()):
+            names = [name for name in names if name not in self._read]
+            found += [f"{len(names)} left out, {reason} ({_some(names)})"] if names else []
+        return found
 
     @property
     def is_remarkable(self) -> bool:

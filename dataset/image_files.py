@@ -104,7 +104,7 @@ def opened(what: str, path: str, source: str) -> Iterator[Image.Image]:
     except _DECODE_ERRORS as error:
         raise ValueError(
             f"{source}: cannot read {what} {path!r} ({type(error).__name__}: {error}): "
-            "expected an intact PNG, JPEG, BMP or TIFF; copy the file again or take its line out"
+            "expected an intact PNG, JPEG, TIFF, WebP, …; copy the file again or take it out"
         ) from error
 
 

@@ -15,11 +15,11 @@ from dataset.anomaly_dataset import image_tensor
 from dataset.folders import Scan
 from dataset.image_files import read_image
 from dataset.mask_values import UPSTREAM
-from evaluation.normal_references import WithReferences
+from evaluation.normal_references import ReferenceBanks, WithReferences
 from evaluation.scorer import AnomalyScorer
 from files.atomic import sha256
 from files.nearest import do_you_mean
-from files.text import read_json
+from files.text import counted, read_json
 from model.clip import CLIP
 from run_folder.settings import Settings
 
@@ -44,6 +44,13 @@ class FewShot(NamedTuple):
     references: References
     weight: float
     overlap: float | None = None
+
+
+class ClassReferences(NamedTuple):
+    """The references of every class of an evaluation, and their weight."""
+
+    of_class: dict[str, References]
+    weight: float
 
 
 def require_folder(folder: Path | str) -> Path:
@@ -127,27 +134,44 @@ def check_references(settings: Settings) -> None:
     weight_of_evaluation(settings)
 
 
-def few_shot(
-    settings: Settings,
-    scorer: AnomalyScorer,
-    clip: CLIP | None,
-    test_sets: dict[str, Dataset],
-    name: str,
-    info: dict[str, Any],
-) -> tuple[Any, str, dict[str, Any]]:
-    """(scorer, name, info) of an evaluation with the normal references the settings name; as given without any."""
+def class_references(settings: Settings, test_sets: dict[str, Dataset]) -> ClassReferences | None:
+    """The normal references that test.py's settings name, checked before weights are looked for; None without any.
+
+    Raises:
+        FileNotFoundError, ValueError: as `references_of_classes`, or a tested picture is one of them.
+    """
     own = settings.own
     if own.normal_references is None:
-        return scorer, name, info
+        return None
     references = references_of_classes(own.normal_references, test_sets)
     for class_name, images in test_sets.items():
         refuse_references_among([sample.image_path for sample in images.samples], references[class_name])
-    weight = weight_of_evaluation(settings)
+    return ClassReferences(references, weight_of_evaluation(settings))
+
+
+def banks_of(
+    references: ClassReferences | None, clip: CLIP | None, settings: Settings, keep: bool = False
+) -> ReferenceBanks | None:
+    """What the references are to a backbone; None without any. `keep` as ReferenceBanks's."""
+    if references is None:
+        return None
     upright = settings.data.mask_reading != UPSTREAM
-    pictures = images_of(references, settings.model.img_size, upright)
-    record = few_shot_record(references, weight)
+    return ReferenceBanks(clip, images_of(references.of_class, settings.model.img_size, upright), keep)
+
+
+def few_shot(
+    scorer: AnomalyScorer,
+    references: ClassReferences | None,
+    banks: ReferenceBanks | None,
+    name: str,
+    info: dict[str, Any],
+) -> tuple[Any, str, dict[str, Any]]:
+    """(scorer, name, info) of an evaluation with normal references; as given without any."""
+    if references is None:
+        return scorer, name, info
+    record = few_shot_record(references.of_class, references.weight)
     name += f" with {record['normal_references']} normal references"
-    return WithReferences(scorer, clip, pictures, weight), name, info | {"few_shot": record}
+    return WithReferences(scorer, banks, references.weight), name, info | {"few_shot": record}
 
 
 def images_of(
@@ -169,6 +193,14 @@ def few_shot_record(references: dict[str, References], weight: float) -> dict[st
     return {"normal_references": count, "sha256": digest, "weight": weight}
 
 
+def stated(few_shot: FewShot) -> str:
+    """One sentence that says that scores are no zero-shot ones."""
+    count = counted(len(few_shot.references.pictures), "normal reference")
+    return (
+        f"few-shot, not zero-shot: every patch is also held against {count}, with weight {few_shot.weight:g}"
+    )
+
+
 def weight_of_evaluation(settings: Settings) -> float:
     """`weight_for` what test.py's flags name."""
     own = settings.own
@@ -186,8 +218,8 @@ def weight_for(
         scored_by: TRAINED_RUN, RAW_CLIP or RARITY_ALONE; scores of each have a scale of their own.
 
     Raises:
-        ValueError: neither is there, it is out of range, or it was found on the data set that is tested or for scores
-            of the other kind.
+        ValueError: neither is there, it is out of range, the file is none of that command's, or the weight was found on
+            the data set that is tested or for scores of the other kind.
     """
     if given is not None:
         if not (given >= 0 and math.isfinite(given)):
@@ -199,7 +231,7 @@ def weight_for(
             f"--normal_references needs a weight: find it on training classes (python -m evaluation.reference_weight "
             f"writes {path}), or give --reference_weight"
         )
-    stored = read_json(path)
+    stored = stored_weight(path)
     if dataset is not None and stored["dataset"] == dataset:
         raise ValueError(
             f"{path}: the weight was found on {dataset}, which is tested here; find it on another data set, or give "
@@ -220,6 +252,22 @@ def found_for(stored: dict[str, Any]) -> str | None:
     if "raw_clip" not in stored:
         return None
     return RAW_CLIP if stored["raw_clip"] else TRAINED_RUN
+
+
+def stored_weight(path: Path) -> dict[str, Any]:
+    """What `python -m evaluation.reference_weight` stored. Raises ValueError where it is something else."""
+    stored = read_json(path)
+    is_number = isinstance(stored, dict) and type(stored.get("weight")) in (int, float)
+    if (
+        not is_number
+        or not (stored["weight"] >= 0 and math.isfinite(stored["weight"]))
+        or not isinstance(stored.get("dataset"), str)
+    ):
+        raise ValueError(
+            f"{path}: expected the weight (0 or more) and the dataset that python -m evaluation.reference_weight "
+            "writes; delete it and find the weight again, or give --reference_weight"
+        )
+    return stored
 
 
 def _digest(values):

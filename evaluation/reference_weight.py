@@ -25,7 +25,7 @@ from dataset import get_dataset
 from dataset.mask_values import mask_reading_of
 from evaluation.accumulate import spread_order
 from evaluation.few_shot import WEIGHT_FILE
-from evaluation.normal_references import WithReferences
+from evaluation.normal_references import ReferenceBanks, WithReferences
 from evaluation.rarity import rarity_alone_scorer
 from evaluation.scorer import AnomalyScorer, raw_clip_scorer, scorer_of
 from files.atomic import write_text
@@ -135,7 +135,8 @@ def of_class(
     scored = [number for number in order if number not in rest]
     if len(references) < own.references or not scored:
         return None
-    both = WithReferences(scorer, clip, lambda _: (images[number]["image"] for number in references), 1.0)
+    banks = ReferenceBanks(clip, lambda _: (images[number]["image"] for number in references))
+    both = WithReferences(scorer, banks, 1.0)
     loader = DataLoader(
         Subset(images, scored[: own.images]), own.batch_size, num_workers=settings.run.workers
     )
@@ -151,7 +152,7 @@ def scored_parts(scorer: WithReferences, batches: Iterable[dict], name: str) -> 
         {"maps", "extra_maps" [n, S, S], "heads", "extra_heads" [n]: zero-shot, and what a weight of 1 adds;
         "masks" [n, S, S], "known", "labels" [n]}
     """
-    device, found = next(scorer.clip.parameters()).device, []
+    device, found = scorer.banks.device, []
     for batch in batches:
         image = batch["image"].to(device, non_blocking=True)
         values = [*scorer.scorer.score(image, name), *scorer.distances(image, name)]

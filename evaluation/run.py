@@ -11,7 +11,7 @@ from dataset import DOMAINS, get_dataset
 from dataset.mask_values import mask_reading_of
 from evaluation.accumulate import EXACT_PIXELS
 from evaluation.attention_pictures import draw_attention
-from evaluation.few_shot import check_references, few_shot
+from evaluation.few_shot import ClassReferences, banks_of, check_references, class_references, few_shot
 from evaluation.local_contrast import LocalContrast
 from evaluation.loops import write_loop_table
 from evaluation.picture_folders import clear_stale
@@ -164,9 +164,10 @@ def evaluate_together(settings: Settings) -> list[dict[str, Any]]:
             mask_reading=reading,
         )
         read_through_caches(test_sets.values(), settings, logger)
-        return (
-            evaluate_files(session, files, test_sets) if files else [evaluate_untrained(session, test_sets)]
-        )
+        references = class_references(settings, test_sets)
+        if files:
+            return evaluate_files(session, files, test_sets, references)
+        return [evaluate_untrained(session, test_sets, references)]
 
 
 def untrained_in(own: EvaluationSettings) -> str | None:
@@ -186,7 +187,9 @@ def untrained_in(own: EvaluationSettings) -> str | None:
     return chosen[0] if chosen else None
 
 
-def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[str, Any]:
+def evaluate_untrained(
+    session: Session, test_sets: dict[str, Dataset], references: ClassReferences | None
+) -> dict[str, Any]:
     """Evaluate the unadapted backbone, rarity alone in it, or the contrast filter, which needs no weights."""
     settings = session.settings
     dataset, img_size = settings.data.dataset, settings.model.img_size
@@ -200,13 +203,16 @@ def evaluate_untrained(session: Session, test_sets: dict[str, Dataset]) -> dict[
             name = named_with_rarity(RARITY_ALONE, 0, control)
             scorer = rarity_alone_scorer(clip, dataset, img_size, control, cache)
     info = provenance(settings, scorer.domain, test_sets, BASELINE.name, clip=clip)
-    seen, name, info = few_shot(settings, scorer, clip, test_sets, name, info)
+    banks = banks_of(references, clip, settings)
+    seen, name, info = few_shot(scorer, references, banks, name, info)
     result = report(session, seen, test_sets, name, info)
     say_how_it_served(getattr(scorer, "cache", None), session.logger)
     return result
 
 
-def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset]) -> list[dict[str, Any]]:
+def evaluate_files(
+    session: Session, files: list, test_sets: dict[str, Dataset], references: ClassReferences | None
+) -> list[dict[str, Any]]:
     """Evaluate checkpoints of one run, one after the other in one model."""
     settings, own, results, scorer = session.settings, session.settings.own, [], None
     run = load_run(
@@ -214,6 +220,7 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
     )
     note_training_weight(settings, run.stored or {}, session.logger)
     cache = feature_cache(settings, run.model.clipmodel, session.logger)
+    banks = banks_of(references, run.model.clipmodel, settings, keep=len(files) > 1)
     for file in files:
         run = run if len(files) == 1 else run.at(file, session.logger)
         tested = run.without_cross_attention() if own.no_cross_attention else run
@@ -228,7 +235,7 @@ def evaluate_files(session: Session, files: list, test_sets: dict[str, Dataset])
             name += f", anchors {control}"  # beside the run's own evaluation, not in its place
         name = named_with_rarity(name, own.rarity_weight, own.rarity_control)
         info = provenance(settings, scorer.domain, test_sets, run.kind.name, run=run)
-        seen, name, info = few_shot(settings, scorer, run.model.clipmodel, test_sets, name, info)
+        seen, name, info = few_shot(scorer, references, banks, name, info)
         results.append(report(session, seen, test_sets, name, info))
     if not current().main:
         return results

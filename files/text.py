@@ -33,6 +33,11 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun in a message: "1 picture", "2 pictures"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def read_text(path: Path | str) -> str:
     r"""A user's text file, every line end as \n and without a byte order mark.
 

@@ -75,7 +75,7 @@ def shown(folder: str) -> Iterator[str]:
         yield f"  {commit}{changed}; {versions}; {start['machine']['device']}, {start['threads']} threads"
     for key in ORIGIN[1:]:
         if run.manifest.get(key):
-            yield f"{key}: {run.manifest[key]}"
+            yield f"{key}: {runs.told(run.manifest[key])}"
     usual = settings_of(CROSS_ATTENTION_GROUPS | {"mix": MixSettings}, {}).record()
     moved = [
         f"--{key} {run.settings[key]}" for key in usual if run.settings.get(key, usual[key]) != usual[key]
@@ -103,11 +103,8 @@ def compared(first: str, second: str) -> Iterator[str]:
         for key in dict.fromkeys([*one.settings, *other.settings])
         if _cell(one.settings, key) != _cell(other.settings, key)
     ]
-    rows += [
-        [key, *(_cell(run.manifest, key) for run in (one, other))]
-        for key in ORIGIN
-        if _cell(one.manifest, key) != _cell(other.manifest, key)
-    ]
+    for key in ORIGIN:
+        rows += runs.differing(key, *(run.manifest.get(key, runs.NONE) for run in (one, other)))
     rows += [["epochs", one.epochs, other.epochs]] * (one.epochs != other.epochs)
     yield runs.table(rows) if len(rows) > 1 else "the same settings and origin"
     for data in one.metrics:

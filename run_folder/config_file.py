@@ -15,6 +15,7 @@ import yaml
 from files.atomic import write_text
 from files.nearest import do_you_mean
 from files.text import read_mapping, shown
+from run_folder.settings import MIXED_PRECISION
 
 CONFIG_FILE = "config.yaml"  # of a run: every flag with the value that counted
 WORDS = {
@@ -37,12 +38,38 @@ def read_config(path: Path | str, options: Iterable[Field]) -> dict[str, Any]:
             one), or a value that its flag cannot have.
     """
     known, found = {one.name: one for one in options}, {}
-    for key, value in read_mapping(path, "flags, without their dashes, to values").items():
+    content = read_mapping(path, "flags, without their dashes, to values")
+    if "precision" in known:
+        content = with_precision(content, path)
+    for key, value in content.items():
         if key not in known:
             hint = do_you_mean(str(key), known)
             raise ValueError(f"{path}: {shown(key)} is no flag of this command{hint}; --help lists the flags")
         found[key] = value_for(known[key], value, f"{path}: {key}")
     return found
+
+
+def with_precision(content: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """A file's flags with `precision` in the place of its other name, `mixed_precision`.
+
+    Raises:
+        ValueError: there is no such precision, or the file has two.
+    """
+    if "mixed_precision" not in content:
+        return content
+    mixed = content["mixed_precision"]
+    mixed = "no" if mixed is False else mixed  # which YAML 1.1 reads the bare word as
+    if not isinstance(mixed, str) or mixed not in MIXED_PRECISION:
+        raise ValueError(
+            f"{path}: mixed_precision is {shown(mixed)}: expected one of {', '.join(MIXED_PRECISION)}"
+        )
+    precision = MIXED_PRECISION[mixed]
+    if content.get("precision", precision) != precision:
+        raise ValueError(
+            f"{path}: precision {shown(content['precision'])} and mixed_precision {mixed} are one setting: keep one"
+        )
+    others = {key: value for key, value in content.items() if key != "mixed_precision"}
+    return others | {"precision": precision}
 
 
 def value_for(one: Field, value: Any, where: str) -> Any:

@@ -164,6 +164,25 @@ def in_words(size: int) -> str:
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
 
 
+def told(value: Any) -> str:
+    """A value of a manifest in words: what a dictionary holds one after the other, inner ones in brackets."""
+    if not isinstance(value, dict):
+        return str(value)
+    parts = (
+        f"{key} {f'({told(inner)})' if isinstance(inner, dict) else inner}" for key, inner in value.items()
+    )
+    return ", ".join(parts)
+
+
+def differing(name: str, first: Any, second: Any) -> Iterator[list[str]]:
+    """[name, the first's, the second's] of what differs in two values of manifests, dictionaries key by key."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            yield from differing(f"{name} {key}", first.get(key, NONE), second.get(key, NONE))
+    elif first != second:
+        yield [name, told(first), told(second)]
+
+
 def percent(value: float | None) -> str:
     """A metric between 0 and 1 in percent; a dash where undefined."""
     return NONE if value is None else f"{100 * value:.2f}"

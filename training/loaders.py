@@ -9,10 +9,12 @@ from dataset import BaseDataset, EpochSampler, get_dataset
 from files.command import Refusal
 from run_folder.caches import read_through_caches
 from run_folder.processes import current
-from run_folder.settings import Settings
+from run_folder.settings import DataSettings, Settings
 from run_folder.signals import ignore_stop_signals
 from training.acceleration import ShareLoader
 from utils import choose_device
+
+UNSAID_SHOTS = (0, DataSettings.shot)  # all images, and the default, which a run's config.yaml has too
 
 
 def training_loaders(
@@ -38,6 +40,15 @@ def training_loaders(
         extra_ratio=training.extra_ratio,
         mask_reading=data.mask_reading,
     )
+    if (
+        training.training_mode == "full_shot"
+        and "shot" in settings.explicit
+        and data.shot not in UNSAID_SHOTS
+    ):
+        logger.warning(
+            f"--shot {data.shot}: does nothing with --training_mode full_shot, which takes all images; for "
+            f"{data.shot} a class give --training_mode few_shot"
+        )
     read_through_caches(sets, settings, logger)
     check_other_images(settings, len(sets[1]))
     text = sets[0].augmentation

@@ -157,7 +157,11 @@ def _own_set(args: argparse.Namespace, out: Path, logger: logging.Logger) -> lis
     found = Scan(folder)
     annotations = None if args.annotations is None else Path(args.annotations).resolve()
     if annotations is not None and not annotations.exists():
-        raise FileNotFoundError(f"--annotations {args.annotations!r}: there is no such file or folder")
+        inside = Path(args.root) / args.annotations
+        hint = f"; do you mean {inside}?" if inside.exists() else ""
+        raise FileNotFoundError(
+            f"--annotations {args.annotations!r}: there is no such file or folder in {Path.cwd()}{hint}"
+        )
     own = Own(args.class_name or args.dataset, annotations, args.split, out / "masks")
     rows = own_rows(found, own)
     log_scan(found, rows, logger)

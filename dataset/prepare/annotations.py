@@ -83,6 +83,7 @@ def note_unknown_places(scan: Scan, rows: Sequence[dict]) -> None:
     """Say how many pictures have a defect that nobody outlined; then the place of all their defects is unknown."""
     bare = sum(bool(row["label"]) and "mask_path" not in row for row in rows)
     if bare:
+        have = "picture has" if bare == 1 else "pictures have"
         scan.notes.append(
-            f"{bare} pictures have a defect without an outline (a box, a point): anomalous, the place unknown"
+            f"{bare} {have} a defect without an outline (a box, a point): anomalous, the place unknown"
         )

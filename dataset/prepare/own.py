@@ -50,6 +50,7 @@ def rows_of_annotations(scan: Scan, annotations: Path, own: Own) -> list[dict]:
     """Rows by a file or folder of annotations."""
     pictures = PicturesBelow(scan)
     scan.notes.append(f"annotations from {annotations}")
+    scan.read_beside(annotations)
     if annotations.is_dir():
         return yolo_rows(scan, pictures, annotations, own)
     if annotations.suffix.lower() == ".json":

@@ -15,7 +15,7 @@ from dataset.prepare.annotations import (
 from dataset.prepare.pictures import PicturesBelow
 from dataset.prepare.polygons import polygon_mask
 from dataset.prepare.reading import NOT_OF_SPLIT
-from files.text import read_mapping, read_text, shown
+from files.text import counted, read_mapping, read_text, shown
 
 
 def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> list[dict]:
@@ -34,7 +34,7 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
             f"{str(labels)!r} has no folder images beside it: expected YOLO's images and labels"
         )
     begin = images.relative_to(scan.folder).as_posix() + "/"
-    normal = normal_categories(labels.parent, scan.folder)
+    normal = normal_categories(scan, labels.parent)
     inside = [path.removeprefix(begin) for path in pictures.paths if path.startswith(begin)]
     splits = [path.split("/")[0] for path in inside if "/" in path]
     is_wanted = own.split is not None and labels.parent.name.lower() == own.split.lower()
@@ -46,22 +46,25 @@ def yolo_rows(scan: Scan, pictures: PicturesBelow, labels: Path, own: Own) -> li
             continue
         text = (labels / name).with_suffix(".txt")
         without_file += not text.is_file()
+        scan.read_beside(text)
         header = header_or_none(scan, begin + name, text)
         if header is None:
             continue
         found = yolo_outlines(text, normal, *header.upright_size) if text.is_file() else Outlines([], 0)
         rows.append(outlined_row(begin + name, found, own))
     if without_file:
-        scan.notes.append(f"{without_file} pictures without a file of labels, taken as normal")
+        scan.notes.append(f"{counted(without_file, 'picture')} without a file of labels, taken as normal")
     pictures.rest({begin + name for name in inside}, "beside images")
     note_unknown_places(scan, rows)
     return rows
 
 
-def normal_categories(*folders: Path) -> set[str]:
-    """The numbers of categories with a normal name, by the first data.yaml of some folders."""
-    files = [folder / name for folder in folders for name in ("data.yaml", "dataset.yaml")]
+def normal_categories(scan: Scan, folder: Path) -> set[str]:
+    """The numbers of categories with a normal name, by the first data.yaml of a folder and the data set's."""
+    files = [one / name for one in (folder, scan.folder) for name in ("data.yaml", "dataset.yaml")]
     file = next((path for path in files if path.is_file()), None)
+    if file is not None:
+        scan.read_beside(file)
     names = read_mapping(file, "YOLO's keys to values").get("names", {}) if file else {}
     numbered = names.items() if isinstance(names, dict) else enumerate(names)
     return {str(number) for number, name in numbered if is_normal(str(name))}

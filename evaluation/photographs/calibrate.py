@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from evaluation.few_shot import stated
 from evaluation.photographs.calibration import (
     THRESHOLDS,
     calibrated,
@@ -76,6 +77,8 @@ def calibrate(settings: Settings) -> int:
     try:
         for note in notes:
             logger.info("%s", note)
+        if few_shot is not None:
+            logger.info(stated(few_shot))
         scorer = load_scorer(
             own.run, checkpoint=checkpoint, settings=settings, logger=logger, few_shot=few_shot
         )

@@ -149,24 +149,36 @@ def store(path: Path | str, calibration: Calibration, scored: dict[str, Any]) ->
     write_text(path, json.dumps([*others, asdict(calibration) | {"scored": scored}], indent=1) + "\n")
 
 
+def entries_of(path: Path | str, text: str) -> list[dict[str, Any]]:
+    """The stored entries of what pictures are said to show.
+
+    Raises:
+        ValueError: there is none; says what is stored.
+    """
+    entries = [one for one in stored(path) if isinstance(one["scored"], dict)]
+    if found := [one for one in entries if one["scored"].get("text") == text]:
+        return found
+    there = ", ".join(sorted({repr(one["scored"].get("text")) for one in entries})) or "none"
+    raise ValueError(
+        f"--calibrated: no threshold for {text!r} in {path}: it has {there}; calibrate with the same flags"
+    )
+
+
 def threshold_for(path: Path | str, scored: dict[str, Any]) -> float:
     """The stored threshold for what is scored.
 
     Raises:
         ValueError: there is none; says what is stored.
     """
-    entries = stored(path)
-    for one in entries:
+    near = entries_of(path, scored["text"])
+    for one in near:
         if one["scored"] == scored:
             return float(one["threshold"])
-    same = [one["scored"] for one in entries if isinstance(one["scored"], dict)]
-    near = [other for other in same if other.get("text") == scored["text"]]
-    differing = sorted({key for other in near for key in scored | other if other.get(key) != scored.get(key)})
-    why = (
-        f"those of {scored['text']!r} differ in {', '.join(differing)}"
-        if near
-        else (f"it has {', '.join(sorted({repr(other.get('text')) for other in same})) or 'none'}")
+    others = [one["scored"] for one in near]
+    differing = sorted(
+        {key for other in others for key in scored | other if other.get(key) != scored.get(key)}
     )
     raise ValueError(
-        f"--calibrated: no threshold for {scored['text']!r} in {path}: {why}; calibrate with the same flags"
+        f"--calibrated: no threshold for {scored['text']!r} in {path}: those of {scored['text']!r} differ in "
+        f"{', '.join(differing)}; calibrate with the same flags"
     )

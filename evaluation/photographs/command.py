@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.photographs.calibration import THRESHOLDS, threshold_for, what_is_scored
+from evaluation.few_shot import stated
+from evaluation.photographs.calibration import THRESHOLDS, entries_of, threshold_for, what_is_scored
 from evaluation.photographs.inputs import given_pictures, names_of
 from evaluation.photographs.request import (
     ScoringSettings,
@@ -40,6 +41,7 @@ from evaluation.photographs.subject import Subject
 from evaluation.photographs.views import Unreadable
 from files.command import REFUSED
 from files.given import require_regular
+from files.text import counted
 from model.matrix_products import matrix_products
 from model.settings import option
 from run_folder.session import declare_datasets
@@ -72,6 +74,8 @@ def predict(settings: Settings) -> int:
     check_flags(settings)
     declare_datasets(settings.data)
     subject = named_subject(settings)
+    if own.calibrated:
+        entries_of(thresholds_file(settings), subject.text)
     pictures, notes = given_pictures(own.input, own.out)
     few_shot = named_references(settings, pictures)
     checkpoint = checked_checkpoint(settings)
@@ -80,9 +84,11 @@ def predict(settings: Settings) -> int:
     setup_seed(settings.run.seed, settings.run.fast)
     logger = get_logger(out, LOG)
     try:
-        logger.info(f"{len(pictures)} pictures of {subject.text!r} ({subject.domain})")
+        logger.info(f"{counted(len(pictures), 'picture')} of {subject.text!r} ({subject.domain})")
         for note in notes:
             logger.info("%s", note)  # names of files are made plain
+        if few_shot is not None:
+            logger.info(stated(few_shot))
         scorer = load_scorer(
             own.run, checkpoint=checkpoint, settings=settings, logger=logger, few_shot=few_shot
         )
@@ -91,8 +97,16 @@ def predict(settings: Settings) -> int:
             settings = settings.change(threshold=threshold_for(thresholds_file(settings), scored))
             logger.info(f"threshold {settings.own.threshold:.6g}, calibrated")
         clear_folder(out)
+        prediction = PredictedFolder(
+            out,
+            subject.text,
+            scorer.of(subject).levels,
+            settings.own.threshold,
+            own.mask_threshold,
+            few_shot="" if few_shot is None else stated(few_shot),
+        )
         with matrix_products(own.matmul, scorer.device, logger):
-            found = score_all(scorer, subject, pictures, settings, out, logger)
+            found = score_all(scorer, subject, pictures, settings, prediction, logger)
         return REFUSED if found.skipped else 0
     finally:
         shutil.rmtree(out / MAPS, ignore_errors=True)
@@ -132,13 +146,15 @@ def score_all(
     subject: Subject,
     pictures: Sequence[Path],
     settings: Settings,
-    out: Path,
+    prediction: PredictedFolder,
     logger: Logger,
 ) -> PredictedFolder:
-    """Score the pictures and write everything about them, tables before any picture is drawn."""
+    """Score the pictures and write everything about them, tables before any picture is drawn.
+
+    Args:
+        prediction: without pictures.
+    """
     own, begin, silent = settings.own, time.perf_counter(), not on_terminal()
-    levels = scorer.of(subject).levels
-    prediction = PredictedFolder(out, subject.text, levels, own.threshold, own.mask_threshold)
     found = scorer.score_files(
         pictures,
         subject,
@@ -179,7 +195,7 @@ def timing(
         return f"no picture could be scored ({seconds:.1f} s)"
     each = statistics.median(one.seconds for one in prediction.pictures)
     return (
-        f"{count} pictures scored in {seconds:.1f} s, {count / seconds:.2f} images/s with reading; latency "
+        f"{counted(count, 'picture')} scored in {seconds:.1f} s, {count / seconds:.2f} images/s with reading; latency "
         f"{each * 1000:.0f} ms per picture in the model (median; batches of {own.batch_size}, {scorer.img_size} px, "
         f"{scorer.device})"
     )
@@ -208,10 +224,12 @@ def say_how_it_ended(prediction: PredictedFolder, page: Path, logger: Logger) ->
     for file, reason in prediction.skipped:
         logger.warning("skipped %s: %s", file, reason)
     if prediction.skipped:
-        logger.warning(f"{len(prediction.skipped)} pictures were skipped (exit status {REFUSED})")
-    if prediction.threshold is None:
+        logger.warning(f"skipped: {counted(len(prediction.skipped), 'picture')} (exit status {REFUSED})")
+    if not prediction.pictures:
+        pass  # nothing is ranked or decided
+    elif prediction.threshold is None:
         logger.info("no --threshold: pictures are ranked, not decided")
     else:
         anomalous = sum(one.decision == "anomalous" for one in prediction.pictures)
-        logger.info(f"{anomalous} of {len(prediction.pictures)} pictures are anomalous")
+        logger.info(f"anomalous: {anomalous} of {counted(len(prediction.pictures), 'picture')}")
     logger.info(f"scores.csv, scores.json and {page.name} in {page.parent}: open {page}")

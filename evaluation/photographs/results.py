@@ -60,6 +60,7 @@ class PredictedFolder:
     pictures: Sequence[Scored] = ()
     skipped: Sequence[tuple[str, str]] = ()  # (file, reason)
     common_scale: tuple[float, float] = (0.0, 1.0)
+    few_shot: str = ""  # what is to be said of normal references
 
     @property
     def masks(self) -> bool:

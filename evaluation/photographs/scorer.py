@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.few_shot import FewShot, few_shot_record
-from evaluation.normal_references import WithReferences
+from evaluation.normal_references import ReferenceBanks, WithReferences
 from evaluation.photographs.subject import Subject, subject_of_text
 from evaluation.photographs.tiles import TiledMap, Tiling
 from evaluation.photographs.views import Batch, Place, Unreadable, Views, batches, collated, read_photograph
@@ -310,7 +310,7 @@ def with_references(
         return scorer
     tiling = None if few_shot.overlap is None else Tiling(scorer.img_size, few_shot.overlap)
     views = Views(few_shot.references.pictures, scorer.img_size, tiling)
-    return WithReferences(scorer, clip, lambda _: reference_views(views), few_shot.weight)
+    return WithReferences(scorer, ReferenceBanks(clip, lambda _: reference_views(views)), few_shot.weight)
 
 
 def reference_views(views: Views) -> Iterator[Tensor]:

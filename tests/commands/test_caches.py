@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from flag_words import words
+from PIL import Image
 
 import test
 import train
 import train_cross_attention
 from dataset import picture_cache
+from model import frozen_cache
 
 IMAGES = 12  # of the data set, in both splits
 
@@ -111,6 +113,27 @@ def test_rarity_alone_and_beside_a_run_looks_its_frozen_pass_up(flags, train_fla
     assert images_of(entered) == 2 * IMAGES  # rarity alone left the frozen one
     for one, other in zip(found, plain, strict=True):
         assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
+
+
+def test_all_checkpoints_share_the_normal_references_and_the_distances_to_them(
+    flags, train_flags, tmp_path, entered, monkeypatch
+):
+    for number, name in enumerate(("bottle", "screw")):
+        (tmp_path / "references" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 48), (90, 90 + number, 90)).save(tmp_path / "references" / name / "0.png")
+    few = words(normal_references=tmp_path / "references", reference_weight=0.5)
+    train.main([*train_flags, *words(image_epoch=2)])
+    images_of(entered)
+    plain = test.main([*flags, "--all", *few])
+    assert images_of(entered) == 2 + 2 * 2 * IMAGES  # the references once, however many checkpoints there are
+    monkeypatch.setattr(frozen_cache, "image_digests", lambda _: pytest.fail("the loader has them"))
+    features = words(feature_cache=tmp_path / "features")
+    found = test.main([*flags, "--all", *few, *features])
+    assert images_of(entered) == 2 + IMAGES + 2 * IMAGES  # and their distances once
+    for one, other in zip(found, plain, strict=True):
+        assert one["mean"] == pytest.approx(other["mean"], abs=1e-3)
+    test.main([*flags, "--raw_clip", *few, *features])
+    assert images_of(entered) == 2 + IMAGES  # raw CLIP's own pass
 
 
 def test_a_cache_that_cannot_hold_anything_stops_the_command_at_its_begin(flags, tmp_path):

@@ -85,6 +85,7 @@ def test_every_photograph_gets_a_score_heatmaps_of_its_size_and_a_mask(photograp
             assert drawn.shape[0] >= height and drawn.shape[1] > width
             assert (drawn[height:, :width] == 255).all()  # the photograph is not stretched
     assert [one["file"] for one in content["skipped"]] == [str(photographs / "damaged.png")]
+    assert "take its line out" not in content["skipped"][0]["reason"]  # a picture has none
     assert not (out / results.MAPS).exists()
     shown = capsys.readouterr().out
     for words_of_log in (
@@ -250,7 +251,9 @@ def test_a_picture_that_is_taken_away_before_it_is_drawn_keeps_its_score(
     )
 
 
-def test_a_calibrated_threshold_decides_as_calibration_said(raw, photographs, tmp_path, data_root):
+def test_a_calibrated_threshold_decides_as_calibration_said(
+    raw, photographs, tmp_path, data_root, monkeypatch
+):
     normal, file = data_root / "mvtec_ad" / "bottle" / "test" / "good", tmp_path / "thresholds.json"
     own = [*raw, *words(text="bottle", thresholds=file)]
     assert calibrate.main([*own, *words(input=normal, false_positive_rate=0.3)]) == 0  # 3 pictures allow 0.25
@@ -264,6 +267,9 @@ def test_a_calibrated_threshold_decides_as_calibration_said(raw, photographs, tm
         calibrate.main([*own, *words(input=normal)])
     with pytest.raises(ValueError, match="two thresholds"):
         predict.main([*own, *words(calibrated=True, threshold=0.1, input=normal, out=tmp_path / "other")])
+    monkeypatch.setattr(command, "load_scorer", lambda *_, **__: pytest.fail("weights were looked for"))
+    with pytest.raises(ValueError, match="no threshold for 'nut' .* it has 'bottle'"):
+        predict.main([*own, *words(calibrated=True, text="nut", input=normal, out=tmp_path / "other")])
 
 
 @pytest.mark.skipif(products.why_not("cpu") is not None, reason="this torch was built without oneDNN")

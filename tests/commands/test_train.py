@@ -1,6 +1,7 @@
 """train.py as a user runs it, on MVTec's layout with PNG, JPG and BMP of unequal sizes."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -207,6 +208,17 @@ def test_few_shot_training_takes_half_normal_and_half_abnormal_images(train_flag
     )
     train_script.main([*train_flags, "--training_mode", "few_shot", "--shot", "4"])
     assert sizes == [8, 8]
+
+
+def test_a_shot_that_does_nothing_is_said_and_one_that_nobody_chose_is_not(train_flags, caplog):
+    for shot, is_said in ((2, True), (0, False), (32, False)):
+        caplog.clear()
+        settings = train_script.parse(
+            "", train_script.GROUPS, [*train_flags, "--training_mode", "full_shot", "--shot", str(shot)]
+        )
+        loaders.training_loaders(settings, logging.getLogger("shots"))
+        said = f"--shot {shot}: does nothing with --training_mode full_shot" in caplog.text
+        assert said == is_said
 
 
 def test_shot_beyond_the_class_is_refused(train_flags):

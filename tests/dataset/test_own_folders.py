@@ -167,6 +167,7 @@ def test_a_table_of_images_and_masks_is_read_and_several_masks_of_a_picture_are_
         "cup: 0 normal, 0 anomalous, 1 unlabelled",
     ):
         assert text in said
+    assert "of ending .csv" not in said
     with pytest.raises(ValueError, match="--split is 'val': there are test, train"):
         world.prepare("--split", "val", "--overwrite")
 
@@ -189,6 +190,10 @@ def test_a_table_that_contradicts_itself_is_refused(world, lines, message):
         world.prepare()
     with pytest.raises(ValueError, match="columns are"):
         world.prepare("--annotations", world.write("other.csv", "a,b\n1,2\n"))
+    with pytest.raises(
+        FileNotFoundError, match=r"'other.csv': there is no .*do you mean .*pictures/other.csv\?"
+    ):
+        world.prepare("--annotations", "other.csv")
 
 
 def coco(annotations, images=("0.png", "1.png", "2.png")):
@@ -217,7 +222,8 @@ def test_coco_polygons_and_run_lengths_become_masks_beside_the_rows_and_not_amon
     assert world.names_in_folder() == before
     said = capsys.readouterr().out
     assert "1 left out, not in the annotations (images/3.png)" in said
-    assert "1 pictures have a defect without an outline (a box, a point)" in said
+    assert "1 picture has a defect without an outline (a box, a point)" in said
+    assert ".json)" not in said  # what was read is not left out
     entry = json.loads((world.out / "dataset.json").read_text())["Own"]
     assert entry["classes"] == {"steel_ring": "steel ring"} and entry["domain"] == "Industrial"
     wanted = np.zeros((6, 8), int)
@@ -318,7 +324,8 @@ def test_yolo_outlines_become_masks_and_boxes_leave_the_place_open(world, capsys
         ("images/test/3.png", 0, "Own", None),
     ]
     said = capsys.readouterr().out
-    assert "1 pictures without a file of labels, taken as normal" in said and "of another split" in said
+    assert "1 picture without a file of labels, taken as normal" in said and "of another split" in said
+    assert ".txt" not in said and ".yaml" not in said  # what was read is not left out
     masks = [mask for _, mask in world.items()["Own"]]
     assert masks[1][1:4, 2:5].all() and masks[1].sum() == 9
     world.write("labels/test/2.txt", "0 5 5 1 1\n")

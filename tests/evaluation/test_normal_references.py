@@ -25,7 +25,7 @@ from evaluation.few_shot import (
     references_of_classes,
     weight_for,
 )
-from evaluation.normal_references import WithReferences, distance_to
+from evaluation.normal_references import ReferenceBanks, WithReferences, distance_to
 from evaluation.reference_weight import choose, value_of
 from evaluation.scorer import raw_clip_scorer
 from run_folder.flags import parse
@@ -66,7 +66,7 @@ def test_a_weight_of_0_is_the_zero_shot_scorer_and_a_reference_is_no_distance_fr
     scorer = raw_clip_scorer(clip, "MVTec", SIZE)
     pictures = images_of(references_of_classes(references, CLASSES), SIZE, upright=True)
     image = torch.stack(list(pictures("bottle")))
-    none = WithReferences(scorer, clip, pictures, 0.0)
+    none = WithReferences(scorer, ReferenceBanks(clip, pictures), 0.0)
     for ours, theirs in zip(none.score(image, "bottle"), scorer.score(image, "bottle"), strict=True):
         assert torch.equal(ours, theirs)
     maps, heads = none.distances(image, "bottle")
@@ -171,6 +171,26 @@ def test_a_weight_suits_the_scores_it_was_found_for_alone(raw, tmp_path):
         reference_weight.main([*raw, "--rarity_alone"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"weight": 0.25}', '{"dataset": "VisA"}', '[0.25]', '{"weight": "0.25", "dataset": "VisA"}',
+     '{"weight": -1, "dataset": "VisA"}', '{"weight": NaN, "dataset": "VisA"}'],
+)  # fmt: skip
+def test_a_stored_weight_of_another_form_is_refused_with_what_is_expected(tmp_path, content):
+    (tmp_path / WEIGHT_FILE).write_text(content)
+    with pytest.raises(
+        ValueError, match=f"{WEIGHT_FILE}: expected the weight .*delete it and find the weight"
+    ):
+        weight_for(tmp_path, None, "MVTec", RAW_CLIP)
+
+
+def test_references_that_do_not_fit_are_refused_before_any_weight_is_looked_for(raw, references, monkeypatch):
+    monkeypatch.setattr("evaluation.run.create_backbone", lambda *_: pytest.fail("weights were looked for"))
+    shutil.rmtree(references / "screw")
+    with pytest.raises(FileNotFoundError, match="no folder screw"):
+        test_script.main([*raw, *words(normal_references=references, reference_weight=1)])
+
+
 def test_pictures_without_a_label_say_nothing_of_a_weight(raw, clip, data_root):
     settings = parse("", reference_weight.GROUPS, [*raw, *words(references=1)], reference_weight.DEFAULTS)
     images = get_dataset("MVTec", SIZE, "full_shot", 0, "test", data_root=data_root)["bottle"]
@@ -211,6 +231,10 @@ def test_photographs_are_scored_with_references_and_thresholds_know_them(
     assert predict.main([*own, *shown, *few, "--out", str(tmp_path / "few")]) == 0
     zero, found = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("zero", "few"))
     assert found["model"]["few_shot"]["normal_references"] == 2 and "few_shot" not in zero["model"]
+    stated = "few-shot, not zero-shot: every patch is also held against 2 normal references, with weight 0.5"
+    for name, is_stated in (("few", True), ("zero", False)):
+        for file in ("index.html", "predict.log"):
+            assert (stated in (tmp_path / name / file).read_text()) == is_stated
     assert {one["file"]: one["score"] for one in found["pictures"]} != {
         one["file"]: one["score"] for one in zero["pictures"]
     }

@@ -87,12 +87,25 @@ def test_a_file_beats_the_backbones_own_defaults_and_may_name_the_backbone(parse
         ("workers: many", "--workers many: expected 0 or more processes"),
         ("- seed", "expected a mapping"),
         ("seed: 1\nseed: 2", "stands twice"),
+        ("mixed_precision: fp8", "mixed_precision is 'fp8': expected one of no, bf16, fp16"),
+        ("mixed_precision: [bf16]", "mixed_precision is ['bf16']: expected one of"),
+        (
+            "precision: fp32\nmixed_precision: bf16",
+            "precision 'fp32' and mixed_precision bf16 are one setting",
+        ),
     ],
 )
 def test_what_a_flag_cannot_be_is_refused_with_key_value_and_expectation(parse_with, text, said, tmp_path):
     with pytest.raises(ValueError) as refused:
         parse_with(text)
     assert said in str(refused.value) and str(tmp_path / "settings.yaml") in str(refused.value)
+
+
+@pytest.mark.parametrize(("word", "precision"), [("no", "fp32"), ("bf16", "bf16"), ("'no'", "fp32")])
+def test_mixed_precision_is_another_name_of_precision_in_a_file_too(parse_with, word, precision):
+    settings = parse_with(f"mixed_precision: {word}\n")  # a bare no is False in YAML 1.1
+    assert settings.training.precision == precision and settings.explicit == {"precision"}
+    assert parse_with(f"mixed_precision: {word}\n", "--precision", "fp16").training.precision == "fp16"
 
 
 def test_a_list_of_a_fixed_number_of_values_is_held_to_it(parse_with):

@@ -103,11 +103,13 @@ def test_a_run_is_shown_with_what_is_not_the_default_and_its_origin(make, say):
     start = {"at": "2026-01-01T00:00:00+00:00", "program": "train.py", "flags": ["--relu"], "threads": 4}
     start |= {"versions": {"python": "3.12"}, "git": {"commit": "c" * 40, "changed": ["a.py"]}}
     manifest = {"run": "1", "kind": "baseline", "backbone": {"sha256": "5" * 64}, "rows": {"rows": 9}}
+    manifest["rows"]["classes"] = {"screw": 4, "tile": 5}
     manifest |= {"starts": [start | {"machine": {"device": "cpu"}}]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     told = say("show", folder)
     assert "--dataset MVTec" in told and "--relu True" in told and "--seed" not in told
     assert "train.py --relu" in told and "cccccccccccc with 1 changed files" in told and "5" * 64 in told
+    assert "rows: rows 9, classes (screw 4, tile 5)" in told
     assert "image_adapter.pth  90.00        40.00     80.00        –" in told
 
 
@@ -117,6 +119,18 @@ def test_two_runs_differ_in_what_they_differ_in_and_nothing_else(make, say):
     assert "--seed" in told and "111" in told and "112" in told and "--dataset" not in told
     assert "pixel_ap     40.00  45.00   +5.00" in told and "image_ap     –      –       –" in told
     assert "the same settings and origin" in say("diff", first, first)
+    for folder, screws in ((first, 4), (second, 5)):
+        told = {
+            "kind": "baseline",
+            "rows": {"rows": 9, "classes": {"screw": screws, "tile": 5}},
+            "base": None,
+        }
+        (folder / "manifest.json").write_text(
+            json.dumps(told | ({} if screws == 4 else {"prompts": {"a": "b"}}))
+        )
+    lines = [line.split() for line in say("diff", first, second).splitlines()]
+    assert ["rows", "classes", "screw", "4", "5"] in lines and ["prompts", "–", "a", "b"] in lines
+    assert not any("tile" in line for line in lines)
 
 
 def test_a_run_is_told_by_its_own_evaluation_and_never_by_one_of_another_kind(make, say):
