@@ -33,7 +33,7 @@ TRAINED = (*STEPS, *PACE, "--watch")
 LATE = (*TRAINED, *OFF, "--anchor_attention", "late")
 LATE_CONTROLS = ("anchor_late_uniform", "anchor_late_other_image", "anchor_late_swapped")
 TRAINABLE = (
-    *(*TRAINED, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "2e-3"),
+    *(*TRAINED, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "4e-2"),
     *("--image_cross_attn_after", "5", "--split_text_context"),
 )
 DECODER = (*TRAINED, *OFF, "--anchor_decoder", "2")
