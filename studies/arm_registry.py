@@ -77,7 +77,7 @@ ARMS = {
         CROSS, (*TRAINABLE, "--context_control", "other_class"), control=True
     ),
     # A5
-    "feedback_mix": Arm(FEEDBACK, (*MIX, "0.5"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
+    "feedback_mix": Arm(FEEDBACK, (*MIX, "0.75"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
     "feedback_mix_0": Arm(FEEDBACK, (*MIX, "0"), control=True),
     "feedback_mix_1": Arm(FEEDBACK, (*MIX, "1"), control=True),
     # A2
