@@ -13,7 +13,7 @@ from files.atomic import write_text
 from run_folder.checkpoints import versions
 from scripts.commands import ONE_THREAD
 from studies.arm_registry import ARMS, RARITY_WEIGHT
-from studies.arm_runs import ROOT, common_flags, training_command
+from studies.arm_runs import PRODUCTS, ROOT, caches, common_flags, training_command
 from studies.evaluation_entry import entry_of
 from studies.rarity_weight import weight_of
 
@@ -58,8 +58,10 @@ def commands_of(
     own, config = ARMS[arm], place.config.name if place.config else None
     training = None
     if own.script:
-        training = training_command(own.script, [*own.flags], seed, place.train, data, folder, config)
+        flags = [*own.flags, *caches(data)]
+        training = training_command(own.script, flags, seed, place.train, data, folder, config)
     testing = [f"{weight:g}" if word == RARITY_WEIGHT else word for word in own.testing]
+    testing += [*PRODUCTS, *caches(data)]
     test = ["test.py", "--dataset", place.test, *common_flags(seed, data, folder, config), *testing]
     return training, test
 

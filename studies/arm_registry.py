@@ -6,7 +6,7 @@ evaluation of that arm's run.
 
 from dataclasses import dataclass
 
-from studies.arm_runs import CROSS, FEEDBACK
+from studies.arm_runs import CROSS, FEEDBACK, PACE
 from studies.evidence import IDEA, OFF, STEPS
 
 RARITY_WEIGHT = "{rarity_weight}"  # in `testing`: what studies.rarity_weight finds on the training classes
@@ -29,18 +29,19 @@ class Arm:
     control: bool = False
 
 
-LATE = (*STEPS, *OFF, "--anchor_attention", "late", "--watch")
+TRAINED = (*STEPS, *PACE, "--watch")
+LATE = (*TRAINED, *OFF, "--anchor_attention", "late")
 LATE_CONTROLS = ("anchor_late_uniform", "anchor_late_other_image", "anchor_late_swapped")
 TRAINABLE = (
-    *(*STEPS, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "2e-3"),
-    *("--image_cross_attn_after", "5", "--split_text_context", "--watch"),
+    *(*TRAINED, "--cross_attn_qk_norm", "--cross_attn_gate", "zero", "--cross_attn_lr", "4e-2"),
+    *("--image_cross_attn_after", "5", "--split_text_context"),
 )
-DECODER = (*STEPS, *OFF, "--anchor_decoder", "2", "--watch")
-MIX = (*IDEA["feedback_v1"][1], *OFF, "--watch", "--feedback_mix")  # steps shared out over three loops
+DECODER = (*TRAINED, *OFF, "--anchor_decoder", "2")
+MIX = (*IDEA["feedback_v1"][1], *OFF, *PACE, "--watch", "--feedback_mix")  # steps shared out over three loops
 BAR = ("rarity_alone", "baseline_rarity")  # A6: what every other arm has to beat
 
 ARMS = {
-    "baseline": Arm("train.py", (*STEPS, "--watch"), control=True),
+    "baseline": Arm("train.py", TRAINED, control=True),
     # A6
     "rarity_alone": Arm(None, testing=("--rarity_alone",), against=("rarity_alone_shuffled",)),
     "rarity_alone_shuffled": Arm(
@@ -76,7 +77,7 @@ ARMS = {
         CROSS, (*TRAINABLE, "--context_control", "other_class"), control=True
     ),
     # A5
-    "feedback_mix": Arm(FEEDBACK, (*MIX, "0.5"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
+    "feedback_mix": Arm(FEEDBACK, (*MIX, "0.75"), against=("feedback_mix_0", "feedback_mix_1", *BAR)),
     "feedback_mix_0": Arm(FEEDBACK, (*MIX, "0"), control=True),
     "feedback_mix_1": Arm(FEEDBACK, (*MIX, "1"), control=True),
     # A2

@@ -19,6 +19,8 @@ MODEL = "ViT-Tiny-8-demo"
 CROSS = "train_cross_attention.py"
 FEEDBACK = "train_cross_attention_feedback.py"
 TEST_FLAGS = {FEEDBACK: ["--all"]}
+PRODUCTS = ("--matmul", "auto")  # the faster library of matrix products, in training and at test
+PACE = ("--precision", "bf16", *PRODUCTS)  # what makes forty runs of an arm affordable; one for all arms
 
 
 def run_arm(
@@ -88,6 +90,11 @@ def common_flags(seed: int, data: Path | str, folder: Path | str, config: str | 
         "--seed",
         str(seed),
     ]
+
+
+def caches(data: Path | str) -> list[str]:
+    """Flags of the caches that all runs on the same rendered sets share; they change no number."""
+    return ["--feature_cache", f"{data}/features", "--image_cache", f"{data}/pictures"]
 
 
 def training_command(

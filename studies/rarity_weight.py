@@ -30,7 +30,7 @@ from run_folder.loaded_run import load_run
 from run_folder.session import declare_datasets
 from run_folder.settings import DataSettings
 from scripts.commands import ONE_THREAD
-from studies.arm_runs import ROOT, training_command
+from studies.arm_runs import PACE, ROOT, caches, training_command
 from studies.class_halves import declare, halves_of
 from studies.evidence import STEPS
 
@@ -86,7 +86,8 @@ def find_weight(train_set: str, data: Path, config: Path, runs: Path, seed: int)
     halves, scores, commands = halves_of(train_set), {}, []
     for half, other in (halves, halves[::-1]):
         folder = runs / f"weight_{half}"
-        command = training_command("train.py", STEPS, seed, half, data, folder, config.name)
+        flags = [*STEPS, *PACE, *caches(data)]
+        command = training_command("train.py", flags, seed, half, data, folder, config.name)
         subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
