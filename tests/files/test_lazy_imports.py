@@ -30,6 +30,8 @@ COMMANDS = (
     "studies.real_study.__main__",
     "studies.sweep.__main__",
     "synthesis.sample",
+    "studies.semantic_fill_toy",
+    "tiny_clip.pretrain",
     "tiny_clip.zero_shot_report",
     "benchmarks.evaluation",
     "benchmarks.loader",
