@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
 from app.scoring import (
     MOST_PICTURES,
     Shown,
@@ -20,8 +22,9 @@ from app.scoring import (
     threshold_of,
     typed_number,
     word_effects,
+    words_attended,
 )
-from evaluation.photographs.subject import DOMAIN_NAMES
+from evaluation.photographs.subject import DOMAIN_NAMES, Subject
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reported anywhere
 
@@ -31,6 +34,7 @@ LARGEST_UPLOAD = "200mb"
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
 SCORE_COLUMNS = ("picture", "score", "decision")
 WORD_COLUMNS = ("without", "score", "the word adds")
+ATTENTION_COLUMNS = ("word of the prompts", "share of attention", "share if even")
 CSS = """
 .numbers { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .numbers th, .numbers td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #d8dade; }
@@ -124,20 +128,24 @@ def redraw(count: int, state: State | None, opacity: float, cut: float) -> Any:
 
 
 def words(sides: Sequence[Side], files: list[str] | None, text: str, domain: str) -> Any:
-    """Click on "Which words matter": of every side its table, for the first picture."""
+    """Click on "Which words matter": of every side its tables, for the first picture."""
     subject = subject_in_words(text, domain)
     pictures, _ = read_pictures(files)
-    tables = [
-        table(
-            WORD_COLUMNS,
-            [
-                [one.word, f"{one.score:.5f}", f"{one.adds:+.5f}"]
-                for one in word_effects(side, pictures[0][1], subject)
-            ],
-        )
-        for side in sides
-    ]
+    tables = [words_of_side(side, pictures[0][1], subject) for side in sides]
     return tables if len(sides) > 1 else tables[0]
+
+
+def words_of_side(side: Side, picture: Image.Image, subject: Subject) -> str:
+    """In HTML what every typed word adds to a score, and what the most abnormal patch attends to, if anything."""
+    effects = word_effects(side, picture, subject)
+    told = table(WORD_COLUMNS, [[one.word, f"{one.score:.5f}", f"{one.adds:+.5f}"] for one in effects])
+    attended = words_attended(side, picture, subject)
+    if not attended:
+        return told
+    rows = [[one.word, f"{one.share:.1%}", f"{one.even:.1%}"] for one in attended]
+    return f"{told}<p>Cross-attention: what the patch with the highest score looks at.</p>" + table(
+        ATTENTION_COLUMNS, rows
+    )
 
 
 def build(sides: Sequence[Side], text: str = "", threshold: float | None = None) -> Any:

@@ -15,13 +15,14 @@ from evaluation.photographs.drawing import small
 from evaluation.photographs.scorer import PhotographScorer, mask_of
 from evaluation.photographs.subject import Subject, subject_of_text
 from evaluation.photographs.views import read_photograph
+from evaluation.photographs.word_attention import WordAttention, attention_of_words
 from files.cells import plain
 from files.pictures import heatmap, outline
 from forward_utils import FREE_CLASS, prompts_of
 
 MOST_PICTURES = 24  # at once; a folder is predict.py's
 SIDE = 900  # longer side of what is drawn, in pixels
-MOST_WORDS = 12  # left out one by one
+MOST_WORDS = 12  # left out one by one, and shown of those attended to
 
 
 @dataclass(frozen=True)
@@ -192,3 +193,8 @@ def word_effects(side: Side, picture: Image.Image, subject: Subject) -> list[Wor
         score = side.scorer(picture, subject_of_text(text, subject.domain)).score
         effects.append(WordEffect(word, text, score, whole - score))
     return effects
+
+
+def words_attended(side: Side, picture: Image.Image, subject: Subject) -> list[WordAttention]:
+    """The MOST_WORDS prompt words that a picture's most abnormal patch attends to; [] without cross-attention."""
+    return attention_of_words(side.scorer, picture, subject)[:MOST_WORDS]

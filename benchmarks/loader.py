@@ -17,17 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transform
 
 from benchmarks.report import command_line, finish, machine, said, table
 from dataset import BaseDataset
@@ -40,7 +38,7 @@ from dataset.randomness import keyed_generator
 from files.command import run_main
 from files.digests import tensor_digest
 from files.tensor_cache import TensorCache
-from run_folder.settings import cores
+from run_folder.groups import cores
 
 MODULE = "benchmarks.loader"
 GPU = 20.0  # images a second that a GPU is taken to train on
@@ -82,6 +80,9 @@ def training_set(
 
 def in_general(stacked: torch.Tensor) -> torch.Tensor:
     """Rotation and translation of [4, S, S] by torchvision's general operations, whose bits the project's have."""
+    from torchvision.transforms import InterpolationMode  # seconds, which --help does not wait for
+    from torchvision.transforms import functional as transform
+
     angle, across, down = TURN
     nearest = InterpolationMode.NEAREST
     stacked = transform.rotate(stacked, angle, nearest, fill=0)
@@ -90,6 +91,8 @@ def in_general(stacked: torch.Tensor) -> torch.Tensor:
 
 def in_every_colour(picture: Image.Image) -> Image.Image:
     """All three changes of colour, each of which an image meets with probability 0.7."""
+    from torchvision.transforms import functional as transform
+
     for adjust in (transform.adjust_brightness, transform.adjust_contrast, transform.adjust_saturation):
         picture = adjust(picture, 1.2)
     return picture
@@ -212,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = {
             "command": command_line(MODULE, argv),
             **machine(),
-            "torchvision": str(torchvision.__version__),
+            "torchvision": version("torchvision"),
             "Pillow": PIL.__version__,
             "images": args.images,
             "side": args.side,

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 from safetensors.torch import save_file
 
@@ -38,6 +37,8 @@ KINDS = {  # of weight file: what the table calls it
 
 def write_weights(path: Path, model_name: str) -> None:
     """Write random weights of an architecture in the kind of file that the path's name says."""
+    import open_clip  # seconds, which --help does not wait for
+
     open_clip.add_model_config(CONFIGS)
     state = open_clip.create_model(model_name).state_dict()
     if path.name.startswith("float16"):

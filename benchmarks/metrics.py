@@ -14,10 +14,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 
 import cv2
 import numpy as np
-import sklearn
 
 from benchmarks.measure import peak_so_far, told_by
 from benchmarks.report import command_line, finish, machine, said, table
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": command_line(MODULE, argv),
         **machine(),
         "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": version("scikit-learn"),
         "OpenCV": cv2.__version__,
         "speed": timed(args.images, args.side, args.repeats),
         "memory": {

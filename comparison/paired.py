@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from comparison.arms import Arm, pair
 from comparison.comparable import reasons
@@ -11,6 +12,7 @@ from comparison.hypotheses import Hypothesis
 from comparison.replicates import METRICS, image_shares, image_weights, resampled
 from comparison.significance import compare_pairs, holm, units_needed, verdict
 from evaluation.scores import ClassScores, read_scores, scores_file
+from utils import on_terminal
 
 # With fewer classes no p with classes as units is below 0.05, even uncorrected: single images are tested beside it.
 ENOUGH_CLASSES = units_needed(1)
@@ -72,27 +74,24 @@ def read_all(arms: Sequence[Arm], dataset: str, replicates: int, seed: int) -> d
         ValueError: not all of them are comparable with the first run of the first arm.
     """
     evaluated, first, refused = {}, None, []
-    for arm in arms:
-        for run in arm.runs:
-            if run.key in evaluated:
-                continue
-            classes, evaluation_info = read_scores(scores_file(run.folder, dataset, run.checkpoint))
-            files = {
-                name: (scores.files.tolist(), scores.digests.tolist()) for name, scores in classes.items()
-            }
-            first = first or (run, files, evaluation_info)
-            differences = reasons(first[1], first[2], files, evaluation_info)
-            refused += [
-                f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}"
-                for text in differences
-            ]
-            if not differences:
-                evaluated[run.key] = resample_run(classes, evaluation_info, replicates, seed, dataset)
-                if len(classes) < ENOUGH_CLASSES:
-                    evaluated[run.key]["shares"] = {
-                        name: image_shares(scores, evaluation_info["classes"][name])
-                        for name, scores in classes.items()
-                    }
+    runs = {run.key: run for arm in arms for run in arm.runs}
+    bar = tqdm(runs.items(), desc=f"{dataset}: resampling", unit="run", disable=not on_terminal())
+    for key, run in bar:
+        classes, evaluation_info = read_scores(scores_file(run.folder, dataset, run.checkpoint))
+        files = {name: (scores.files.tolist(), scores.digests.tolist()) for name, scores in classes.items()}
+        first = first or (run, files, evaluation_info)
+        differences = reasons(first[1], first[2], files, evaluation_info)
+        refused += [
+            f"{run.folder} cannot be compared with {first[0].folder} on {dataset}: {text}"
+            for text in differences
+        ]
+        if not differences:
+            evaluated[key] = resample_run(classes, evaluation_info, replicates, seed, dataset)
+            if len(classes) < ENOUGH_CLASSES:
+                evaluated[key]["shares"] = {
+                    name: image_shares(scores, evaluation_info["classes"][name])
+                    for name, scores in classes.items()
+                }
     if refused:
         raise ValueError("\n".join(refused))
     return evaluated

@@ -153,16 +153,22 @@ def attention_pictures(
     seen = overlay(picture, large, float(looks.min()), float(looks.max()))
 
     side, size = looks.shape[0], picture.shape[0]
-    scores = scorer.score(image[None], class_name)[0][0].cpu().numpy()
-    cells = cv2.resize(scores, (side, side), interpolation=cv2.INTER_AREA)
-    row, column = np.unravel_index(int(cells.argmax()), cells.shape)
+    row, column = most_abnormal_patch(scorer, image, class_name, side)
     cell = size // side
-    corner = (int(column) * cell, int(row) * cell)
+    corner = (column * cell, row * cell)
     marked = cv2.rectangle(picture.copy(), corner, (corner[0] + cell, corner[1] + cell), (255, 255, 0), 1)
-    shares = image_to_text(model, image, int(row) * side + int(column), tokens, contexts[class_name])
+    shares = image_to_text(model, image, row * side + column, tokens, contexts[class_name])
     words = word_list(shares, size)
     marked = np.pad(marked, ((0, words.shape[0] - size), (0, 0), (0, 0)), constant_values=255)
     return {"text_to_image": sheet([[picture, seen]]), "image_to_text": sheet([[marked, words]])}
+
+
+def most_abnormal_patch(scorer: AnomalyScorer, image: Tensor, class_name: str, side: int) -> tuple[int, int]:
+    """(row, column) of the patch with the highest mean score, of `side` in a row; image [3, S, S]."""
+    scores = scorer.score(image[None], class_name)[0][0].cpu().numpy()
+    cells = cv2.resize(scores, (side, side), interpolation=cv2.INTER_AREA)
+    row, column = np.unravel_index(int(cells.argmax()), cells.shape)
+    return int(row), int(column)
 
 
 def find_image(test_sets: dict[str, Dataset], name: str) -> tuple[str, Tensor] | None:

@@ -21,6 +21,14 @@ class Refusal(RuntimeError):
 EXPECTED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, Refusal)
 
 
+def program() -> str:
+    """What the user typed to start this process, as usage and errors name it: `train.py`, `python -m app`."""
+    started, module = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None or module.origin != str(started):
+        return started.name
+    return f"python -m {module.name.removesuffix('.__main__')}"
+
+
 def processes_started() -> int:
     """How many processes of the command torchrun or accelerate launch started, 1 without them."""
     text = os.environ.get("WORLD_SIZE") or "1"
@@ -50,7 +58,7 @@ def run_main(main: Callable[[], Any], own_debug: bool = False, several: bool = F
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != DEBUG)]
     try:
         if not several:
-            only_one_process(Path(sys.argv[0]).name)
+            only_one_process(program())
         status = main()
     except EXPECTED as error:
         if debug:

@@ -16,11 +16,12 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from files.command import HELP, REFUSED
+from files.command import HELP, REFUSED, program
 from files.nearest import do_you_mean
 from model.names import architecture_name
 from run_folder.config_file import read_config
-from run_folder.settings import DEVIATIONS, MIXED_PRECISION, Settings, default_of
+from run_folder.settings import DEVIATIONS, Settings, default_of
+from run_folder.training_groups import MIXED_PRECISION
 
 MODEL_DEFAULTS = Path(__file__).parent.parent / "model" / "run_defaults.json"
 GELU_MODELS = ("ViT-Tiny-8-demo",)  # trained with GELU: there is nothing for --quick_gelu to correct
@@ -82,7 +83,7 @@ def build_parser(
     description: str, groups: dict[str, type], defaults: dict[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """A parser with one flag per field of the groups."""
-    parser = Parser(description=description, epilog=HELP, formatter_class=HelpFormatter)
+    parser = Parser(program(), description=description, epilog=HELP, formatter_class=HelpFormatter)
     sections = {}
     for group in groups.values():
         title = group.__doc__

@@ -21,9 +21,9 @@ import torch
 from files.atomic import write_text
 from run_folder.checkpoints import versions
 from run_folder.config_file import write_config
+from run_folder.groups import cores
 from run_folder.kinds import BASELINE, CROSS_ATTENTION, FEEDBACK
 from run_folder.session import Session
-from run_folder.settings import cores
 from run_folder.state import Record
 
 MANIFEST = "manifest.json"

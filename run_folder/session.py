@@ -22,7 +22,6 @@ from model.weights_file import published_as
 from run_folder.guarded_step import MOST_LEFT_OUT, LeftOut
 from run_folder.processes import Processes, current, joined, locked, run_logger
 from run_folder.settings import (
-    MIXED_PRECISION,
     DataSettings,
     RunSettings,
     Settings,
@@ -31,6 +30,7 @@ from run_folder.settings import (
 )
 from run_folder.signals import Stopped, StopSignals, stop_signals
 from run_folder.trackers import SILENT, Tracker, tracker_of
+from run_folder.training_groups import MIXED_PRECISION
 from utils import allow_tf32, choose_device, close_logger, seed_generators, setup_seed
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the vision blocks, by precision

@@ -94,7 +94,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """The server that MLFLOW_TRACKING_URI names, else files in the working directory."""
+    """The server that MLFLOW_TRACKING_URI names, else its database mlflow.db in the working directory."""
 
     def __init__(self, run: TrackedRun):
         import mlflow

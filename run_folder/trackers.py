@@ -60,7 +60,7 @@ class Tracker:
         self._backend = BACKENDS[self._name][0](about)
 
     def epoch(self, stage: str, entry: dict[str, Any], done: int) -> None:
-        """An epoch's losses, rate, norms and seconds.
+        """An epoch's losses, rate, norms, seconds, and what `--watch` saw.
 
         Args:
             stage: "text" or "image".
@@ -72,6 +72,10 @@ class Tracker:
         }
         values |= {f"{stage}/loss/{term}": value for term, value in entry["terms"].items()}
         values |= {f"{stage}/gradient/{module}": value for module, value in entry["gradients"].items()}
+        for what, seen in entry.get("watch", {}).items():
+            values |= {
+                f"{stage}/{what}/{part}": value for part, value in seen.items() if isinstance(value, float)
+            }
         if "steps_left_out" in entry:
             values[f"{stage}/steps_left_out"] = entry["steps_left_out"]
         self._log(values, done)

@@ -213,7 +213,7 @@ def test_the_detector_has_one_backward_pass(trees):
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "backward"
     }
-    other_systems = {"tiny_clip/pretrain.py", "synthesis/training.py"}
+    other_systems = {"tiny_clip/pretraining.py", "synthesis/training.py"}
     other_systems |= {
         "benchmarks/aa_clip_cost.py",
         "benchmarks/interruption_cost.py",

@@ -35,6 +35,12 @@ def test_every_module_and_room_is_installed():
     assert {pattern.rstrip("*") for pattern in setuptools["packages"]["find"]["include"]} == rooms
 
 
+def test_every_script_has_a_console_command():
+    scripts = {path for path in ROOT.glob("*.py") if "run_main(" in path.read_text(encoding="utf-8")}
+    commands = {f"aaclip-{path.stem.replace('_', '-')}" for path in scripts}
+    assert set(PROJECT["project"]["scripts"]) == commands
+
+
 @pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
 def test_a_console_command_runs_the_script_of_its_name(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"/usr/bin/{command}", "--help"])

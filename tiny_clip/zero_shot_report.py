@@ -14,15 +14,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 
 from demo_world.rendering import COLOURS, Scene, render_scene, sample_scene, thing_names
 from demo_world.rendering.vocabulary import DAMAGES
 from files.command import run_main
-from tiny_clip.towers import encode_text
+from files.normalisation import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "ViT-Tiny-8-demo"
@@ -52,6 +50,8 @@ class ZeroShot:
 
     def __init__(self, weights, image_size):
         """weights: safetensors of open_clip's keys; image_size in pixels, positions are resized to it."""
+        import open_clip  # seconds, which --help does not wait for
+
         open_clip.add_model_config(ROOT / "model/model_configs")
         self.model = open_clip.create_model(NAME, pretrained=str(weights), force_image_size=image_size).eval()
         self.image_size = image_size
@@ -60,10 +60,7 @@ class ZeroShot:
     @torch.no_grad()
     def embed_images(self, images: np.ndarray, batch: int = 64) -> torch.Tensor:
         """uint8 [N, S, S, 3] -> unit vectors [N, E]."""
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1)
-            for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-        )
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         parts = []
         for part in torch.from_numpy(images).split(batch):
             pixels = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
@@ -73,6 +70,8 @@ class ZeroShot:
     @torch.no_grad()
     def embed_prompts(self, prompts: list[str]) -> torch.Tensor:
         """The unit mean [E] of the unit embeddings of several wordings of one thing."""
+        from tiny_clip.towers import encode_text
+
         wordings = F.normalize(encode_text(self.model, self.tokenize(prompts)), dim=1)
         return F.normalize(wordings.mean(dim=0), dim=0)
 
@@ -142,6 +141,8 @@ def damage_accuracy(model: ZeroShot, sound: Pictures, damaged: Pictures) -> tupl
 
     The score is cos(image, damaged prompts) - cos(image, sound prompts) for the thing's own name.
     """
+    from sklearn.metrics import roc_auc_score
+
     scores = []
     anchors = {}
     for pictures in (sound, damaged):

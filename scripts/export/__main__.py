@@ -170,12 +170,14 @@ def export(scorer: PhotographScorer, subject: Subject | None, settings: Settings
     logger.info(
         f"latency of one picture {1000 * ours:.1f} ms, PyTorch {1000 * theirs:.1f} ms (medians, on this CPU)"
     )
-    if subject:
-        example = out.with_suffix(".example.py")
-        write_text(example, example_lines(own.format, out))
-        logger.info(f"python {example} PICTURE scores a picture:\n{example_lines(own.format, out)}")
-    elif own.anchors_of:
-        logger.info(f"anchors in {write_anchors(scorer, settings)}")
+    anchors = write_anchors(scorer, settings) if own.anchors_of else None
+    if subject or anchors:
+        example, lines = out.with_suffix(".example.py"), example_lines(own.format, out, anchors)
+        write_text(example, lines)
+        words = f" {own.anchors_of[0]!r}, by the anchors in {anchors}," if anchors else ""
+        logger.info(f"python {example} PICTURE{words} scores a picture:\n{lines}")
+    else:
+        logger.info("anchors are an input: --anchors_of WORDS … writes some, with the lines that run them")
     return out
 
 

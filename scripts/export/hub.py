@@ -11,11 +11,11 @@ import numpy as np
 import scipy
 import torch
 from jinja2 import Environment, FileSystemLoader
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from evaluation.photographs.scorer import PhotographScorer
 from evaluation.scorer import scorer_of
-from files.atomic import write_text
+from files.atomic import replacing, write_text
 from files.command import Refusal
 from files.logs import quiet_logger
 from files.text import read_json
@@ -69,7 +69,8 @@ def write_hub_layout(run: Path | str, checkpoint: Path | str | None, loop: int |
     folder.mkdir(parents=True, exist_ok=True)
     metrics_file = Path(run) / "metrics.json"
     metrics = entries_of(read_json(metrics_file), loaded) if metrics_file.is_file() else {}
-    save_file(tensors_of(loaded), folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as file:
+        file.write(save(tensors_of(loaded)))
     write_text(folder / CONFIG, json.dumps(config_of(loaded), indent=1) + "\n")
     write_text(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     write_text(folder / CARD, card(loaded, metrics))

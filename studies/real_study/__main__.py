@@ -21,7 +21,7 @@ from comparison.figures import learning_curves
 from dataset.custom import load_dataset_config
 from dataset.paths import resolve_data_root
 from files.atomic import write_text
-from files.command import Refusal, run_main
+from files.command import Refusal, program, run_main
 from run_folder.flags import HelpFormatter
 from scripts.commands import ONE_THREAD
 from studies.real_study import analysis, binding, dry_run, plan
@@ -31,7 +31,7 @@ from studies.real_study.runs import Study, read_runs, run_commands, run_missing
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(program(), description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data_root", help="folder that holds the datasets; else AACLIP_DATA, else ./data")
     parser.add_argument(
         "--clip_weights", metavar="FILE", help="OpenAI's ViT-L-14-336px.pt; else where train.py looks"

@@ -106,6 +106,13 @@ def test_each_word_is_left_out_once_and_adds_what_the_score_loses(side, picture)
         scoring.word_effects(side, picture, subject._replace(text="a " * 13))
 
 
+def test_a_model_without_cross_attention_has_no_attention_of_words_to_show(side, picture):
+    subject = scoring.subject_in_words("bolt", "Industrial")
+    assert scoring.words_attended(side, picture, subject) == []
+    told = page.words_of_side(side, picture, subject)
+    assert "the word adds" in told and "Cross-attention" not in told
+
+
 def test_a_slider_draws_again_without_scoring():
     state = [([GREY], Threshold(0.5, "typed"))]
     assert page.redraw(1, None, 0.5, 0.0) == [] and page.redraw(2, None, 0.5, 0.0) == [[], []]

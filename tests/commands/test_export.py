@@ -60,9 +60,9 @@ def export(out, run, weights, *more, **flags):
     return out
 
 
-def scored_by_example(out, photograph, monkeypatch, capsys):
+def scored_by_example(out, photograph, monkeypatch, capsys, *more):
     """What the lines beside an exported file print, from whatever folder they are started."""
-    monkeypatch.setattr(sys, "argv", ["example", str(photograph)])
+    monkeypatch.setattr(sys, "argv", ["example", str(photograph), *more])
     capsys.readouterr()
     runpy.run_path(str(out.with_suffix(".example.py")))
     return capsys.readouterr().out.split(maxsplit=1)
@@ -95,7 +95,9 @@ def test_openvino_scores_as_the_run_does(attending, cross_weights, photograph, t
     assert float(score) == pytest.approx(wanted.score, abs=1e-5) and decision.strip() == "no threshold"
 
 
-def test_anchors_as_an_input_serve_any_words(attending, cross_weights, photograph, tmp_path):
+def test_anchors_as_an_input_serve_any_words(
+    attending, cross_weights, photograph, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "any.pt2"
     more = ["--anchors_of", "steel bolt", "bottle"]
     export(out, attending, cross_weights, *more, format="exported_program")
@@ -108,6 +110,8 @@ def test_anchors_as_an_input_serve_any_words(attending, cross_weights, photograp
     for text in ("steel bolt", "bottle"):
         _, (score,) = run(image[None].numpy(), given[text], given[f"{text} context"])
         assert score == pytest.approx(scorer(photograph, text).score, abs=1e-5)
+        printed, _ = scored_by_example(out, photograph, monkeypatch, capsys, text)
+        assert float(printed) == pytest.approx(score, abs=1e-6)
     assert about["text"] is None and about["threshold"] is None
 
 
@@ -190,6 +194,7 @@ def test_a_shared_adapter_scores_as_its_run_and_says_what_it_is(
     shared = load_hub(tmp_path / "hub", cross_weights)
     ours, theirs = (one(photograph, "steel bolt") for one in (shared, load_scorer(run, device="cpu")))
     assert ours.score == pytest.approx(theirs.score, abs=1e-6)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "hub").iterdir()} == {0o644}  # to be shared
     card = (tmp_path / "hub" / "README.md").read_text()
     assert (
         "| pixel_ap | 60.0 [-67.1, 187.1] |" in card

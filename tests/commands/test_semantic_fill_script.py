@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from semantic_fill_world import flags, items, triptychs, write_folders
 
 import synthesis
-from studies import semantic_fill_toy
+from studies import semantic_fill_toy, toy_arm
 from synthesis import train_semantic_fill
 from synthesis.fill_run import natural_fill_mask
 from synthesis.latents import fill_mask_of
@@ -215,12 +215,12 @@ def test_the_toy_study_continues_arm_by_arm_and_keeps_its_settings(tmp_path):
 
 
 def test_the_toy_places_the_defect_at_random_and_overlap_measures_it():
-    batch, mask = semantic_fill_toy.draw(64, 32, 0)
+    batch, mask = toy_arm.draw(64, 32, 0)
     assert torch.equal(fill_mask_of(batch["semantic"], "semantic"), mask)
     assert torch.equal(batch["visible"] * (1 - mask), batch["target"] * (1 - mask))
     assert mask.mean(0).max() < 0.5  # no place is a safe guess
-    assert semantic_fill_toy.overlap(batch["target"], batch["visible"], mask) > 0.99
-    assert semantic_fill_toy.overlap(batch["visible"], batch["visible"], mask) == 0
+    assert toy_arm.overlap(batch["target"], batch["visible"], mask) > 0.99
+    assert toy_arm.overlap(batch["visible"], batch["visible"], mask) == 0
 
 
 def imported_by(file):

@@ -12,6 +12,12 @@ from cross_attention_world import MODEL
 import test_stage2_gradients
 import train
 import train_cross_attention
+from app.page import words_of_side
+from app.scoring import Side
+from evaluation import load_scorer
+from evaluation.photographs.scorer import opened_photograph
+from evaluation.photographs.subject import subject_of_text
+from evaluation.photographs.word_attention import attention_of_words
 from forward_utils import (
     calculate_seg_loss,
     calculate_similarity_map,
@@ -381,6 +387,26 @@ def test_attention_of_any_photograph_is_drawn_for_a_class_or_for_own_words(
     assert words_of_file[1] != of_file[1]  # a word that stands before the class looks where it looked
     with pytest.raises(ValueError, match="say what it shows with --attention_shows, one of bottle, screw"):
         evaluate(folder, "--attention_of", "mine.png")
+
+
+def test_the_words_a_photograph_attends_to_are_told_beside_even_attention(run, data_root):
+    folder, _ = run("run", tested=False)
+    scorer, subject = load_scorer(folder), subject_of_text("steel bolt")
+    picture = data_root / "mvtec_ad/bottle/test/broken/000.png"
+    found = attention_of_words(scorer, picture, subject)
+    assert {"steel", "bolt", "damaged"} <= {one.word for one in found}
+    excess = [one.share - one.even for one in found]
+    assert excess == sorted(excess, reverse=True)
+    assert sum(one.share for one in found) == pytest.approx(1, abs=1e-4)
+    assert sum(one.even for one in found) == pytest.approx(1, abs=1e-6)
+    assert excess[0] > 1e-4
+    side = Side("run", scorer, None)
+    assert "share of attention" in words_of_side(side, opened_photograph(picture), subject)
+    for weight in scorer.of(subject).network.image_cross_attn.q_proj.parameters():
+        weight.data.zero_()
+    assert all(
+        one.share == pytest.approx(one.even, abs=1e-5) for one in attention_of_words(scorer, picture, subject)
+    )
 
 
 ENDS = ("text_to_image", "image_to_text")

@@ -110,3 +110,10 @@ def test_a_script_prints_one_line(tmp_path):
     assert (
         ended.returncode == 1 and "Traceback" in ended.stderr and "data root" in ended.stderr.splitlines()[-1]
     )
+
+
+def test_a_module_is_named_as_it_is_typed():
+    refused = subprocess.run(
+        [sys.executable, "-m", "app", "--tresh"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "; python -m app --help lists the flags" in refused.stderr

@@ -19,6 +19,24 @@ COMMANDS = (
     "make_triptychs",
     "generate_anomalies",
     "train_semantic_fill",
+    "app.__main__",
+    "dataset.check.__main__",
+    "dataset.prepare.__main__",
+    "demo_world.render_sets",
+    "evaluation.reference_weight",
+    "run_folder.__main__",
+    "scripts.demo",
+    "scripts.export.__main__",
+    "studies.real_study.__main__",
+    "studies.sweep.__main__",
+    "synthesis.sample",
+    "studies.semantic_fill_toy",
+    "tiny_clip.pretrain",
+    "tiny_clip.zero_shot_report",
+    "benchmarks.evaluation",
+    "benchmarks.loader",
+    "benchmarks.loading",
+    "benchmarks.metrics",
 )
 HEAVY = (
     "open_clip",
@@ -30,6 +48,8 @@ HEAVY = (
     "matplotlib",
     "accelerate",
     "scipy.stats",
+    "gradio",
+    "onnx",
 )
 
 

@@ -519,7 +519,7 @@ def test_a_flag_is_declared_with_one_field(capsys):
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (6, 5), (64, 8)])
 def test_auto_workers_leave_a_core_to_training_and_are_eight_at_most(monkeypatch, cores, workers):
-    monkeypatch.setattr("run_folder.settings.cores", lambda: cores)
+    monkeypatch.setattr("run_folder.groups.cores", lambda: cores)
     assert parse_train("--workers", "auto").run.workers == workers
     assert parse_train("--workers", "3").run.workers == 3 and parse_train().run.workers == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of torchrun share the cores

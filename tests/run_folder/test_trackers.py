@@ -24,9 +24,10 @@ ENTRY = {
     "seconds": 4.0,
 }
 ENTRY |= {"gradients": {"text_adapter": 0.25}, "gradient_norm": 0.25, "steps_left_out": 1}
+ENTRY["watch"] = {"displacement": {"text_adapter": 0.5}, "gate": {"text_cross_attn": [0.1, 0.2]}}
 WANTED = {"text/loss": 3.0, "text/loss/segmentation": 2.0, "text/loss/image level": 1.0, "text/lr": 0.5}
 WANTED |= {"text/seconds": 4.0, "text/gradient/text_adapter": 0.25, "text/gradient_norm": 0.25}
-WANTED |= {"text/steps_left_out": 1}
+WANTED |= {"text/steps_left_out": 1, "text/displacement/text_adapter": 0.5}
 METRICS = {"test/MVTec/pixel_ap": 0.4}
 
 

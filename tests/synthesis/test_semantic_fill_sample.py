@@ -17,6 +17,7 @@ from synthesis.attention import SemanticCrossAttention, places
 from synthesis.attention_pictures import most_changed
 from synthesis.injection import semantic_injection
 from synthesis.latents import diptych_mask, diptych_of, fill_mask_of
+from synthesis.sample_run import SHEET_CELL
 from synthesis.sampling import Filler
 from synthesis.semantic_maps import canny_map, luminance_map
 from synthesis.sheets import fitted, titled_sheet
@@ -72,7 +73,7 @@ def test_one_picture_gets_a_result_of_its_own_size_and_a_sheet_with_a_column_for
     assert Image.open(out / "result.png").size == (60, 40)
     narrow = Image.open(out / "result_sheet.png").size
     command(*semantic, "--target", data / "target/000.png", visible=wide)
-    column = sample.SHEET_CELL + 8
+    column = SHEET_CELL + 8
     assert narrow[0] == 8 + 3 * column and Image.open(out / "result_sheet.png").width == 8 + 4 * column
 
 
@@ -95,7 +96,7 @@ def test_a_map_can_be_made_from_the_picture_or_a_mask(command, data, kind):
     out = command("--semantic_map", *(str(mask) if word == "MASK" else word for word in kind))
     assert Image.open(out / "result.png").size == (32, 32)
     sheet = pixels(out / "result_sheet.png")
-    shown = sheet[50 : 50 + sample.SHEET_CELL, 8 + 264 : 8 + 264 + sample.SHEET_CELL]  # second column
+    shown = sheet[50 : 50 + SHEET_CELL, 8 + 264 : 8 + 264 + SHEET_CELL]  # second column
     if kind[0] == "mask":
         command("--semantic", mask, out="given.png")
         assert np.array_equal(pixels(out / "given.png"), pixels(out / "result.png"))
