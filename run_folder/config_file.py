@@ -15,7 +15,7 @@ import yaml
 from files.atomic import write_text
 from files.nearest import do_you_mean
 from files.text import read_mapping, shown
-from run_folder.settings import MIXED_PRECISION
+from run_folder.training_groups import MIXED_PRECISION
 
 CONFIG_FILE = "config.yaml"  # of a run: every flag with the value that counted
 WORDS = {
