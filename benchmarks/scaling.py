@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ LINES = {  # axis: what is done with its values
 }
 UNITS = {"images": "images", "classes": "classes", "resolution": "px", "processes": "processes"}
 VALUES = {axis: axis for axis in LINES} | {"resolution": "resolutions"}  # the flags
+CALLS = count()
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
@@ -59,9 +61,10 @@ def evaluated(args: argparse.Namespace, what: str, images: int) -> None:
 
 
 def anchored(workload: Workload, what: str, classes: int) -> None:
-    """The anchors of as many classes, with names of their own."""
-    name = f"Classes{classes}"
-    register_dataset(name, name, "Industrial", {f"{i}": f"part number {i}" for i in range(classes)})
+    """The anchors of as many classes that no call before has seen: the tokens of a class are made once."""
+    call = next(CALLS)
+    name = f"Classes{classes}OfCall{call}"
+    register_dataset(name, name, "Industrial", {f"{i}": f"part {i} of lot {call}" for i in range(classes)})
     if what == ONE_BY_ONE:
         with torch.no_grad():
             get_adapted_text_embedding(workload.model, name, workload.device)
@@ -113,8 +116,8 @@ def lines_of(args: argparse.Namespace, axis: str) -> list[dict[str, Any]]:
     if axis == "processes":
         words = (shared_work.MODULE, args.model_name, str(args.side), str(args.shared))
         found = [
-            told_by(*words) if count == 1 else told_by(*TORCHRUN, str(count), "-m", *words)
-            for count in args.processes
+            told_by(*words) if number == 1 else told_by(*TORCHRUN, str(number), "-m", *words)
+            for number in args.processes
         ]
         return [line_of(axis, what, [points[what] for points in found]) for what in LINES[axis]]
     key = VALUES[axis]
