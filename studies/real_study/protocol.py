@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from studies.arm_registry import ARMS as TRIED
 from studies.arm_registry import Arm
-from studies.arm_runs import CROSS, FEEDBACK
+from studies.arm_runs import CROSS, FEEDBACK, PACE
 
 INDUSTRIAL = ("MVTec", "BTAD", "MPDD")
 MEDICAL = ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300")
@@ -115,7 +115,8 @@ TIMED_IMAGE = Schedule(1, 2, (1, 0), (1, 1), 1)
 
 
 def method_flags(flags: Sequence[str]) -> list[str]:
-    """An arm's flags without passes and learning rates, which were chosen for the tiny CLIP."""
+    """An arm's flags without passes and learning rates, which were chosen for the tiny CLIP, and without the pace of
+    its studies: all arms have one precision and one library of products here, those of the command line."""
     kept, words = [], list(flags)
     while words:
         word = words.pop(0)
@@ -123,7 +124,7 @@ def method_flags(flags: Sequence[str]) -> list[str]:
         while words and not words[0].startswith("--"):
             values.append(words.pop(0))
         of_schedule = word.endswith(("_epoch", "_lr", "_per_loop")) or word == "--num_feedback_loops"
-        if not of_schedule:
+        if not (of_schedule or word in PACE):
             kept += [word, *values]
         elif word == "--cross_attn_lr":
             kept += [word, ATTENTION_LR]

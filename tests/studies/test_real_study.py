@@ -62,6 +62,7 @@ def made_up(monkeypatch, values=GOOD):
 @pytest.mark.parametrize("arm", [arm for arm in protocol.ARMS if protocol.ARMS[arm].script])
 def test_every_arm_takes_aa_clips_passes_batches_and_rates(arm):
     script, words = protocol.ARMS[arm].script, protocol.training_flags(arm, protocol.REAL.schedule)
+    assert not {"--precision", "--matmul"} & set(words)  # all arms have the command line's
     groups = {"train.py": BASELINE_GROUPS, CROSS: CROSS_ATTENTION_GROUPS, FEEDBACK: GROUPS}[script]
     settings = parse("", groups, words)
     passes = (settings.training.text_epoch, settings.training.image_epoch)
