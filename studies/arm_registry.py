@@ -18,7 +18,7 @@ class Arm:
 
     `script`, `flags`: how it is trained; None for nothing to train. `testing`: further flags of test.py. `retests`: the
     arm whose run is tested. `against`: the arms it is compared with beside the baseline. `control`: it is looked at,
-    not judged.
+    not judged. `entropy_below`: wanted of the image's attention in the last epoch, as a share of a uniform one's.
     """
 
     script: str | None
@@ -27,6 +27,7 @@ class Arm:
     retests: str | None = None
     against: tuple[str, ...] = ()
     control: bool = False
+    entropy_below: float | None = None
 
 
 TRAINED = (*STEPS, *PACE, "--watch")
@@ -70,7 +71,10 @@ ARMS = {
     ),
     # A4
     "attention_trainable": Arm(
-        CROSS, TRAINABLE, against=("attention_trainable_constant", "attention_trainable_other_class", *BAR)
+        CROSS,
+        TRAINABLE,
+        against=("attention_trainable_constant", "attention_trainable_other_class", *BAR),
+        entropy_below=0.9,
     ),
     "attention_trainable_constant": Arm(CROSS, (*TRAINABLE, "--context_control", "constant"), control=True),
     "attention_trainable_other_class": Arm(

@@ -7,6 +7,7 @@ import numpy as np
 from comparison.crossed_effects import mean_of_runs
 from comparison.significance import LEVEL, holm, sign_flip_p, smallest_p, verdict, wins_ties_losses
 from metrics import renamed
+from studies.arm_outcomes import outcome_table, outcomes, watched_parts, watched_table
 from studies.arm_registry import ARMS
 
 METRICS = {  # key: title; the first two are judged
@@ -125,10 +126,11 @@ def judged(runs: Runs, arms: Iterable[str], hypotheses: Sequence[dict]) -> list[
     return rows
 
 
-def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict]) -> str:
-    """Markdown: a table of all arms' means, then one table of differences per metric."""
-    rows = judged(runs, arms, hypotheses)
-    parts = [means_table(runs, arms), ""]
+def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict], confirming: bool = False) -> str:
+    """Markdown: what each arm comes to, all arms' means, a table of differences per metric, what --watch logged."""
+    rows, watched = judged(runs, arms, hypotheses), watched_parts(runs)
+    results = outcomes(rows, hypotheses, watched, confirming)
+    parts = [outcome_table(results), "", means_table(runs, arms), ""]
     for metric, title in METRICS.items():
         chosen = [row for row in rows if row["metric"] == metric]
         if not chosen:
@@ -141,6 +143,12 @@ def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict]) -> str:
             "|--|--|--|--|--|--|--|--|--|--|",
             *(line_of(row) for row in chosen),
             "",
+        ]
+    if watched:
+        parts += [
+            "### Last epoch of the trained arms, smallest to largest of all runs",
+            "",
+            watched_table(watched),
         ]
     return "\n".join(parts).rstrip() + "\n"
 

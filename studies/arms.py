@@ -197,8 +197,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command += "" if args.confirm or set(arms) == set(ARMS) else f" --arms {' '.join(chosen)}"
     command += f" --seeds {' '.join(map(str, args.seeds))} --data_seeds {' '.join(map(str, args.data_seeds))}"
     judged = [one for one in declared if not args.confirm or one["arm"] in args.confirm]
-    table = report(runs, arms, judged)
-    folder = out / ("confirmation" if args.confirm else "selection")
+    table = report(runs, arms, judged, confirming=bool(args.confirm))
+    name = "confirmation" if args.confirm else f"selection_{'_'.join(args.sets)}" if is_part else "selection"
+    folder = out / name
     write_text(folder / "table.md", f"    {command}\n\n{table}")
     print(table)
 

@@ -16,6 +16,7 @@ from files.atomic import write_text
 from files.command import Refusal
 from run_folder.flags import parse
 from studies import arm_harness, arms, class_halves, rarity_weight
+from studies.arm_outcomes import outcomes, state_of, watched_parts, watched_table
 from studies.arm_registry import ARMS, complete
 from studies.arm_report import compare, judged, report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT
@@ -134,6 +135,63 @@ def test_verdicts_are_given_for_declared_hypotheses_alone_and_all_of_them_count(
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "high", "verdict", "at_least", "selecting", "confirming"),
+    [
+        (0.02, 0.05, "not shown", 0.01, "reached", "missed"),  # a confirmation asks for the verdict too
+        (0.02, 0.05, "helps", 0.01, "reached", "reached"),
+        (0.005, 0.05, "helps", 0.01, "missed", "missed"),  # above 0 and below what was wanted
+        (0.005, 0.009, "helps", 0.01, "excluded", "excluded"),
+        (0.01, None, "helps", 0.01, "reached", "reached"),  # one seed has no interval
+    ],
+)
+def test_a_row_is_held_against_what_was_wanted(value, high, verdict, at_least, selecting, confirming):
+    row = {"value": value, "high": high, "verdict": verdict}
+    assert state_of(row, at_least, False) == selecting and state_of(row, at_least, True) == confirming
+    assert state_of(None, at_least, False) == "not run"
+
+
+def test_an_arm_is_selected_where_all_its_rows_are_reached_and_its_attention_is_as_narrow_as_was_wanted():
+    arm, entropy = "attention_trainable", {"image_cross_attn": {"attention_entropy": [0.7, 0.8]}}
+    against = ("baseline", "attention_trainable_constant")
+    declared = [{"arm": arm, "against": one, "metric": "pixel_ap", "at_least": 1} for one in against]
+
+    def outcome(values, watched):
+        rows = [
+            {"arm": arm, "against": one, "metric": "pixel_ap", "value": value, "high": value + 0.002}
+            for one, value in zip(against, values, strict=False)
+        ]
+        (found,) = outcomes(rows, declared, {arm: watched}, confirming=False)
+        return found
+
+    assert outcome([0.02, 0.01], entropy)["outcome"] == "selected"
+    wide = {"image_cross_attn": {"attention_entropy": [0.7, 0.95]}}
+    assert outcome([0.02, 0.01], wide)["outcome"] == outcome([0.02, 0.01], {})["outcome"] == "not selected"
+    missed = outcome([0.02, 0.009], entropy)
+    assert missed["outcome"] == "not selected" and missed["states"] == {"reached": 1, "missed": 1}
+    assert missed["worst"] == (pytest.approx(0.1), "attention_trainable_constant", "pixel_ap")
+    assert outcome([0.02, 0.007], entropy)["outcome"] == "refuted here"
+    assert (
+        outcome([0.02], entropy)["outcome"] == "unfinished" and outcome([], entropy)["outcome"] == "not run"
+    )
+
+
+def test_what_was_watched_is_told_from_the_smallest_to_the_largest_of_all_runs_levels_and_heads():
+    stage = {
+        "displacement": {"image_adapter": 0.2, "anchor_attention": 0.01, "text_cross_attn": 0.0},
+        "attention_entropy": {"anchor_attention.0": 0.3, "anchor_attention.1": 0.5},
+        "gate": {"anchor_attention.0": [-0.08, 0.01]},
+    }
+    runs = {("anchor_late", seed, 3, "DemoA_even"): {"watch": {"image": stage}} for seed in (1, 2)}
+    watched = watched_parts(runs)
+    assert watched["anchor_late"]["anchor_attention"]["attention_entropy"] == [0.3, 0.5, 0.3, 0.5]
+    lines = watched_table(watched).splitlines()[2:]
+    assert lines == [
+        "| anchor_late | image_adapter | 0.200 | – | – | – | – |",
+        "| anchor_late | anchor_attention | 0.010 | 0.300 to 0.500 | – | 0.010 to 0.080 | – |",
+    ]
+
+
 @pytest.fixture
 def made_up(monkeypatch, tmp_path):
     """Rendering and training take minutes: every command writes made-up files; returns (flags of arms.main, calls)."""
@@ -208,7 +266,7 @@ def test_a_selection_trains_what_is_missing_and_retests_it_and_stops_where_a_com
     assert not calls
     arms.main([*flags, "--seeds", "1", "2", "3", "--shard", "1/2"])
     assert len({command[command.index("--seed") + 1] for command in calls}) == 1  # its half of the new seed
-    table = (out / "selection" / "table.md").read_text("utf-8")
+    table = (out / "selection_DemoA" / "table.md").read_text("utf-8")
     command = "python -m studies.arms --select --sets DemoA --arms baseline_rarity anchor_late"
     assert table.startswith(f"    {command} --seeds 1 2 3 --data_seeds 3\n")
     file = out / "DemoA_even_data3" / "anchor_late_seed2.json"
