@@ -54,7 +54,7 @@ def mean_of_pairs(differences: ArrayLike) -> MeanOfPairs | None:
     The mean squares A of classes, B of seeds and E of pairs give the variance of the mean as (A + B - E) / (classes *
     seeds), but no less than A or B alone would, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
     With three seeds that are few degrees, estimated badly: intervals that should cover 95 % cover 93 %. So classes
-    alone and seeds alone are asked too, and the widest answer counts; it covers 94.5 % or more (a slow test). One or
+    alone and seeds alone are asked too, and the widest answer counts; it covers 94.3 % or more (a slow test). One or
     two seeds cannot tell how much seeds vary: the classes' means over them are the units then, and nothing is said
     about other seeds. With one class the seeds are the units.
 

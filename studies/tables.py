@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files.command import run_main
+from studies import pooled
 from studies.arm_runs import ROOT
 
 RESULTS = ROOT / "results"
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue  # what `make test-reliability` counts
         print(f"\n{table.relative_to(RESULTS)}")
         remake(table)
+    evidence = RESULTS / "evidence"
+    if (evidence / "pooled.md").is_file():
+        pooled.main(["--results", str(evidence)])
 
 
 if __name__ == "__main__":

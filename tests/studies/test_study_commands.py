@@ -8,7 +8,8 @@ import pytest
 from dataset.constants import CLASS_NAMES
 from demo_world import render_sets
 from files.atomic import write_text
-from studies import arm_runs, evidence, improvements, study, tables
+from studies import arm_runs, evidence, improvements, pooled, study, tables
+from studies.arm_runs import ROOT
 from studies.paired_report import METRICS
 
 HELPS = ("cross_attention", "self_reference")  # arms whose made-up numbers are better
@@ -82,6 +83,20 @@ def test_every_table_is_remade_by_its_own_first_line_without_training(tmp_path, 
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     tables.main([])
     assert [file.read_text(encoding="utf-8") for file in files] == before and len(made_up_runs) == made
+
+
+def test_the_pooled_page_is_remade_with_the_tables(tmp_path, monkeypatch):
+    kept, evidence = ROOT / "results" / "evidence", tmp_path / "evidence"
+    evidence.mkdir()
+    for folder, *_ in pooled.STUDIES:
+        (evidence / folder).mkdir()
+        for file in (kept / folder).glob("*.json"):
+            (evidence / folder / file.name).symlink_to(file)
+    (evidence / "pooled.md").write_text("stale", encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    tables.main([])
+    page = (evidence / "pooled.md").read_text(encoding="utf-8")
+    assert page == (kept / "pooled.md").read_text(encoding="utf-8")
 
 
 def test_a_table_without_a_command_of_a_study_is_refused(tmp_path, monkeypatch):
