@@ -160,6 +160,15 @@ def test_counts_that_differ_from_the_published_are_told():
     assert told == "MVTec has 467 normal and 1257 anomalous pictures, published were 467 and 1258"
 
 
+def test_a_set_that_is_not_whole_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    ran, study = made_up(monkeypatch), study_in(tmp_path)
+    data = {"MVTec": {"normal": 466, "anomalous": 1258, "published": [467, 1258]}}
+    monkeypatch.setattr(command, "study_of", lambda args: (study, data))
+    with pytest.raises(Refusal, match="MVTec has 466 normal .*\n?unpack these sets anew"):
+        command.main(["--out", str(tmp_path)])
+    assert not ran and not (tmp_path / binding.STUDY).exists()
+
+
 def test_runs_are_kept_one_json_each_and_neither_repeated_nor_mixed(tmp_path, monkeypatch):
     ran, study = made_up(monkeypatch), study_in(tmp_path)
     groups = protocol.groups_of(["VisA"], study.arms, [1, 2])
