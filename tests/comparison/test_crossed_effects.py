@@ -30,6 +30,30 @@ def test_the_variance_of_a_mean_is_that_of_the_mean_squares_by_hand():
     assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)  # p is where an interval touches 0
 
 
+@pytest.mark.parametrize(
+    ("seed", "value", "error", "components"),
+    [
+        (0, 0.29690, 1.06598, (4.1911, 2.9820, 0.64107)),
+        (1, 1.70391, 0.91374, (4.9998, 0.92971, 0.95997)),
+        (2, 1.11769, 1.55102, (15.633, 2.1329, 0.99856)),
+    ],
+)
+def test_the_closed_form_is_what_statsmodels_fits(seed, value, error, components):
+    """Recorded from statsmodels 0.15.0 by restricted likelihood, which a balanced study's mean squares solve.
+
+    mixedlm("d ~ 1", frame, groups=1, re_formula="0", vc_formula={"c": "0 + C(c)", "s": "0 + C(s)"}).fit(reml=True):
+    fe_params, bse_fe, and the variances of classes, seeds and pairs.
+    """
+    differences = study(np.random.default_rng(seed), mean=1.0, spread=(3.0, 2.0, 1.0))
+    got = mean_of_pairs(differences)
+    assert got.value == pytest.approx(value, abs=1e-5)
+    assert got.spreads[-1].error == pytest.approx(error, rel=2e-4)  # its optimiser stops there
+    of_classes, of_seeds, of_pairs = components
+    assert got.spreads[-1].error ** 2 == pytest.approx(
+        of_classes / 8 + of_seeds / 5 + of_pairs / 40, rel=4e-4
+    )
+
+
 @pytest.mark.parametrize("shape", [(6, 1), (1, 6)])
 def test_one_seed_or_one_class_leaves_the_t_test_over_the_others(shape):
     values = np.random.default_rng(0).normal(0.5, 1.0, size=6)
