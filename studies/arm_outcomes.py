@@ -13,10 +13,14 @@ import numpy as np
 from studies.arm_registry import ARMS
 
 IMAGE_ATTENTION = "image_cross_attn"
+BAR = ("rarity_alone", "baseline_rarity")  # A6
+TARGET = {"pixel_ap": 0.03, "image_auroc_unnormalised": 0.01}  # over the baseline, of the whole project
 NOTE = (
     "Reached: the mean difference is what was wanted or more (in a confirmation, helping as well). Excluded: the 95 % "
     "interval, not corrected for the number of rows, lies below it. One row missed, and the arm is not taken; one "
-    "excluded, and it is refuted here."
+    "excluded, and it is refuted here. Not declared, for every arm: `over A6`, its pixel AP and own image AUROC minus "
+    "the better of rarity alone and the baseline with rarity; and the target, 3 points of pixel AP and 1 of own image "
+    "AUROC over the baseline, with intervals above 0 there and over both of A6."
 )
 WATCHED = ("displacement", "attention_entropy", "output_cosine", "gate", "temperature")
 
@@ -50,7 +54,8 @@ def outcomes(
 
     Returns:
         [{"arm", "states": {state: count}, "worst": (points below what was wanted, against, metric) or None, "entropy":
-        largest of the image's attention or None, "outcome"}].
+        largest of the image's attention or None, "over_bar": {metric: difference to the better of A6}, "target":
+        whether the project's target is met, None without the rows, "outcome"}].
     """
     found = {(row["arm"], row["against"], row["metric"]): row for row in rows}
     results = []
@@ -71,10 +76,34 @@ def outcomes(
                 "states": {state: states.count(state) for state in dict.fromkeys(states)},
                 "worst": max(short, default=None),
                 "entropy": entropy,
+                "over_bar": over_bar(arm, found),
+                "target": is_target_met(arm, found),
                 "outcome": outcome_of(states, ARMS[arm].entropy_below, entropy, confirming),
             }
         )
     return results
+
+
+def over_bar(arm: str, found: dict[tuple[str, str, str], dict]) -> dict[str, float]:
+    """{metric: an arm minus the better one of A6, a fraction}, where both were run; of A6 itself minus the other."""
+    differences = {
+        metric: [found[key]["value"] for bar in BAR if (key := (arm, bar, metric)) in found]
+        for metric in TARGET
+    }
+    return {
+        metric: min(values) for metric, values in differences.items() if len(values) == len(set(BAR) - {arm})
+    }
+
+
+def is_target_met(arm: str, found: dict[tuple[str, str, str], dict]) -> bool | None:
+    """Whether both metrics lie by the target above the baseline and, with their intervals, above A6."""
+    needed = [(arm, against, metric) for metric in TARGET for against in ("baseline", *BAR) if against != arm]
+    if not set(needed) <= found.keys():
+        return None
+    return all(
+        (found[key]["low"] or 0) > 0 and (key[1] != "baseline" or found[key]["value"] >= TARGET[key[2]])
+        for key in needed
+    )
 
 
 def outcome_of(
@@ -108,8 +137,9 @@ def watched_parts(runs: dict) -> dict[str, dict]:
 def outcome_table(results: Sequence[dict]) -> str:
     """Markdown of `outcomes`."""
     lines = [
-        "| arm | declared rows | reached | missed | excluded | furthest below what was wanted | entropy | outcome |",
-        "|--|--|--|--|--|--|--|--|",
+        "| arm | declared rows | reached | missed | excluded | furthest below what was wanted | entropy | outcome | "
+        "over A6, pixel AP / image | target |",
+        "|--|--|--|--|--|--|--|--|--|--|",
     ]
     for one in results:
         states, worst = one["states"], one["worst"]
@@ -118,6 +148,8 @@ def outcome_table(results: Sequence[dict]) -> str:
         below = "none" if worst is not None and worst[0] <= 0 else below
         entropy = "–" if one["entropy"] is None else f"{one['entropy']:.2f}"
         cells = [one["arm"], sum(states.values()), *counts, below, entropy, one["outcome"]]
+        cells.append(" / ".join(f"{100 * value:+.1f}" for value in one["over_bar"].values()) or "–")
+        cells.append({None: "–", True: "met", False: "not met"}[one["target"]])
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", NOTE])
 

@@ -16,7 +16,7 @@ from files.atomic import write_text
 from files.command import Refusal
 from run_folder.flags import parse
 from studies import arm_harness, arms, class_halves, rarity_weight
-from studies.arm_outcomes import outcomes, state_of, watched_parts, watched_table
+from studies.arm_outcomes import outcome_table, outcomes, state_of, watched_parts, watched_table
 from studies.arm_registry import ARMS, complete
 from studies.arm_report import compare, judged, report
 from studies.arm_runs import CROSS, FEEDBACK, ROOT
@@ -174,6 +174,45 @@ def test_an_arm_is_selected_where_all_its_rows_are_reached_and_its_attention_is_
     assert (
         outcome([0.02], entropy)["outcome"] == "unfinished" and outcome([], entropy)["outcome"] == "not run"
     )
+
+
+def test_every_arm_is_held_against_rarity_and_the_target_whether_declared_or_not():
+    def found(arm, over_baseline, over_bar, low):
+        return [
+            {
+                "arm": arm,
+                "against": against,
+                "metric": metric,
+                "value": value,
+                "low": value - low,
+                "high": 1.0,
+            }
+            for metric in KEYS[:2]
+            for against, value in (
+                ("baseline", over_baseline),
+                ("rarity_alone", over_bar),
+                ("baseline_rarity", over_bar / 2),
+            )
+            if against != arm
+        ]
+
+    declared = [
+        {"arm": arm, "against": "baseline", "metric": "pixel_ap", "at_least": 0}
+        for arm in ("feedback_mix", "baseline_rarity")
+    ]
+
+    def told(over_baseline, over_bar, low, arm="feedback_mix"):
+        results = outcomes(found(arm, over_baseline, over_bar, low), declared, {}, confirming=False)
+        return next(one for one in results if one["arm"] == arm)
+
+    good = told(0.03, 0.04, 0.01)
+    assert good["over_bar"] == dict.fromkeys(KEYS[:2], 0.02) and good["target"] is True
+    assert "| +2.0 / +2.0 | met |" in outcome_table([good])
+    assert told(0.029, 0.04, 0.01)["target"] is False  # too little over the baseline
+    assert told(0.03, 0.04, 0.025)["target"] is False  # an interval reaches 0
+    own = told(0.03, 0.04, 0.01, "baseline_rarity")
+    assert own["over_bar"] == dict.fromkeys(KEYS[:2], 0.04) and own["target"] is True
+    assert outcomes([], declared, {}, confirming=False)[0]["target"] is None
 
 
 def test_what_was_watched_is_told_from_the_smallest_to_the_largest_of_all_runs_levels_and_heads():
