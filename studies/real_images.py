@@ -22,9 +22,10 @@ from files.atomic import write_text
 from files.command import Refusal, run_main
 from run_folder.checkpoints import versions
 from run_folder.flags import HelpFormatter
+from scripts.commands import ONE_THREAD
 from studies.arm_harness import is_trained, run_command
 from studies.arm_registry import ARMS, RARITY_WEIGHT, Arm
-from studies.arm_runs import MODEL, ROOT, training_command
+from studies.arm_runs import MODEL, ROOT, caches, training_command
 from studies.class_halves import declare
 from studies.evaluation_entry import entry_of
 from studies.rarity_weight import weight_of
@@ -99,8 +100,9 @@ def train(arm: str, seed: int, places: Places) -> list[list[str]]:
     if not is_trained(folder):
         words = ["-m", "demo_world.render_sets", "--name", TRAIN, "--out", str(places.data), "--seed", "1"]
         subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
-        run_command(training_command(CHOICES[own].script, flags, seed, TRAIN, places.data, folder))
-    return [training_command(CHOICES[own].script, flags, seed, TRAIN)]
+        cached = [*flags, *caches(places.data)]
+        run_command(training_command(CHOICES[own].script, cached, seed, TRAIN, places.data, folder))
+    return [training_command(CHOICES[own].script, [*flags, *caches("DATA")], seed, TRAIN)]
 
 
 def testing_flags(arm: str, first_seed: int, places: Places) -> list[str]:
@@ -129,6 +131,7 @@ def make_run(arm: str, seed: int, first_seed: int, test_set: TestSet, places: Pl
         "test": test_set.name,
         "commands": [" ".join(["python", *words]) for words in [*commands, shown]],
         "seconds": round(time.perf_counter() - begin, 1),
+        "threads": int(ONE_THREAD["OMP_NUM_THREADS"]),
         "rows": entry["rows"],  # which pictures, by hash
         "backbone": entry.get("backbone"),
         "metrics": {"mean": entry["mean"], "classes": entry["classes"]},
@@ -142,13 +145,18 @@ def read_kept(out: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def table(kept: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
-    """Markdown: a row per set, class and arm, percent, mean over the seeds; a dash where there is no such metric."""
+def table(kept: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the command of what is kept, then a row per set, class and arm, percent, mean over the seeds (smallest
+    to largest); a dash where there is no such metric."""
     rows: dict[tuple[str, str, str], list[dict]] = {}
     for run in kept:
         for name, metrics in run["metrics"]["classes"].items():
             rows.setdefault((run["test"], name, run["arm"]), []).append(metrics)
-    lines = [f"| set | class | arm | runs | {' | '.join(HEADS)} |", "|--|--|--|--|" + "--|" * len(HEADS)]
+    arms = [arm for arm in CHOICES if any(run["arm"] == arm for run in kept)]
+    seeds = sorted({run["seed"] for run in kept} - {None})
+    command = f"    python -m studies.real_images --arms {' '.join(arms)}"
+    lines = [command + (f" --seeds {' '.join(map(str, seeds))}" if seeds else ""), ""]
+    lines += [f"| set | class | arm | runs | {' | '.join(HEADS)} |", "|--|--|--|--|" + "--|" * len(HEADS)]
     order = list(CHOICES)
     for (test_set, name, arm), found in sorted(
         rows.items(), key=lambda row: (*row[0][:2], order.index(row[0][2]))
@@ -156,9 +164,23 @@ def table(kept: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
         cells = []
         for column in COLUMNS:
             values = [metrics.get(column) for metrics in found]
-            cells.append("–" if None in values else f"{100 * sum(values) / len(values):.1f}")
+            cells.append("–" if None in values else told(values))
         lines.append(f"| {test_set} | {name} | {arm} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"Not evaluated here: {one}" for one in missing)]) + "\n"
+    missing = [name for name in (*DECLARED, *PACKAGES) if all(run["test"] != name for run in kept)]
+    return "\n".join([*lines, "", *(f"Not evaluated here: {name}" for name in missing)]).rstrip() + "\n"
+
+
+def told(values: Sequence[float]) -> str:
+    """Percent: the mean, and the smallest and the largest of several."""
+    mean = f"{100 * sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+
+
+def write_table(out: Path) -> None:
+    """Write the table of what is kept, and print it."""
+    text = table(read_kept(out))
+    write_text(out / "real_images.md", text)
+    print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,12 +197,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", default=str(ROOT / "results" / "real_images"), help="folder of the JSON files"
     )
+    parser.add_argument("--tables_only", action="store_true", help="remake the table from what is kept")
     args = parser.parse_args(argv)
+    if args.tables_only:
+        write_table(Path(args.out).resolve())
+        return
     runs, out = Path(args.runs).resolve(), Path(args.out).resolve()
     places = Places(runs / "data_seed1", runs, out)
     sets, missing = sets_found(Path(args.root).resolve(), Path(args.data_root).resolve())
     if not sets:
         raise Refusal("no set of real pictures is here:\n" + "\n".join(missing))
+    for one in missing:
+        print(f"not evaluated here: {one}", flush=True)
     for seed in args.seeds:
         for arm in args.arms:
             for test_set in sets:
@@ -190,9 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{test_set.name}: {arm}" + (f", seed {seed}" if has_seed(arm) else ""), flush=True)
                 run = make_run(arm, seed, args.seeds[0], test_set, places)
                 write_text(file, json.dumps(run, indent=1) + "\n")
-    text = table(read_kept(out), [one.partition(":")[0] for one in missing])
-    write_text(out / "real_images.md", text)
-    print(text)
+    write_table(out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files.command import run_main
-from studies import pooled
+from studies import pooled, real_images
 from studies.arm_runs import ROOT
 
 RESULTS = ROOT / "results"
@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     evidence = RESULTS / "evidence"
     if (evidence / "pooled.md").is_file():
         pooled.main(["--results", str(evidence)])
+    photographs = RESULTS / "real_images"
+    if photographs.is_dir():
+        real_images.main(["--out", str(photographs), "--tables_only"])
 
 
 if __name__ == "__main__":

@@ -55,13 +55,28 @@ def test_what_is_there_is_evaluated_once_and_what_is_not_is_named(tmp_path, root
     text = (tmp_path / "out" / "real_images.md").read_text(encoding="utf-8")
     assert "| RealDefects | cell | local_contrast | 1 | " in text
     assert "| RealImages | cell | local_contrast | 1 | – | – | – | " in text
+    assert text.startswith("    python -m studies.real_images --arms local_contrast\n\n| set |")
     assert "Not evaluated here: ELPV" in text and "Not evaluated here: Textile" in text
+    assert "not evaluated here: ELPV: no " in capsys.readouterr().out  # with the remedy
     kept = (tmp_path / "out" / "RealDefects" / "local_contrast.json").read_text(encoding="utf-8")
     assert str(root) not in kept and json.loads(kept)["seed"] is None
     assert not list((tmp_path / "out").rglob("*.png"))
     real_images.main(words)
     assert len(ran) == 2, "a finished evaluation was repeated"
+    (tmp_path / "out" / "real_images.md").unlink()
+    real_images.main([*words[2:], "--tables_only"])  # the pictures need not be there
+    assert (tmp_path / "out" / "real_images.md").read_text(encoding="utf-8") == text
     capsys.readouterr()
+
+
+def test_of_several_seeds_the_smallest_and_the_largest_stand_beside_the_mean():
+    def run(seed, value):
+        classes = {"cell": dict.fromkeys(real_images.COLUMNS, value) | {"pixel_ap": None}}
+        return {"arm": "baseline", "seed": seed, "test": "RealDefects", "metrics": {"classes": classes}}
+
+    lines = real_images.table([run(1, 0.25), run(2, 0.5)]).splitlines()
+    assert lines[0] == "    python -m studies.real_images --arms baseline --seeds 1 2"
+    assert lines[4].startswith("| RealDefects | cell | baseline | 2 | 37.5 (25.0–50.0) | – | 37.5")
 
 
 def test_an_arm_that_is_tested_again_lies_in_the_run_it_tests(tmp_path):
