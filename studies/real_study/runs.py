@@ -88,8 +88,8 @@ def run_commands(commands: Sequence[Command], environment: dict[str, str]) -> No
 def evaluation(folder: Path, arm: str, test_set: str, epoch: int | None = None) -> dict | None:
     """The finished evaluation of an arm in its run's metrics.json, or None.
 
-    Arms that are tested again share the file with the arm that was trained; the control they were tested with tells
-    them apart.
+    Arms that are tested again share the file with the arm that was trained; the control or the weight of rarity they
+    were tested with tells them apart.
     """
     file = folder / "metrics.json"
     entries = json.loads(file.read_text(encoding="utf-8")).get(test_set, {}) if file.is_file() else {}
@@ -97,18 +97,25 @@ def evaluation(folder: Path, arm: str, test_set: str, epoch: int | None = None) 
         begin = find_run(folder, epoch=epoch)[1][0].name
     else:
         begin = ARMS[arm].testing[0].removeprefix("--")
-    control = "--anchor_attention_control"
-    testing = [*ARMS[arm].testing]
-    wanted = testing[testing.index(control) + 1] if control in testing else None
+    wanted = tested_with(arm, "anchor_attention_control")
+    weight = float(tested_with(arm, "rarity_weight") or 0)
     for name, entry in entries.items():
         if not name.startswith(begin) or "unfinished" in entry:
             continue
-        if wanted is not None and entry["tested_with"].get(control.removeprefix("--")) != wanted:
+        if entry["tested_with"].get("rarity_weight", 0) != weight:
+            continue
+        if wanted is not None and entry["tested_with"].get("anchor_attention_control") != wanted:
             continue
         if wanted is None and ", anchors " in name:
             continue
         return entry
     return None
+
+
+def tested_with(arm: str, flag: str) -> str | None:
+    """What an arm gives test.py for a flag; None where it does not."""
+    words = ARMS[arm].testing
+    return words[words.index(f"--{flag}") + 1] if f"--{flag}" in words else None
 
 
 def make_run(study: Study, train: str, arm: str, seed: int) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_every_arm_takes_aa_clips_passes_batches_and_rates(arm):
 def test_arms_that_are_dropped_go_with_their_controls_and_the_question_itself_stays():
     dropped = [arm for group in protocol.DROPPED_FIRST for arm in group]
     assert len(dropped) == len(set(dropped))
-    kept = {"baseline", "rarity_alone", "local_contrast", "cross_attention"}
+    kept = {"baseline", "rarity_alone", "baseline_rarity", "local_contrast", "cross_attention"}
     assert set(dropped) | kept == set(protocol.ARMS) and not kept & set(dropped)
 
 
@@ -205,6 +205,19 @@ def test_a_control_of_another_arms_run_is_told_apart_by_what_it_was_tested_with(
     assert runs.evaluation(tmp_path, "anchor_late_swapped", "MVTec") == swapped
     assert runs.evaluation(tmp_path, "anchor_late_uniform", "MVTec") is None
     assert runs.evaluation(tmp_path, "anchor_late", "BTAD") is None
+
+
+def test_a_baseline_with_rarity_is_told_from_the_baseline_and_from_one_with_another_weight(tmp_path):
+    (tmp_path / "image_adapter.pth").touch()
+    name, weight = "image_adapter.pth", float(protocol.RARITY)
+    own, with_rarity = ({"mean": n, "tested_with": {"rarity_weight": w}} for n, w in ((1, 0.0), (2, weight)))
+    entries = {f"{name} with rarity {weight:g}": with_rarity, name: own}
+    write_text(tmp_path / "metrics.json", json.dumps({"MVTec": entries}))
+    assert runs.evaluation(tmp_path, "baseline", "MVTec") == own
+    assert runs.evaluation(tmp_path, "baseline_rarity", "MVTec") == with_rarity
+    with_rarity["tested_with"]["rarity_weight"] = weight + 1
+    write_text(tmp_path / "metrics.json", json.dumps({"MVTec": entries}))
+    assert runs.evaluation(tmp_path, "baseline_rarity", "MVTec") is None
 
 
 @pytest.mark.parametrize("reproduced", [True, False])
