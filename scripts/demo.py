@@ -41,12 +41,17 @@ EPOCHS = {  # run: (text, image) epochs, None for the backbone's defaults; feedb
 }
 RUNS = {
     title: title.lower().replace(" ", "_").replace("-", "_")
-    for title in ("local contrast", "raw CLIP", "baseline", *CONTINUED)
+    for title in ("local contrast", "rarity alone", "raw CLIP", "baseline", *CONTINUED)
 }
-UNTRAINED = {"local contrast": "--local_contrast", "raw CLIP": "--raw_clip"}  # what training has to beat
+UNTRAINED = {  # what training has to beat
+    "local contrast": "--local_contrast",
+    "rarity alone": "--rarity_alone",
+    "raw CLIP": "--raw_clip",
+}
 DECLARED = tuple(f"cross-attention:{metric}:DemoB" for metric in ("image_auroc", "pixel_ap"))
 NOTE = (
-    "Local contrast is a filter without any learning; what does not beat it has learnt nothing that shows here. "
+    "Local contrast is a filter without any learning, rarity alone a patch's unlikeness to its own picture in frozen "
+    "CLIP, without text or training; what does not beat both has learnt nothing that shows here. "
     "The continued baseline, cross-attention and feedback go on from the baseline's adapters for a few epochs, with "
     "equally many optimisation steps: the continued baseline is the plain method, and the other two are compared with "
     "it. The rows show that everything runs, not which method is better. report.html decides two hypotheses, declared "

@@ -242,6 +242,7 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         ("first look", "predict.py"),
         ("baseline", "train.py"),
         ("local contrast", "test.py"),
+        ("rarity alone", "test.py"),
         ("raw CLIP", "test.py"),
         ("continued baseline", "train_cross_attention.py"),
         ("continued baseline", "test.py"),
@@ -253,11 +254,12 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
         ("compare", "compare.py"),
     ]
     # One cache for all, and it was filled: the frozen backbone sees what all train on once.
-    assert paces == [False, *[str(out / "data" / "cache" / "features")] * 10, False]
+    assert paces == [False, *[str(out / "data" / "cache" / "features")] * 11, False]
     assert any((out / "data" / "cache" / "features").rglob("*.safetensors"))
     report = (out / "report.md").read_text(encoding="utf-8")
     assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| DemoB")] == [
         "local contrast",
+        "rarity alone",
         "raw CLIP",
         "baseline",
         "continued baseline",
@@ -282,6 +284,6 @@ def test_the_demo_runs_from_rendering_to_its_report(tmp_path, monkeypatch, capsy
     assert page.is_file() and f"first heatmaps, of CLIP without training, are in {page}" in printed
     assert printed.rstrip().endswith(f"Open {out / 'report.html'}")
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert html.count('<tr class="reference">') == 2
+    assert html.count('<tr class="reference">') == 3
     with pytest.raises(ValueError, match="'seed': 3.* choose another --out"):
         demo.main(["--out", str(out), "--seed", "4"])
