@@ -168,7 +168,8 @@ def test_an_arm_is_selected_where_all_its_rows_are_reached_and_its_attention_is_
     wide = {"image_cross_attn": {"attention_entropy": [0.7, 0.95]}}
     assert outcome([0.02, 0.01], wide)["outcome"] == outcome([0.02, 0.01], {})["outcome"] == "not selected"
     missed = outcome([0.02, 0.009], entropy)
-    assert missed["outcome"] == "not selected" and missed["states"] == {"reached": 1, "missed": 1}
+    assert missed["outcome"] == "refuted here" and missed["states"] == {"reached": 1, "missed": 1}
+    assert outcome([0.02, 0.009], wide)["outcome"] == "not selected"
     assert missed["worst"] == (pytest.approx(0.1), "attention_trainable_constant", "pixel_ap")
     assert outcome([0.02, 0.007], entropy)["outcome"] == "refuted here"
     assert (
