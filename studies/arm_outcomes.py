@@ -18,9 +18,10 @@ TARGET = {"pixel_ap": 0.03, "image_auroc_unnormalised": 0.01}  # over the baseli
 NOTE = (
     "Reached: the mean difference is what was wanted or more (in a confirmation, helping as well). Excluded: the 95 % "
     "interval, not corrected for the number of rows, lies below it. One row missed, and the arm is not taken; one "
-    "excluded, or missed with attention as narrow as was wanted, and it is refuted here. Not declared, for every arm: `over A6`, its pixel AP and own image AUROC minus "
-    "the better of rarity alone and the baseline with rarity; and the target, 3 points of pixel AP and 1 of own image "
-    "AUROC over the baseline, with intervals above 0 there and over both of A6."
+    "excluded, or missed with attention as narrow as was wanted, and it is refuted here. Not declared, for every arm: "
+    "`over A6`, its pixel AP and own image AUROC minus the better of rarity alone and the baseline with rarity; and "
+    "the target, 3 points of pixel AP and 1 of own image AUROC over the baseline, with intervals above 0 there and "
+    "over both of A6."
 )
 WATCHED = ("displacement", "attention_entropy", "output_cosine", "gate", "temperature")
 
