@@ -127,9 +127,14 @@ def judged(runs: Runs, arms: Iterable[str], hypotheses: Sequence[dict]) -> list[
 
 
 def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict], confirming: bool = False) -> str:
-    """Markdown: what each arm comes to, all arms' means, a table of differences per metric, what --watch logged."""
-    rows, watched = judged(runs, arms, hypotheses), watched_parts(runs)
-    results = outcomes(rows, hypotheses, watched, confirming)
+    """Markdown: what each arm comes to, all arms' means, a table of differences per metric, what --watch logged.
+
+    Args:
+        arms: that are told of; runs and hypotheses of others may be there, and all hypotheses count.
+    """
+    watched = watched_parts({key: run for key, run in runs.items() if key[0] in arms})
+    rows = judged(runs, arms, hypotheses)
+    results = outcomes(rows, [one for one in hypotheses if one["arm"] in arms], watched, confirming)
     parts = [outcome_table(results), "", means_table(runs, arms), ""]
     for metric, title in METRICS.items():
         chosen = [row for row in rows if row["metric"] == metric]

@@ -128,6 +128,8 @@ def test_verdicts_are_given_for_declared_hypotheses_alone_and_all_of_them_count(
     assert [(row["against"], row["metric"]) for row in with_verdict] == [("baseline", "pixel_ap")]
     assert with_verdict[0]["p_holm"] == pytest.approx(2 * 0.25)  # three classes, two hypotheses
     assert with_verdict[0]["verdict"] == "undecidable" and with_verdict[0]["at_least"] == 0.01
+    assert "| anchor_late | 2 | 1 |" in report(runs, list(ARMS), declared)
+    assert "anchor_late" not in report(runs, ["baseline", "rarity_alone"], declared)
     text = report(runs, list(ARMS), declared)
     assert (
         "| anchor_late | baseline | 3 × 2 | 41.17 | 51.17 | +10.00 [+10.00, +10.00] | 0.0 | 18/0/0 | ≥ +1 |"
