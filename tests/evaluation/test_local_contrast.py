@@ -94,8 +94,8 @@ def test_two_evaluations_without_training_in_one_folder_or_call_are_refused(flag
         read_arm(str(tmp_path / "run"))
 
 
-def test_local_contrast_stands_beside_raw_clip_in_the_demo_and_the_study():
-    assert list(demo.UNTRAINED.values()) == ["--local_contrast", "--raw_clip"]
+def test_local_contrast_and_rarity_stand_beside_raw_clip_in_the_demo_and_the_study():
+    assert list(demo.UNTRAINED.values()) == ["--local_contrast", "--rarity_alone", "--raw_clip"]
     assert all(REFERENCES.items() <= arms.items() for arms in STUDIES.values())
     assert STUDIES["baseline"]["local_contrast"] == (None, ["--local_contrast"])
     assert STUDIES["baseline"]["raw_clip"] == (None, ["--raw_clip"])
