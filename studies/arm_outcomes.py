@@ -10,10 +10,9 @@ from itertools import chain
 
 import numpy as np
 
-from studies.arm_registry import ARMS
+from studies.arm_registry import ARMS, BAR
 
 IMAGE_ATTENTION = "image_cross_attn"
-BAR = ("rarity_alone", "baseline_rarity")  # A6
 TARGET = {"pixel_ap": 0.03, "image_auroc_unnormalised": 0.01}  # over the baseline, of the whole project
 NOTE = (
     "Reached: the mean difference is what was wanted or more (in a confirmation, helping as well). Excluded: the 95 % "

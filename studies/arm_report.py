@@ -149,6 +149,7 @@ def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict], confirmi
             *(line_of(row) for row in chosen),
             "",
         ]
+    parts += [class_table(rows, metric) for metric in DECISIVE]
     if watched:
         parts += [
             "### Last epoch of the trained arms, smallest to largest of all runs",
@@ -156,6 +157,20 @@ def report(runs: Runs, arms: Sequence[str], hypotheses: Sequence[dict], confirmi
             watched_table(watched),
         ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def class_table(rows: Iterable[dict], metric: str) -> str:
+    """Markdown: every arm minus the baseline by class in a metric, points, means over seeds and data seeds."""
+    chosen = [row for row in rows if row["metric"] == metric and row["against"] == "baseline"]
+    if not chosen:
+        return ""
+    lines = [f"### Minus the baseline by class, {METRICS[metric]}", ""]
+    lines.append("| class | " + " | ".join(row["arm"] for row in chosen) + " |")
+    lines.append("|--|" + "--|" * len(chosen))
+    for name in chosen[0]["by_class"]:
+        cells = [f"{100 * row['by_class'][name]:+.1f}" if name in row["by_class"] else "–" for row in chosen]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def means_table(runs: Runs, arms: Sequence[str]) -> str:

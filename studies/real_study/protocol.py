@@ -14,7 +14,8 @@ from studies.arm_runs import CROSS, FEEDBACK, PACE
 
 INDUSTRIAL = ("MVTec", "BTAD", "MPDD")
 MEDICAL = ("Brain", "Liver", "Retina", "Colon_clinicDB", "Colon_colonDB", "Colon_Kvasir", "Colon_cvc300")
-# Of the baseline with rarity: a middle one of the grid (studies.rarity_weight); none is tuned on the sets in question.
+# Of the baseline with rarity: the middle of studies.rarity_weight's grid, and what DemoA's halves chose on the tiny
+# CLIP; tuned on none of the sets in question.
 RARITY = "0.5"
 # The rate of AA-CLIP's stage 2: at the 1e-5 of stage 1 attentions stay what they were drawn as.
 ATTENTION_LR = "5e-4"

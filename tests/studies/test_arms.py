@@ -130,6 +130,8 @@ def test_verdicts_are_given_for_declared_hypotheses_alone_and_all_of_them_count(
     assert with_verdict[0]["verdict"] == "undecidable" and with_verdict[0]["at_least"] == 0.01
     assert "| anchor_late | 2 | 1 |" in report(runs, list(ARMS), declared)
     assert "anchor_late" not in report(runs, ["baseline", "rarity_alone"], declared)
+    assert "| class | rarity_alone | anchor_late |" in report(runs, list(ARMS), declared)
+    assert "| DemoA/tiles | -10.0 | +10.0 |" in report(runs, list(ARMS), declared)
     text = report(runs, list(ARMS), declared)
     assert (
         "| anchor_late | baseline | 3 × 2 | 41.17 | 51.17 | +10.00 [+10.00, +10.00] | 0.0 | 18/0/0 | ≥ +1 |"
